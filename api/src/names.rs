@@ -1,0 +1,114 @@
+//! Names that more than one part uses: labels, annotations, finalizers, conditions, paths, and how child objects are called.
+
+/// API group of every custom resource.
+pub const GROUP: &str = "vivarium.dev";
+/// Name of the CSI driver (`CSIDriver` object, socket directory, `csi.driver` of persistent volumes).
+pub const CSI_DRIVER: &str = "csi.vivarium.dev";
+/// `RuntimeClass` and containerd handler name.
+pub const RUNTIME_CLASS: &str = "vivarium";
+/// containerd runtime type; containerd finds the binary [`SHIM_BINARY`] from it.
+pub const RUNTIME_TYPE: &str = "io.containerd.vivarium.v1";
+/// File name of the runtime shim.
+pub const SHIM_BINARY: &str = "containerd-shim-vivarium-v1";
+/// The one container of an environment's pod.
+pub const CONTAINER: &str = "environment";
+
+/// Label on everything that belongs to an environment: the environment's name.
+pub const LABEL_ENVIRONMENT: &str = "vivarium.dev/environment";
+/// Label on an environment's pod: the epoch of the incarnation.
+pub const LABEL_EPOCH: &str = "vivarium.dev/epoch";
+/// Topology key (and node label) of nodes that have a pool; its value is `true`.
+pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
+/// Annotation on an environment's pod: the boot-time part of the spec that this incarnation was started with (JSON).
+pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
+/// Annotation on a node's `Lease`: the session of the node driver.
+pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
+/// Finalizer on a `VirtualEnvironment`.
+pub const FINALIZER_ENVIRONMENT: &str = "vivarium.dev/environment";
+/// Finalizer on an `EnvironmentVolume`; removed by whoever destroyed the data.
+pub const FINALIZER_VOLUME: &str = "vivarium.dev/volume-data";
+/// Pod condition (a readiness gate) that the node driver publishes for the guest.
+pub const CONDITION_BOOTED: &str = "vivarium.dev/Booted";
+
+/// Persistent volume attribute: `<namespace>/<name>` of the `EnvironmentVolume`.
+pub const ATTRIBUTE_VOLUME: &str = "vivarium.dev/volume";
+
+/// Where the pod mounts the volume; the shim takes a container with this mount for an environment.
+pub const MOUNT_ROOT: &str = "/.vivarium/root";
+/// Where the pod mounts the projected configuration ([`crate::node::boot`]).
+pub const MOUNT_CONFIG: &str = "/.vivarium/config";
+/// File below [`MOUNT_CONFIG`] that holds the [`crate::node::boot::BootConfig`].
+pub const BOOT_CONFIG_FILE: &str = "boot.json";
+/// Directory below [`MOUNT_CONFIG`]: one file per reference of `spec.root.authorizedKeysFrom`, named by its index.
+pub const AUTHORIZED_KEYS_DIR: &str = "authorized-keys";
+
+/// Node-local state that dies with the boot.
+pub const RUN_DIR: &str = "/run/vivarium";
+/// Node-local state that stays.
+pub const STATE_DIR: &str = "/var/lib/vivarium";
+/// Where the pool is mounted on the node.
+pub const POOL_DIR: &str = "/var/lib/vivarium/pool";
+/// Stage records, `<subvolume uuid>.json` ([`crate::node::stage::StageRecord`]).
+pub const STAGE_RECORDS: &str = "/run/vivarium/volumes";
+/// Guest reports, `<sandbox>.json` ([`crate::node::guest::GuestReport`]).
+pub const GUEST_REPORTS: &str = "/run/vivarium/guests";
+
+/// Longest name of an environment: leaves room for `-<epoch>` in a pod name that must stay a DNS label.
+pub const ENVIRONMENT_NAME_MAX: usize = 50;
+
+/// Pod of one incarnation. Its uniqueness in the API server is what lets only one incarnation of an epoch exist.
+#[must_use]
+pub fn pod(environment: &str, epoch: u64) -> String {
+    format!("{environment}-{epoch}")
+}
+
+/// Epoch of the incarnation that a pod name stands for; `None` if the name is not one of `environment`.
+#[must_use]
+pub fn epoch_of_pod(environment: &str, pod: &str) -> Option<u64> {
+    let digits = pod.strip_prefix(environment)?.strip_prefix('-')?;
+    // `007` and `+7` parse as numbers but are not names that `pod` makes.
+    digits.parse().ok().filter(|epoch: &u64| epoch.to_string() == digits)
+}
+
+/// Persistent volume claim of a volume, in the volume's namespace.
+#[must_use]
+pub fn claim(volume: &str) -> String {
+    format!("vivarium-{volume}")
+}
+
+/// Persistent volume of a volume; also its CSI volume handle. `uid` is that of the `EnvironmentVolume`.
+#[must_use]
+pub fn persistent_volume(uid: &str) -> String {
+    format!("vivarium-{uid}")
+}
+
+/// Config map with the [`crate::node::boot::BootConfig`] of an environment.
+#[must_use]
+pub fn boot_config_map(environment: &str) -> String {
+    format!("vivarium-{environment}")
+}
+
+/// `Lease` of a node driver, in the namespace that Vivarium is installed in.
+#[must_use]
+pub fn node_lease(node: &str) -> String {
+    format!("vivarium-node-{node}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_epoch_is_read_back_from_the_pod_name() {
+        for epoch in [0, 1, 42, u64::MAX] {
+            assert_eq!(epoch_of_pod("shop", &pod("shop", epoch)), Some(epoch));
+        }
+    }
+
+    #[test]
+    fn foreign_pod_names_have_no_epoch() {
+        for name in ["shop", "shop-", "shop-x", "shop-1-2", "shop-007", "shop-+7", "shopping-1", "x-shop-1"] {
+            assert_eq!(epoch_of_pod("shop", name), None, "{name}");
+        }
+    }
+}

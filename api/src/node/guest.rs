@@ -1,0 +1,79 @@
+//! What a guest tells: the shim writes it, the node driver turns it into the pod condition `vivarium.dev/Booted`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Version of [`GuestReport`] that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// `/run/vivarium/guests/<sandbox>.json`, replaced by rename at every change, removed with the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestReport {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Pod, from the annotations that containerd puts on the sandbox.
+    pub pod: PodReference,
+    /// Volume that the guest runs on.
+    pub volume_id: String,
+    /// Epoch of the incarnation.
+    pub epoch: u64,
+    /// Where the guest is in its life.
+    pub state: GuestState,
+    /// Since when it is there.
+    pub since: Timestamp,
+    /// Boots of this incarnation, the first one counted: 1 + the reboots inside.
+    pub boots: u32,
+    /// One sentence for a person; empty when there is nothing to add to the state.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// A pod by all its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReference {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// Life of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestState {
+    /// init runs and has not yet said that it is ready.
+    Booting,
+    /// init said `READY=1` (sd_notify(3)).
+    Running,
+    /// init said that it shuts down to start again.
+    Rebooting,
+    /// init was told to stop, or said that it stops.
+    Stopping,
+    /// init ended by halt or poweroff.
+    PoweredOff,
+    /// init ended in any other way.
+    Failed,
+}
+
+impl GuestState {
+    /// Whether the guest answers: value of the pod condition.
+    #[must_use]
+    pub fn is_booted(self) -> bool {
+        self == Self::Running
+    }
+
+    /// The state as a condition's reason.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Booting => "Booting",
+            Self::Running => "Running",
+            Self::Rebooting => "Rebooting",
+            Self::Stopping => "Stopping",
+            Self::PoweredOff => "PoweredOff",
+            Self::Failed => "Failed",
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! `VirtualEnvironment`: the one object that a user writes.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::condition::Condition;
+use crate::node::boot::{ResourceLimit, Sysctl};
+
+/// A complete operating system with its own init, root user, packages and services, which shares the kernel of the node
+/// it runs on and keeps every change that is made in it.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "vivarium.dev",
+    version = "v1alpha1",
+    kind = "VirtualEnvironment",
+    namespaced,
+    status = "VirtualEnvironmentStatus",
+    derive = "PartialEq",
+    shortname = "ve",
+    category = "vivarium",
+    doc = "A complete operating system with its own init, root user, packages and services, which shares the kernel of the node it runs on and keeps every change that is made in it.",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the environment does now"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether it is as the spec wants it"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node", description = "Node that it runs on"),
+    printcolumn(name = "Template", type_ = "string", json_path = ".spec.template.name", description = "Template that its file tree starts from"),
+    printcolumn(name = "IP", type_ = "string", json_path = ".status.podIP", description = "Address of the running incarnation"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1", description = "Number of the incarnation"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1"),
+    validation = Rule::new("self.metadata.name.size() <= 50").message("the name is too long: use at most 50 characters, so that '<name>-<number>' still is the name of a pod"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("the name must be one DNS label: lower-case letters, digits and '-', beginning with a letter and without dots, because it becomes the host name and the name of a Service")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualEnvironmentSpec {
+    /// Template that the file tree starts from. It is fixed for the life of the environment.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the template of an environment cannot be changed: create a new environment from the other template"))]
+    pub template: TemplateReference,
+    /// What the environment should be doing: `Running` or `Stopped`.
+    #[serde(default)]
+    pub run_mode: RunMode,
+    /// Compute resources and disk.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The root user of the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// Settings of the operating system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<OperatingSystem>,
+    /// Ports under which a Service with the name of the environment reaches it; none: no Service is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 64))]
+    pub services: Vec<ServicePort>,
+    /// Where it may run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+    /// The volume that holds its changes.
+    #[serde(default)]
+    pub volume: VolumePolicy,
+}
+
+/// Reference to an `EnvironmentTemplate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TemplateReference {
+    /// Name of the `EnvironmentTemplate`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What an environment should be doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RunMode {
+    /// Booted and answering.
+    #[default]
+    Running,
+    /// Shut down in order, its data kept.
+    Stopped,
+}
+
+/// Compute resources and disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct Resources {
+    /// What the scheduler keeps free for the environment: `cpu`, `memory`. Changed live.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[x_kube(validation = Rule::new("self.all(k, k in ['cpu', 'memory'])").message("requests may name cpu and memory; the disk has its own field"))]
+    #[schemars(extend("maxProperties" = 2))]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What the environment can use at most: `cpu`, `memory`. Changed live.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[x_kube(validation = Rule::new("self.all(k, k in ['cpu', 'memory'])").message("limits may name cpu and memory; the disk has its own field"))]
+    #[schemars(extend("maxProperties" = 2))]
+    pub limits: BTreeMap<String, Quantity>,
+    /// How much the environment can write, beside its template. Grows live, never shrinks.
+    #[serde(default = "default_disk")]
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0").message("a disk cannot shrink: set it back to the former size or a larger one"))]
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('16Mi')) >= 0").message("the disk must have at least 16Mi"))]
+    pub disk: Quantity,
+}
+
+fn default_disk() -> Quantity {
+    Quantity("10Gi".into())
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { requests: BTreeMap::new(), limits: BTreeMap::new(), disk: default_disk() }
+    }
+}
+
+/// The root user of the environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Root {
+    /// Secrets of the same namespace that hold public keys which may log in as root by ssh. A change of a Secret reaches the running environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 16))]
+    pub authorized_keys_from: Vec<AuthorizedKeysSource>,
+}
+
+/// One source of authorized keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorizedKeysSource {
+    /// A Secret of the same namespace.
+    pub secret_ref: SecretKeyReference,
+}
+
+/// A key of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretKeyReference {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key of the Secret; its value has the format of sshd(8)'s `authorized_keys`.
+    #[serde(default = "default_secret_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn default_secret_key() -> String {
+    "authorized_keys".into()
+}
+
+/// Settings of the operating system, applied when it boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct OperatingSystem {
+    /// Host name; the name of the environment if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')").message("a host name is one DNS label: 1 to 63 lower-case letters, digits and '-'"))]
+    #[schemars(length(max = 63))]
+    pub hostname: Option<String>,
+    /// Time zone, for example `Europe/Prague`; the template's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$')").message("a time zone is an IANA name such as Europe/Prague or UTC"))]
+    #[schemars(length(max = 64))]
+    pub timezone: Option<String>,
+    /// Locale, for example `en_US.UTF-8`; the template's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_.@-]+$')").message("a locale is a name such as C.UTF-8 or en_US.UTF-8"))]
+    #[schemars(length(max = 64))]
+    pub locale: Option<String>,
+    /// Kernel parameters of the environment's own namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = Rule::new("self.all(s, s.name.matches('^[a-zA-Z0-9_-]+([.][a-zA-Z0-9_-]+)+$') && (s.name.startsWith('net.') || s.name.startsWith('fs.mqueue.') || s.name in ['kernel.auto_msgmni', 'kernel.msg_next_id', 'kernel.msgmax', 'kernel.msgmnb', 'kernel.msgmni', 'kernel.sem', 'kernel.sem_next_id', 'kernel.shm_next_id', 'kernel.shm_rmid_forced', 'kernel.shmall', 'kernel.shmmax', 'kernel.shmmni']))").message("only kernel parameters of the environment's own namespaces can be set: net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem*. Any other is shared by everything on the node: ask its administrator"))]
+    #[schemars(length(max = 64))]
+    pub sysctls: Vec<Sysctl>,
+    /// Resource limits (setrlimit(2)) of services and logins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = Rule::new("self.all(l, l.name in ['as', 'core', 'cpu', 'data', 'fsize', 'locks', 'memlock', 'msgqueue', 'nice', 'nofile', 'nproc', 'rss', 'rtprio', 'rttime', 'sigpending', 'stack'])").message("unknown limit: use the lower-case names of setrlimit(2) without RLIMIT_, for example nofile or nproc"))]
+    #[x_kube(validation = Rule::new("self.all(l, l.soft.matches('^([0-9]{1,18}|unlimited)$') && l.hard.matches('^([0-9]{1,18}|unlimited)$'))").message("a limit is a number or 'unlimited'"))]
+    #[schemars(length(max = 16))]
+    pub limits: Vec<ResourceLimit>,
+}
+
+/// A port of the environment's Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Name of the port, a DNS label.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// Port in the environment; that of the Service if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub target_port: Option<i32>,
+    /// `TCP`, `UDP` or `SCTP`.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(clippy::upper_case_acronyms, reason = "the names of the Kubernetes API")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    TCP,
+    /// UDP.
+    UDP,
+    /// SCTP.
+    SCTP,
+}
+
+/// Where an environment may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Labels that the node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// The volume that holds an environment's changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumePolicy {
+    /// Name of the `EnvironmentVolume`; that of the environment if not given. Naming a volume that was retained gives its data to this environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the volume of an environment cannot be changed"))]
+    #[schemars(length(min = 1, max = 50))]
+    pub name: Option<String>,
+    /// What becomes of the volume when the environment is deleted: `Delete` or `Retain`.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// What becomes of a volume when its environment is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// The data is destroyed.
+    #[default]
+    Delete,
+    /// The volume stays until it is deleted itself; another environment can name it.
+    Retain,
+}
+
+/// What is observed of an environment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualEnvironmentStatus {
+    /// Generation of the spec that this status tells of.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// One word for people; conditions are for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Number of the newest incarnation; 0 before the first.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Pod of the incarnation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_name: Option<String>,
+    /// Node that it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Address of the pod.
+    #[serde(default, rename = "podIP", skip_serializing_if = "Option::is_none")]
+    pub pod_ip: Option<String>,
+    /// Address of the Service.
+    #[serde(default, rename = "serviceIP", skip_serializing_if = "Option::is_none")]
+    pub service_ip: Option<String>,
+    /// Name of the `EnvironmentVolume`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<String>,
+    /// Digest of the template's image that the volume was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_digest: Option<String>,
+    /// Incarnations in a row that failed; 0 once one was ready.
+    #[serde(default)]
+    pub failures: u32,
+    /// Conditions, by type: Ready, Scheduled, StorageReady, Booted, UpToDate; Reconciling and Stalled only while True.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What an environment does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Something that it needs is missing; the condition Ready says what.
+    Pending,
+    /// Its pod is being placed and started.
+    Starting,
+    /// init runs and is not yet ready.
+    Booting,
+    /// It answers.
+    Running,
+    /// It is being shut down.
+    Stopping,
+    /// It is shut down because the spec says so.
+    Stopped,
+    /// It was shut down from inside; set runMode to Stopped and back to Running to start it again.
+    PoweredOff,
+    /// It ended without being told to and will be started again.
+    Failed,
+    /// It is being deleted.
+    Deleting,
+}

@@ -1,0 +1,96 @@
+//! `EnvironmentVolume`: the private, writable part of one environment, and who may write it.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::condition::Condition;
+
+/// What an environment changed against its template. The operator makes one for each environment.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "vivarium.dev",
+    version = "v1alpha1",
+    kind = "EnvironmentVolume",
+    namespaced,
+    status = "EnvironmentVolumeStatus",
+    derive = "PartialEq",
+    shortname = "ev",
+    category = "vivarium",
+    doc = "What an environment changed against its template. The operator makes one for each environment.",
+    printcolumn(
+        name = "Environment",
+        type_ = "string",
+        json_path = ".spec.environment",
+        description = "Environment that uses it; empty when it was retained"
+    ),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node", description = "Node that holds the data"),
+    printcolumn(name = "Size", type_ = "string", json_path = ".spec.size"),
+    printcolumn(name = "Used", type_ = "integer", json_path = ".status.usedBytes", description = "Bytes"),
+    printcolumn(name = "Template", type_ = "string", json_path = ".spec.template.name"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvironmentVolumeSpec {
+    /// Template layers that the volume lies on.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the template of a volume cannot be changed"))]
+    pub template: VolumeTemplate,
+    /// How much can be written.
+    pub size: Quantity,
+    /// Environment of the same namespace that uses the volume; none when it was retained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+}
+
+/// Template of a volume, fixed when the volume is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct VolumeTemplate {
+    /// Name of the `EnvironmentTemplate` at that time.
+    pub name: String,
+    /// Image reference that nodes pull the layers from, with digest.
+    pub image: String,
+    /// Layers, lowest first, by diff id.
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(min = 1, max = 128))]
+    pub layers: Vec<String>,
+}
+
+/// What is observed of a volume. `holder` and `epoch` are compare-and-swapped by the operator; the rest is the node driver's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvironmentVolumeStatus {
+    /// Generation of the spec that the node driver has carried out.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// Who may write the volume now; none: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// Number of the newest incarnation that was given the volume; grows at each.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Node that holds the data; none before the first incarnation was placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Bytes that the volume occupies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<i64>,
+    /// Bytes that can be written at most, as enforced on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes: Option<i64>,
+    /// Conditions, by type: Published (False with a reason when the node driver could not hand it to the pod).
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The node, and the session of its driver, that may write a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Holder {
+    /// Name of the node.
+    pub node: String,
+    /// Session of the node driver.
+    pub session: String,
+}

@@ -1,0 +1,74 @@
+//! What an administrator does on the nodes of the lab.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::{Ran, run_with};
+
+fn program() -> String {
+    std::env::var("VIVARIUM_HACK")
+        .expect("VIVARIUM_HACK names the program behind hack/lab: run the tests with hack/test")
+}
+
+/// Address of the control plane: what runs there is reached by nodes and environments.
+pub const CONTROL_PLANE: &str = "10.250.0.1";
+/// Registry of the lab.
+pub const REGISTRY: &str = "10.250.0.1:5000";
+
+/// Runs a command on a node.
+#[must_use]
+pub fn on_node(node: &str, command: &[&str]) -> Ran {
+    let mut all = vec!["lab", "node", "shell", node, "--"];
+    all.extend(command);
+    run_with(&program(), &all, "")
+}
+
+/// Runs a shell line on a node that must succeed, and returns what it printed, trimmed.
+pub fn node_sh(node: &str, line: &str) -> String {
+    let ran = on_node(node, &["sh", "-c", line]);
+    assert!(ran.ok, "on {node}: `{line}` ended with {}: {}{}", ran.code, ran.stdout, ran.stderr);
+    ran.stdout.trim().to_owned()
+}
+
+/// Runs a command in the network of the control plane, from where pod and service addresses can be reached.
+#[must_use]
+pub fn in_network(command: &[&str]) -> Ran {
+    in_network_with(command, "")
+}
+
+/// Like [`in_network`] with something on its standard input.
+#[must_use]
+pub fn in_network_with(command: &[&str], input: &str) -> Ran {
+    let mut all = vec!["lab", "run", "--"];
+    all.extend(command);
+    run_with(&program(), &all, input)
+}
+
+/// A program that runs in the network of the control plane until this is dropped.
+pub struct Background(Child);
+
+impl Background {
+    /// Starts it.
+    #[must_use]
+    pub fn start(command: &[&str]) -> Self {
+        let mut all = vec!["lab", "run", "--"];
+        all.extend(command);
+        let child = Command::new(program()).args(&all).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Self(child.unwrap_or_else(|error| panic!("cannot run {}: {error}", command.join(" "))))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Names of the nodes.
+#[must_use]
+pub fn nodes() -> Vec<String> {
+    crate::kubectl_ok(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])
+        .split_whitespace()
+        .map(Into::into)
+        .collect()
+}

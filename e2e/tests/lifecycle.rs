@@ -1,0 +1,126 @@
+//! Many at once, sharing, deletion that leaves nothing, volumes that are kept, manifests that stay clean.
+
+use serde_json::json;
+use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, lab, run_with};
+
+#[test]
+fn one_template_serves_many_and_none_can_spoil_it() {
+    let namespace = Namespace::new("sharing");
+    let node = lab::nodes()[0].clone();
+    let on = |name: &str| {
+        namespace.environment(name).with("/placement/nodeSelector", json!({"kubernetes.io/hostname": node})).up()
+    };
+    let (a, b) = (on("a"), on("b"));
+    let count = b.sh("find /usr/share -type f | wc -l");
+    a.sh("rm -rf /usr/share; echo poison > /usr/bin/env || true");
+    assert_eq!(b.sh("find /usr/share -type f | wc -l"), count);
+    assert_eq!(b.sh("/usr/bin/env true && echo whole"), "whole");
+    let c = on("c");
+    assert_eq!(c.sh("find /usr/share -type f | wc -l"), count, "a new environment starts from a spoilt template");
+    // A fresh environment costs less than 1 MiB of disk.
+    let used = eventually("usage of a fresh volume", DEADLINE, || {
+        let volume = namespace.get("ev", "c").ok_or("no volume")?;
+        volume["status"]["usedBytes"].as_i64().ok_or_else(|| volume["status"].to_string())
+    });
+    assert!(used < 1 << 20, "a fresh environment occupies {used} bytes");
+    // Its template's pages are the same pages: same device and inode below both.
+    let library = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+    let resident =
+        |ve: &vivarium_e2e::Environment| ve.sh(&format!("awk '$6 == \"{library}\" {{print $5; exit}}' /proc/1/maps"));
+    assert_eq!(resident(&b), resident(&c), "two environments map different files for one library");
+}
+
+#[test]
+fn deletion_leaves_nothing_anywhere() {
+    let namespace = Namespace::new("deletion");
+    let ve = namespace.environment("shop").with("/services", json!([{"name": "ssh", "port": 22}])).up();
+    ve.sh("mkdir -p /mnt/inner && mount -t tmpfs none /mnt/inner; systemd-run --quiet sleep 10000; echo x > /srv/x");
+    let node = ve.node();
+    let pod = ve.pod_object()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let volume = namespace.get("ev", "shop").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let traces = |what: &str| {
+        let line = format!(
+            "grep -c -e {pod} -e {volume} /proc/self/mountinfo; ls /var/lib/vivarium/pool/volumes | grep -c {volume}; \
+             find /sys/fs/cgroup -type d -name '*{pod}*' | wc -l; ls /var/lib/kubelet/pods | grep -c {pod}; \
+             grep -l -s {pod} /proc/[0-9]*/cgroup | wc -l; grep -l -s {volume} /run/vivarium/volumes/* | wc -l; \
+             grep -l -s {pod} /run/vivarium/guests/* | wc -l"
+        );
+        let found = lab::node_sh(&node, &format!("({line}) || true"));
+        (what.to_owned(), found.split_whitespace().map(|n| n.parse::<u32>().unwrap()).collect::<Vec<_>>())
+    };
+    // The check finds what is there, so it can fail.
+    let (_, before) = traces("before");
+    assert!(
+        before.iter().all(|n| *n > 0),
+        "mounts, subvolumes, cgroups, directories, processes, records, reports: {before:?}"
+    );
+    ve.delete();
+    eventually("no trace on the node", DEADLINE, || {
+        let (_, after) = traces("after");
+        if after.iter().all(|n| *n == 0) {
+            Ok(())
+        } else {
+            Err(format!("mounts, subvolumes, cgroups, directories, processes, records, reports: {after:?}"))
+        }
+    });
+    for kind in ["ve", "ev", "pods", "pvc", "services", "configmaps"] {
+        let left: Vec<_> = namespace.names(kind).into_iter().filter(|n| n != "kube-root-ca.crt").collect();
+        assert!(left.is_empty(), "{kind} left: {left:?}");
+    }
+    assert!(get(&["pv", &format!("vivarium-{volume}")]).is_none(), "the PersistentVolume is left");
+}
+
+#[test]
+fn a_retained_volume_comes_back_with_a_new_environment() {
+    let namespace = Namespace::new("retain");
+    let ve = namespace.environment("shop").with("/volume/deletionPolicy", json!("Retain")).up();
+    ve.sh("echo precious > /srv/kept; sync");
+    ve.delete();
+    let volume = namespace.get("ev", "shop").expect("the volume is retained");
+    assert!(volume["spec"]["environment"].is_null(), "{volume}");
+    let heir = namespace.environment("heir").with("/volume/name", json!("shop")).up();
+    assert_eq!(heir.sh("cat /srv/kept"), "precious");
+    assert_eq!(heir.sh("hostname"), "heir");
+    // Nobody else can take it meanwhile.
+    let thief = namespace.environment("thief").with("/volume/name", json!("shop"));
+    thief.apply();
+    let message = thief.wait_reason("Ready", "VolumeInUse");
+    assert!(message.contains("heir"), "{message}");
+    assert_eq!(heir.sh("cat /srv/kept"), "precious");
+}
+
+#[test]
+fn twenty_at_once_come_and_go() {
+    let namespace = Namespace::new("twenty");
+    let all: Vec<_> = (0..20).map(|i| namespace.environment(&format!("ve{i}"))).collect();
+    let ran = apply(&all.iter().map(vivarium_e2e::Environment::manifest).collect::<Vec<_>>());
+    assert!(ran.ok, "{}", ran.stderr);
+    for ve in &all {
+        ve.wait_ready_for(std::time::Duration::from_secs(300));
+    }
+    let ran = kubectl(&["-n", &namespace.name, "delete", "ve", "--all", "--timeout=300s"]);
+    assert!(ran.ok, "{}{}", ran.stdout, ran.stderr);
+    eventually("no pods, claims or volumes left", DEADLINE, || {
+        let left: Vec<_> = ["pods", "pvc", "ev"].iter().flat_map(|kind| namespace.names(kind)).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
+#[test]
+fn the_examples_stay_as_they_were_applied() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/");
+    let namespace = Namespace::new("examples");
+    namespace.secret(
+        "first-keys",
+        "authorized_keys",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHNvbWUta2V5LWZvci10ZXN0cy1vbmx5LW5vLWxvZ2lu nobody",
+    );
+    let in_namespace = |verb: &str| run_with("kubectl", &["-n", &namespace.name, verb, "-f", examples], "");
+    let applied = in_namespace("apply");
+    assert!(applied.ok, "{}", applied.stderr);
+    for name in namespace.names("ve") {
+        namespace.environment(&name).wait_ready();
+    }
+    let diff = in_namespace("diff");
+    assert!(diff.ok, "kubectl diff shows changes after Ready: {}{}", diff.stdout, diff.stderr);
+}

@@ -1,0 +1,128 @@
+//! Everything that is written anywhere in the tree stays.
+
+use std::time::Duration;
+
+use serde_json::json;
+use vivarium_e2e::{Environment, Namespace, eventually};
+
+const LONG: Duration = Duration::from_secs(240);
+
+/// Writes one of everything, in places that peers lose: /usr, /etc, /opt, /var, ownership, links, attributes.
+fn write_everything(ve: &Environment) {
+    ve.sh("set -e
+        echo changed > /usr/share/common-licenses/vivarium-test; echo 'edited = yes' >> /etc/adduser.conf
+        mkdir -p /opt/app /srv/data; echo data > /srv/data/file; ln /srv/data/file /srv/data/hard; ln -s file /srv/data/soft
+        useradd keeper; chown keeper: /srv/data/file; chmod 4750 /srv/data/file; mkfifo /srv/data/fifo
+        truncate -s 100M /srv/data/sparse; rm -rf /usr/share/man; mv /usr/share/doc /usr/share/doc.moved
+        cp /bin/ping /srv/ping 2>/dev/null || cp /bin/true /srv/ping
+        echo user > /home/note; echo docker > /var/lib/docker/inside; sync");
+}
+
+/// What [`write_everything`] wrote, as one line.
+fn read_everything(ve: &Environment) -> String {
+    ve.sh("cat /usr/share/common-licenses/vivarium-test; tail -1 /etc/adduser.conf
+        stat -c '%n %U %a %h %F %s' /srv/data/file /srv/data/hard /srv/data/soft /srv/data/fifo /srv/data/sparse
+        cat /srv/data/soft; test -e /usr/share/man && echo man-is-back; test -e /usr/share/doc && echo doc-is-back
+        ls /usr/share/doc.moved | wc -l; cat /home/note /var/lib/docker/inside; cat /etc/machine-id
+        md5sum < /etc/ssh/ssh_host_ed25519_key")
+}
+
+fn reboot(ve: &Environment) {
+    let before = ve.boot();
+    let _ = ve.exec(&["systemctl", "reboot"]);
+    eventually("another boot", LONG, || {
+        let ran = ve.exec(&["sh", "-c", "cut -d' ' -f22 /proc/1/stat"]);
+        if ran.ok && !ran.stdout.trim().is_empty() && ran.stdout.trim() != before { Ok(()) } else { Err(ran.stderr) }
+    });
+    ve.wait_ready();
+}
+
+#[test]
+fn changes_survive_reboot_poweroff_and_deletion_of_the_pod() {
+    let namespace = Namespace::new("persistence");
+    let mut ve = namespace.environment("shop").with("/services", json!([{"name": "ssh", "port": 22}])).up();
+    write_everything(&ve);
+    let written = read_everything(&ve);
+    assert!(!written.contains("is-back"), "{written}");
+    let (pod, address) = (ve.pod(), ve.pod_object()["status"]["podIP"].clone());
+
+    reboot(&ve);
+    assert_eq!(read_everything(&ve), written, "after reboot inside");
+    assert_eq!(
+        (ve.pod(), ve.pod_object()["status"]["podIP"].clone()),
+        (pod.clone(), address),
+        "a reboot inside keeps pod and address"
+    );
+    assert_eq!(ve.pod_object()["status"]["containerStatuses"][0]["restartCount"], 0);
+
+    let _ = ve.exec(&["systemctl", "poweroff"]);
+    ve.wait_phase("PoweredOff");
+    let (_, reason, message) = ve.condition("Ready");
+    assert_eq!(reason, "PoweredOff");
+    assert!(message.contains("runMode"), "the message does not say what to do: {message}");
+    ve.set("/runMode", json!("Stopped"));
+    ve.apply();
+    ve.wait_ready();
+    ve.wait_phase("Stopped");
+    ve.set("/runMode", json!("Running"));
+    ve.apply();
+    ve.wait_ready();
+    ve.wait_phase("Running");
+    assert_ne!(ve.pod(), pod, "every incarnation has a pod of its own");
+    assert_eq!(read_everything(&ve), written, "after poweroff inside and a cycle of runMode");
+
+    let pod = ve.pod();
+    ve.delete_pod();
+    eventually("a pod of the next incarnation", LONG, || if ve.pod() == pod { Err(pod.clone()) } else { Ok(()) });
+    ve.wait_ready();
+    assert_eq!(read_everything(&ve), written, "after kubectl delete pod");
+
+    // A running environment that is told to stop is shut down in order.
+    ve.sh("printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nExecStop=/bin/sh -c \"echo in order > /srv/stopped\"\\n[Install]\\nWantedBy=multi-user.target\\n' > /etc/systemd/system/last.service && systemctl enable --now last");
+    ve.set("/runMode", json!("Stopped"));
+    ve.apply();
+    ve.wait_phase("Stopped");
+    assert_eq!(namespace.names("pods"), Vec::<String>::new());
+    ve.set("/runMode", json!("Running"));
+    ve.apply();
+    ve.wait_phase("Running");
+    assert_eq!(ve.sh("cat /srv/stopped"), "in order");
+}
+
+#[test]
+fn ten_reboots_in_a_row_meet_no_back_off() {
+    let namespace = Namespace::new("reboots");
+    let ve = namespace.environment("shop").up();
+    let pod = ve.pod();
+    for _ in 0..10 {
+        reboot(&ve);
+    }
+    assert_eq!(ve.pod(), pod);
+    let object = ve.pod_object();
+    assert_eq!(object["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(ve.object()["status"]["failures"], 0);
+    assert_eq!(ve.sh("systemctl is-system-running"), "running");
+}
+
+#[test]
+fn an_environment_whose_init_dies_is_started_again() {
+    let namespace = Namespace::new("crash");
+    let ve = namespace.environment("shop").up();
+    ve.sh("echo kept > /srv/kept; sync");
+    let epoch = ve.object()["status"]["epoch"].as_u64().unwrap();
+    // Only from outside can a pid namespace's init be killed: the node's kill -9.
+    let pod = ve.pod_object()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let killed = vivarium_e2e::lab::node_sh(
+        &ve.node(),
+        &format!(
+            "for p in /proc/[0-9]*; do grep -q {pod} $p/cgroup 2>/dev/null && [ \"$(cat $p/comm)\" = systemd ] && [ \"$(grep ^NSpid: $p/status | awk '{{print $NF}}')\" = 1 ] && kill -9 ${{p#/proc/}} && echo killed; done; true"
+        ),
+    );
+    assert!(killed.contains("killed"), "init was not found on the node");
+    eventually("the next incarnation", LONG, || {
+        let now = ve.object()["status"]["epoch"].as_u64().unwrap_or_default();
+        if now > epoch { Ok(()) } else { Err(ve.object()["status"].to_string()) }
+    });
+    ve.wait_ready();
+    assert_eq!(ve.sh("cat /srv/kept"), "kept");
+}

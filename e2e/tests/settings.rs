@@ -1,0 +1,88 @@
+//! What the spec says of the operating system is what is read back inside.
+
+use serde_json::json;
+use vivarium_e2e::{Namespace, eventually};
+
+#[test]
+fn settings_of_the_spec_are_read_back_inside() {
+    let namespace = Namespace::new("settings");
+    let ve = namespace
+        .environment("shop")
+        .with(
+            "/os",
+            json!({
+            "hostname": "till", "timezone": "Europe/Prague", "locale": "en_US.UTF-8",
+            "sysctls": [{"name": "net.ipv4.ip_forward", "value": "1"}, {"name": "kernel.shmmax", "value": "123456789"}],
+            "limits": [{"name": "nofile", "soft": "2048", "hard": "4096"}]}),
+        )
+        .with("/resources/limits", json!({"cpu": "1", "memory": "512Mi"}))
+        .up();
+    assert_eq!(ve.sh("hostname"), "till");
+    assert_eq!(ve.sh("readlink -f /etc/localtime"), "/usr/share/zoneinfo/Europe/Prague");
+    assert_eq!(ve.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax"), "1\n123456789");
+    ve.sh("printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c \"ulimit -Sn > /run/n; ulimit -Hn >> /run/n; echo $LANG >> /run/n\"\\n' > /run/systemd/system/read.service && systemctl daemon-reload && systemctl start read");
+    assert_eq!(ve.sh("cat /run/n"), "2048\n4096\nen_US.UTF-8");
+    let (status, reason, _) = ve.condition("UpToDate");
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "UpToDate"));
+    // The memory limit is the container's.
+    let pod = ve.pod_object();
+    assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["memory"], "512Mi");
+}
+
+#[test]
+fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
+    let mut ve_namespace = Namespace::new("changes");
+    let namespace = &mut ve_namespace;
+    let mut ve =
+        namespace.environment("shop").with("/resources/limits", json!({"cpu": "500m", "memory": "256Mi"})).up();
+    let (boot, pod) = (ve.boot(), ve.pod());
+
+    ve.set("/resources/limits/memory", json!("384Mi"));
+    ve.set("/resources/disk", json!("2Gi"));
+    ve.set("/services", json!([{"name": "web", "port": 80, "targetPort": 8080}]));
+    ve.apply();
+    ve.wait_ready();
+    eventually("the new memory limit on the node", vivarium_e2e::DEADLINE, || {
+        let pod = ve.pod_object();
+        let now = pod["status"]["containerStatuses"][0]["resources"]["limits"]["memory"].clone();
+        if now == "384Mi" { Ok(()) } else { Err(pod["status"].to_string()) }
+    });
+    eventually("the larger disk", vivarium_e2e::DEADLINE, || {
+        let volume = namespace.get("ev", "shop").ok_or("no volume")?;
+        let capacity = volume["status"]["capacityBytes"].as_i64().unwrap_or_default();
+        if capacity >= 2 << 30 { Ok(()) } else { Err(volume["status"].to_string()) }
+    });
+    assert_eq!(namespace.get("service", "shop").expect("a Service")["spec"]["ports"][0]["targetPort"], 8080);
+    assert_eq!(ve.boot(), boot, "it was restarted for a change that can be made live");
+
+    ve.set("/os/hostname", json!("renamed"));
+    ve.apply();
+    let message = ve.wait_reason("UpToDate", "RestartRequired");
+    assert!(message.contains("hostname"), "the message does not name the field: {message}");
+    assert_eq!((ve.boot(), ve.pod()), (boot, pod), "it was restarted without being told to");
+    ve.delete_pod();
+    let _ = ve.wait_reason("UpToDate", "UpToDate");
+    ve.wait_ready();
+    assert_eq!(ve.sh("hostname"), "renamed");
+}
+
+#[test]
+fn the_disk_is_as_large_as_the_spec_says_and_grows_live() {
+    let namespace = Namespace::new("disk");
+    let mut ve = namespace.environment("shop").with("/resources/disk", json!("64Mi")).up();
+    let full = ve.exec(&["sh", "-c", "dd if=/dev/urandom of=/srv/big bs=1M count=128 2>&1; sync"]);
+    assert!(
+        full.stdout.contains("quota exceeded") || full.stdout.contains("No space"),
+        "128 MiB fit into 64: {}",
+        full.stdout
+    );
+    ve.sh("rm /srv/big; sync");
+    ve.set("/resources/disk", json!("512Mi"));
+    ve.apply();
+    ve.sh_eventually("dd if=/dev/urandom of=/srv/big bs=1M count=128 conv=fsync");
+    let written = eventually("usage in status", vivarium_e2e::DEADLINE, || {
+        let volume = namespace.get("ev", "shop").ok_or("no volume")?;
+        volume["status"]["usedBytes"].as_i64().filter(|b| *b > 100 << 20).ok_or_else(|| volume["status"].to_string())
+    });
+    assert!(written < 512 << 20);
+}

@@ -23,12 +23,20 @@ fn one_template_serves_many_and_none_can_spoil_it() {
         volume["status"]["usedBytes"].as_i64().ok_or_else(|| volume["status"].to_string())
     });
     assert!(used < 1 << 20, "a fresh environment occupies {used} bytes");
-    // Its template's pages are the same pages: same device and inode below both.
-    let library = "/usr/lib/x86_64-linux-gnu/libc.so.6";
-    let resident =
-        |ve: &vivarium_e2e::Environment| ve.sh(&format!("awk '$6 == \"{library}\" {{print $5; exit}}' /proc/1/maps"));
-    assert_eq!(resident(&b), resident(&c), "two environments map different files for one library");
+    // What one reads is in memory for the other: a file that is nowhere in memory is read in b and is then resident in c.
+    let cold = c.sh(&format!("for f in /usr/share/i18n/locales/* /usr/lib/x86_64-linux-gnu/gconv/* /usr/bin/*; do [ -f $f ] && [ ! -L $f ] && [ $(stat -c %s $f) -gt 65536 ] || continue; set -- $({RESIDENT} $f); [ $1 = 0 ] && echo $f && exit; done; echo none"));
+    assert_ne!(cold, "none", "every larger file of the template is in memory already");
+    let resident = |ve: &vivarium_e2e::Environment| ve.sh(&format!("{RESIDENT} {cold}"));
+    let (pages, _) = resident(&c).split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert_eq!(pages, "0", "{cold} is in memory before anybody read it");
+    b.sh(&format!("cat {cold} > /dev/null"));
+    let seen = resident(&c);
+    let (pages, all) = seen.split_once(' ').unwrap();
+    assert_eq!(pages, all, "of {all} pages of {cold} that b read, c finds {pages} in memory");
 }
+
+/// Prints how many pages of a file are in memory, and how many it has (mincore(2) 27 on an mmap(2) 9).
+const RESIDENT: &str = r#"perl -e 'open F, "<", $ARGV[0] or die; my $n = -s F; my $p = int(($n + 4095) / 4096); my $a = syscall(9, 0, $n, 1, 1, fileno(F), 0); my $v = "\0" x $p; syscall(27, $a, $n, $v) == 0 or die "mincore: $!"; my $r = grep { ord($_) & 1 } split //, $v; print "$r $p\n"'"#;
 
 #[test]
 fn deletion_leaves_nothing_anywhere() {

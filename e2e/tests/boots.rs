@@ -1,4 +1,5 @@
 //! A fresh environment is an operating system: init, journal, packages, users, units, timers, logins.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
 use vivarium_e2e::lab::{self, Background};

@@ -1,4 +1,5 @@
 //! Many at once, sharing, deletion that leaves nothing, volumes that are kept, manifests that stay clean.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
 use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, lab, run_with};

@@ -1,4 +1,5 @@
 //! Everything that is written anywhere in the tree stays.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! Bad input: a clear message, nothing lost, and a corrected manifest heals.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
 use vivarium_e2e::environment::condition_of;

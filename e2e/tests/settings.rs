@@ -1,4 +1,5 @@
 //! What the spec says of the operating system is what is read back inside.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
 use vivarium_e2e::{Namespace, eventually};

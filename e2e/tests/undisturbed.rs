@@ -1,5 +1,6 @@
 //! Restarts of the machinery do not disturb a running environment: init's start time and an open connection stay.
 //! These tests restart what others depend on, so they run one after another.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};

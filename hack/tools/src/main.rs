@@ -1,2 +1,53 @@
-//! See the package description.
-fn main() {}
+//! What a developer and CI run: `lab` (a real Kubernetes of several nodes on this machine), `images` (the images of this
+//! repository) and `templates` (operating systems for environments). A subcommand is a module with clap `Args` and a
+//! function `run`; this file only dispatches and prints the chain of causes of an error.
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod image;
+mod lab;
+mod template;
+
+#[derive(Parser)]
+#[command(name = "hack", about = "What a developer and CI of Vivarium run.", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A real Kubernetes of several nodes on this machine.
+    Lab(lab::Args),
+    /// Container images of this repository.
+    Images(image::Args),
+    /// Operating systems for environments.
+    Templates(template::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Lab(arguments) => lab::run(arguments),
+        Command::Images(arguments) => image::run(arguments),
+        Command::Templates(arguments) => template::run(arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            print_chain(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for each cause.
+fn print_chain(error: &dyn Error) {
+    eprintln!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+}

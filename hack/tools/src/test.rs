@@ -1,0 +1,188 @@
+//! `hack/test`: everything that CI runs, in one command. Each step says what it does, how far it is and how long it
+//! took; the first failure ends the run and names the step, so that it can be repeated alone with `--only`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use clap::Args;
+
+use crate::install::{self, Installation};
+use crate::workspace;
+
+/// Arguments of `hack/test`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Run only these steps (see `--list`); may be repeated.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Print the names of the steps.
+    #[arg(long)]
+    list: bool,
+    /// Leave the lab running at the end.
+    #[arg(long)]
+    keep_lab: bool,
+    /// Pass this to the end-to-end tests as a filter on their names.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Why the tests did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A step failed.
+    #[error("step `{0}` failed; its messages are above. Repeat it alone with: hack/test --only {0}")]
+    Failed(&'static str),
+    /// A name that is no step.
+    #[error("there is no step `{0}`; hack/test --list prints them")]
+    NoSuchStep(String),
+    /// A command could not be run at all.
+    #[error("cannot run {program}: {source}")]
+    Run {
+        /// Program.
+        program: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Vivarium could not be built or installed.
+    #[error(transparent)]
+    Install(#[from] install::Error),
+    /// The workspace could not be found.
+    #[error(transparent)]
+    Workspace(#[from] workspace::Error),
+}
+
+struct Context {
+    root: PathBuf,
+    filter: Option<String>,
+    installation: Option<Installation>,
+}
+
+type Step = (&'static str, &'static str, fn(&mut Context) -> Result<bool, Error>);
+
+/// Cheapest first, so that a mistake shows early; what disturbs the machine last.
+const STEPS: &[Step] = &[
+    ("format", "source is formatted", |c| cargo(c, &["fmt", "--all", "--check"])),
+    ("lint", "no warning of the compiler or clippy", |c| {
+        cargo(c, &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
+    }),
+    ("deny", "licences, advisories and sources of dependencies", |c| own(c, &["deny"])),
+    ("unit", "pure parts, and the parts that meet the kernel, as root", |c| {
+        cargo(c, &["test", "--workspace", "--exclude", "vivarium-e2e", "--locked", "--quiet"])
+    }),
+    ("charts", "charts lint, render and hold what they promise", |c| own(c, &["charts"])),
+    ("install", "the lab is up, Vivarium is installed with Helm", |c| {
+        c.installation = Some(install::install()?);
+        Ok(true)
+    }),
+    ("e2e", "what a user does with kubectl", end_to_end),
+    ("helm-test", "the chart's own test", |c| {
+        let installation = installed(c)?;
+        run(installation.command("helm").args(["test", install::RELEASE, "--namespace", install::NAMESPACE, "--timeout", "180s"]))
+    }),
+    ("uninstall", "Helm takes everything away again", uninstall),
+    ("cgroup2", "the runtime on a machine with pure cgroup v2", |c| own(c, &["machine", "--short"])),
+];
+
+/// Runs the steps.
+pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
+    if arguments.list {
+        for (name, what, _) in STEPS {
+            println!("{name:10} {what}");
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = arguments.only.iter().find(|only| !STEPS.iter().any(|(name, ..)| name == only)) {
+        return Err(Error::NoSuchStep(unknown.clone()));
+    }
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let steps: Vec<_> = STEPS.iter().filter(|(name, ..)| wanted(name)).collect();
+    let mut context = Context { root: workspace::root()?, filter: arguments.filter.clone(), installation: None };
+    let begun = Instant::now();
+    let mut failed = None;
+    for (number, (name, what, step)) in steps.iter().enumerate() {
+        println!("\n=== [{}/{}] {name}: {what}", number + 1, steps.len());
+        let started = Instant::now();
+        let passed = step(&mut context)?;
+        let verdict = if passed { "passed" } else { "FAILED" };
+        println!("=== {name} {verdict} after {} s ({} s in all)", started.elapsed().as_secs(), begun.elapsed().as_secs());
+        if !passed {
+            failed = Some(*name);
+            break;
+        }
+    }
+    // A lab that this run brought up is taken down also after a failure: the next run finds a clean machine.
+    let brought_up = steps.iter().any(|(name, ..)| *name == "install");
+    let down = !brought_up || arguments.keep_lab || own(&mut context, &["lab", "down"])?;
+    match failed {
+        Some(name) => Err(Error::Failed(name)),
+        None if !down => Err(Error::Failed("lab down")),
+        None => {
+            println!("\nall {} steps passed in {} s", steps.len(), begun.elapsed().as_secs());
+            Ok(())
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<bool, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.status().map(|status| status.success()).map_err(|source| Error::Run { program, source })
+}
+
+fn cargo(context: &mut Context, arguments: &[&str]) -> Result<bool, Error> {
+    run(Command::new("cargo").args(arguments).current_dir(&context.root))
+}
+
+/// Another subcommand of this program.
+fn own(context: &mut Context, arguments: &[&str]) -> Result<bool, Error> {
+    run(Command::new(workspace::program()).args(arguments).current_dir(&context.root))
+}
+
+fn installed(context: &mut Context) -> Result<&Installation, Error> {
+    if context.installation.is_none() {
+        context.installation = Some(install::connect()?);
+    }
+    context.installation.as_ref().ok_or(Error::Failed("install"))
+}
+
+fn end_to_end(context: &mut Context) -> Result<bool, Error> {
+    let root = context.root.clone();
+    let filter = context.filter.clone();
+    let installation = installed(context)?;
+    let mut command = installation.command("cargo");
+    command.args(["test", "-p", "vivarium-e2e", "--locked", "--no-fail-fast", "--"]).args(filter);
+    // Each test waits most of its time; a few side by side keep two cores busy without starving the cluster.
+    command.arg("--test-threads=3").current_dir(root);
+    run(&mut command)
+}
+
+/// Uninstalls and looks whether something is left on the nodes.
+fn uninstall(context: &mut Context) -> Result<bool, Error> {
+    let installation = installed(context)?;
+    let mut passed = run(installation.command("kubectl").args(["delete", "ve", "--all", "--all-namespaces", "--timeout=180s"]))?;
+    passed &= run(installation.command("helm").args(["uninstall", install::RELEASE, "--namespace", install::NAMESPACE, "--wait", "--timeout", "180s"]))?;
+    for node in installation.nodes()? {
+        for path in ["/etc/containerd/conf.d/vivarium.toml", "/opt/vivarium/bin/containerd-shim-vivarium-v1"] {
+            let gone = run(Command::new(workspace::program()).args(["lab", "node", "shell", &node, "--", "test", "!", "-e", path]))?;
+            if !gone {
+                println!("{path} is left on {node}");
+            }
+            passed &= gone;
+        }
+    }
+    Ok(passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_steps_are_unique() {
+        let mut names: Vec<_> = STEPS.iter().map(|(name, ..)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), STEPS.len());
+    }
+}
+

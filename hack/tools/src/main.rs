@@ -6,9 +6,14 @@ use std::{error::Error, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod image;
+mod install;
 mod lab;
+mod quickstart;
 mod template;
+mod test;
+mod workspace;
 
 #[derive(Parser)]
 #[command(name = "hack", about = "What a developer and CI of Vivarium run.", disable_help_subcommand = true)]
@@ -25,6 +30,12 @@ enum Command {
     Images(image::Args),
     /// Operating systems for environments.
     Templates(template::Args),
+    /// From nothing to a virtual environment that answers.
+    Quickstart,
+    /// Everything that CI runs.
+    Test(test::Arguments),
+    /// What an environment costs, beside a peer.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +43,9 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Images(arguments) => image::run(arguments),
         Command::Templates(arguments) => template::run(arguments),
+        Command::Quickstart => finished(quickstart::run()),
+        Command::Test(arguments) => finished(test::run_tests(&arguments)),
+        Command::Bench(arguments) => finished(bench::run(&arguments)),
     };
     match result {
         Ok(code) => code,
@@ -40,6 +54,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A subcommand that has no exit code of its own.
+fn finished<E: Error + 'static>(result: Result<(), E>) -> Result<ExitCode, Box<dyn Error>> {
+    result.map(|()| ExitCode::SUCCESS).map_err(Into::into)
 }
 
 /// One line for each cause.

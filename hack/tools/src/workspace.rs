@@ -10,7 +10,7 @@ pub struct Error(PathBuf);
 /// Root of the checkout that the command was started in.
 pub fn root() -> Result<PathBuf, Error> {
     // `hack/run` says where it stands; by hand, the working directory tells.
-    let start = std::env::var_os("VIVARIUM_ROOT").map(PathBuf::from).or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+    let start = std::env::var_os("VIVARIUM_SOURCE").map(PathBuf::from).or_else(|| std::env::current_dir().ok()).unwrap_or_default();
     let found = start.ancestors().find(|folder| folder.join("hack/run").is_file()).map(Path::to_path_buf);
     found.ok_or(Error(start))
 }

@@ -1,0 +1,137 @@
+//! Installs Vivarium into the lab as a user would: images, template, the two charts with Helm, and the template object.
+//! Can be repeated at any moment; what is done already is only looked at.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::workspace;
+
+/// Name of the Helm release.
+pub const RELEASE: &str = "vivarium";
+/// Namespace that it is installed in.
+pub const NAMESPACE: &str = "vivarium-system";
+
+/// Why Vivarium could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A command failed.
+    #[error("`{0}` failed; its messages are above")]
+    Failed(String),
+    /// A command could not be run.
+    #[error("cannot run {program}: {source}")]
+    Run {
+        /// Program.
+        program: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A command printed what cannot be understood.
+    #[error("`{command}` printed something unexpected: {source}")]
+    Printed {
+        /// Command.
+        command: String,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// The workspace could not be found.
+    #[error(transparent)]
+    Workspace(#[from] workspace::Error),
+}
+
+/// A lab with Vivarium in it.
+pub struct Installation {
+    kubeconfig: PathBuf,
+    programs: PathBuf,
+}
+
+impl Installation {
+    /// A command that finds the cluster: `KUBECONFIG`, and `kubectl` and `helm` of the lab on the `PATH`.
+    pub fn command(&self, program: &str) -> Command {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut all = vec![self.programs.clone()];
+        all.extend(std::env::split_paths(&path));
+        let path = std::env::join_paths(all).unwrap_or(path);
+        // `Command` looks a program up on the parent's PATH, not on the one it is given.
+        let own = self.programs.join(program);
+        let mut command = if own.is_file() { Command::new(own) } else { Command::new(program) };
+        command.env("PATH", path).env("KUBECONFIG", &self.kubeconfig).env("VIVARIUM_HACK", workspace::program());
+        command
+    }
+
+    /// Path of the kubeconfig.
+    pub fn kubeconfig(&self) -> &PathBuf {
+        &self.kubeconfig
+    }
+
+    /// Names of the nodes.
+    pub fn nodes(&self) -> Result<Vec<String>, Error> {
+        let mut command = self.command("kubectl");
+        let printed = output(command.args(["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]))?;
+        Ok(printed.split_whitespace().map(Into::into).collect())
+    }
+}
+
+/// Finds a lab that is up.
+pub fn connect() -> Result<Installation, Error> {
+    let kubeconfig = output(Command::new(workspace::program()).args(["lab", "kubeconfig"]))?;
+    let programs = output(Command::new(workspace::program()).args(["lab", "programs"]))?;
+    Ok(Installation { kubeconfig: kubeconfig.trim().into(), programs: programs.trim().into() })
+}
+
+/// Brings the lab up and Vivarium into it.
+pub fn install() -> Result<Installation, Error> {
+    let root = workspace::root()?;
+    own(&["lab", "up"])?;
+    let installation = connect()?;
+    // Prints which image of this checkout has which reference.
+    let values = output(Command::new(workspace::program()).args(["images", "--push"]).stderr(Stdio::inherit()))?;
+    let template = output(Command::new(workspace::program()).args(["templates", "--push"]).stderr(Stdio::inherit()))?;
+    let charts = root.join("charts");
+    let helm = |chart: &str, release: &str, settings: &[String]| {
+        let mut command = installation.command("helm");
+        command.args(["upgrade", "--install", release]).arg(charts.join(chart)).args(["--namespace", NAMESPACE, "--create-namespace"]);
+        command.args(["--wait", "--timeout", "300s"]).args(settings.iter().flat_map(|setting| ["--set", setting]));
+        check(command.stdout(Stdio::null()))
+    };
+    helm("vivarium-crds", "vivarium-crds", &[])?;
+    let mut kubectl = installation.command("kubectl");
+    let label = "pod-security.kubernetes.io/enforce=privileged";
+    check(kubectl.args(["label", "--overwrite", "namespace", NAMESPACE, label]).stdout(Stdio::null()))?;
+    let mut settings: Vec<String> = values.lines().map(Into::into).collect();
+    settings.push("node.plainHttpRegistries={10.250.0.1:5000}".into());
+    helm("vivarium", RELEASE, &settings)?;
+    println!("Vivarium is installed in namespace {NAMESPACE}; the template is {}", template.trim());
+    check(installation.command("kubectl").args(["apply", "-f"]).arg(root.join("examples/template-debian.yaml")))?;
+    check(installation.command("kubectl").args(["wait", "--for=condition=Ready", "et/debian-13", "--timeout=300s"]))?;
+    Ok(installation)
+}
+
+/// Another subcommand of this program.
+fn own(arguments: &[&str]) -> Result<(), Error> {
+    check(Command::new(workspace::program()).args(arguments))
+}
+
+/// Runs a command to its end.
+pub fn check(command: &mut Command) -> Result<(), Error> {
+    let status = command.status().map_err(|source| not_run(command, source))?;
+    if status.success() { Ok(()) } else { Err(Error::Failed(shown(command))) }
+}
+
+/// Runs a command and returns what it printed.
+pub fn output(command: &mut Command) -> Result<String, Error> {
+    let output = command.stdout(Stdio::piped()).output().map_err(|source| not_run(command, source))?;
+    if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        return Err(Error::Failed(shown(command)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn not_run(command: &Command, source: std::io::Error) -> Error {
+    Error::Run { program: command.get_program().to_string_lossy().into_owned(), source }
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

@@ -18,6 +18,20 @@ use std::process::Command;
 use recipe::Layer;
 use tree::Tree;
 
+/// Arguments of `templates`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Builds the layers of the template into the cache.
+pub fn run(_arguments: Args) -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
+    let directory = crate::workspace::cache().join("templates").join(recipe::key());
+    fs::create_dir_all(&directory)?;
+    for archive in build_layers(&directory, &mut |step| eprintln!("template: {step}"))? {
+        println!("{}", archive.display());
+    }
+    Ok(std::process::ExitCode::SUCCESS)
+}
+
 /// Builds the layers of the template into `directory`, which must be on a file system that keeps owners and extended
 /// attributes; gives the archives, lowest first. `tell` is called with each step as it begins.
 pub fn build_layers(directory: &Path, tell: &mut dyn FnMut(&str)) -> Result<Vec<PathBuf>, TemplateError> {
@@ -76,7 +90,7 @@ fn finish(which: Layer, root: &Path) -> Result<(), TemplateError> {
         File::create(&path).map_err(at(&path))?;
     }
     empty(&root.join("dev"))?;
-    stamp(root)
+    if which == Layer::System { stamp(root) } else { Ok(()) }
 }
 
 /// Marks `/etc` and `/var` as made for the present `/usr`. Archives keep whole seconds, so all three get one.

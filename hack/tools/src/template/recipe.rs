@@ -79,7 +79,7 @@ const ADDITIONS: &[Addition] = &[
                   SystemKeepFree=0\n\
                   RuntimeMaxUse=8M\n",
     },
-    Addition { path: "etc/default/locale", content: "LANG=C.UTF-8\n" },
+    Addition { path: "etc/locale.conf", content: "LANG=C.UTF-8\n" },
 ];
 
 /// What the packages leave behind and no template may hold: identities, and names of the building machine.
@@ -113,7 +113,8 @@ pub const EMPTIED: &[&str] = &[
     "var/log/dpkg.log",
 ];
 
-/// Stamps of systemd-update-done(8). Without them the first boot rebuilds caches that the packages just built.
+/// Stamps of systemd-update-done(8), of the finished tree only. Without them the first boot rebuilds caches that the
+/// packages just built.
 pub const STAMPS: &[&str] = &["etc/.updated", "var/.updated"];
 
 impl Layer {
@@ -167,7 +168,9 @@ pub fn key() -> String {
     for list in [REMOVED, EMPTIED, STAMPS] {
         hash.update(list.join("\0"));
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let digest: [u8; 32] = hash.finalize().into();
+    let start = digest.iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    format!("{start:016x}")
 }
 
 #[cfg(test)]

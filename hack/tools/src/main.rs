@@ -10,6 +10,7 @@ mod bench;
 mod image;
 mod install;
 mod lab;
+mod oci;
 mod quickstart;
 mod template;
 mod test;

@@ -17,6 +17,13 @@ impl Digest {
         Self(format!("sha256:{:x}", hash.finalize()))
     }
 
+    /// Takes `sha256:` and 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = text.strip_prefix("sha256:")?;
+        let digits = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        digits.then(|| Self(text.to_owned()))
+    }
+
     /// The digits alone: the file name of a blob in an image layout.
     pub fn hex(&self) -> &str {
         self.0.trim_start_matches("sha256:")

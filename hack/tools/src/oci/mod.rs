@@ -3,6 +3,7 @@
 //! `ctr images import` and `skopeo` read, [`ImageBuilder::push`] into a registry over plain HTTP. What is built depends
 //! on the input alone: time stamps are zero, so that the same files give the same digests.
 
+mod archive;
 mod build;
 mod digest;
 mod layer;
@@ -11,6 +12,7 @@ mod reference;
 
 use std::{io, path::PathBuf};
 
+pub use archive::Archive;
 pub use build::ImageBuilder;
 pub use layer::{Compression, Entry};
 
@@ -21,6 +23,8 @@ pub enum Error {
     File { attempt: &'static str, path: PathBuf, source: io::Error },
     #[error("`{0}` is not an image reference of the form [registry/]repository:tag")]
     Reference(String),
+    #[error("{path} is no image archive: {what}", path = path.display())]
+    Archive { path: PathBuf, what: &'static str },
     #[error("the registry at {registry} did not {attempt}")]
     Http { registry: String, attempt: String, source: Box<ureq::Error> },
     #[error("the registry at {registry} answered {status} when asked to {attempt}: {body}")]

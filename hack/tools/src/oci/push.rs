@@ -1,9 +1,13 @@
 //! The part of the distribution protocol (distribution-spec 1.1, "Push") that an upload needs, over plain HTTP.
 
-use std::{fs::File, io::Seek, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    time::Duration,
+};
 
 use ureq::{
-    Agent, Body,
+    Agent, Body, SendBody,
     http::{Response, StatusCode, header},
 };
 
@@ -22,6 +26,8 @@ pub struct Registry {
 /// Content of a blob.
 pub enum Blob<'a> {
     File(&'a File),
+    /// `size` bytes of a file from `offset` on.
+    Part { file: &'a File, offset: u64, size: u64 },
     Bytes(&'a [u8]),
 }
 
@@ -54,6 +60,10 @@ impl Registry {
             Blob::File(mut file) => {
                 file.rewind().map_err(Error::file("read", "layer"))?;
                 request.send(file)
+            }
+            Blob::Part { mut file, offset, size } => {
+                file.seek(SeekFrom::Start(offset)).map_err(Error::file("read", "archive"))?;
+                request.header(header::CONTENT_LENGTH, size).send(SendBody::from_owned_reader(file_part(file, size)?))
             }
         };
         self.expect(&attempt, self.answer(&attempt, stored)?, StatusCode::CREATED).map(drop)
@@ -94,6 +104,11 @@ impl Registry {
             body: response.body_mut().read_to_string().unwrap_or_default(),
         })
     }
+}
+
+/// The next `size` bytes of a file; a copy of the descriptor shares its position.
+fn file_part(file: &File, size: u64) -> Result<io::Take<File>, Error> {
+    file.try_clone().map(|file| file.take(size)).map_err(Error::file("read", "archive"))
 }
 
 #[cfg(test)]

@@ -36,13 +36,13 @@ imagePullSecrets:
 
 {{/* Socket of containerd on the nodes. */}}
 {{- define "vivarium.containerdSocket" -}}
-{{- $known := dict "containerd" "/run/containerd/containerd.sock" "k3s" "/run/k3s/containerd/containerd.sock" "rke2" "/run/k3s/containerd/containerd.sock" -}}
+{{- $known := dict "plain" "/run/containerd/containerd.sock" "k3s" "/run/k3s/containerd/containerd.sock" "rke2" "/run/k3s/containerd/containerd.sock" -}}
 {{ .Values.node.containerd.socket | default (get $known .Values.node.distribution) }}
 {{- end }}
 
 {{/* Directory of drop-in files that containerd imports. */}}
 {{- define "vivarium.containerdDropInDir" -}}
-{{- $known := dict "containerd" "/etc/containerd/conf.d" "k3s" "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d" "rke2" "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d" -}}
+{{- $known := dict "plain" "/etc/containerd/conf.d" "k3s" "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d" "rke2" "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d" -}}
 {{ .Values.node.containerd.dropInDir | default (get $known .Values.node.distribution) }}
 {{- end }}
 

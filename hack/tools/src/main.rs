@@ -7,10 +7,14 @@ use std::{error::Error, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod build;
+mod cache;
+mod command;
 mod image;
 mod install;
 mod lab;
 mod oci;
+mod progress;
 mod quickstart;
 mod template;
 mod test;

@@ -1,0 +1,70 @@
+//! Debian packages that the lab and the builds need. What is there is left alone; what is missing is installed.
+
+use std::{path::Path, process::Command};
+
+use super::Error;
+use crate::{command, progress::Step};
+
+/// Package, and a file whose presence says that it is not needed any more (another package may bring it).
+const PACKAGES: &[(&str, &[&str])] = &[
+    ("btrfs-progs", &["/usr/bin/btrfs", "/bin/btrfs", "/sbin/btrfs"]),
+    // Debian's `busybox` puts the same file in the same place, but linked dynamically.
+    ("busybox-static", &["/usr/share/doc/busybox-static"]),
+    ("ca-certificates", &["/etc/ssl/certs/ca-certificates.crt"]),
+    ("conntrack", &["/usr/sbin/conntrack"]),
+    ("curl", &["/usr/bin/curl"]),
+    ("gcc", &["/usr/bin/gcc"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip"]),
+    ("libc6-dev", &["/usr/include/stdio.h"]),
+    ("libseccomp-dev", &["/usr/include/seccomp.h"]),
+    ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
+    ("mount", &["/usr/bin/mount", "/bin/mount"]),
+    ("nftables", &["/usr/sbin/nft"]),
+    ("openssh-client", &["/usr/bin/ssh"]),
+    ("pkg-config", &["/usr/bin/pkg-config"]),
+    ("util-linux", &["/usr/bin/nsenter"]),
+];
+
+/// Packages of the table none of whose files are there.
+fn missing(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    PACKAGES.iter().filter(|(_, files)| !files.iter().any(|file| exists(file))).map(|(package, _)| *package).collect()
+}
+
+/// Installs what is missing with apt-get and says what.
+pub fn ensure_packages() -> Result<(), Error> {
+    let packages = missing(|file| Path::new(file).exists());
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    let _step = Step::begin(format!("installing Debian packages: {names}"));
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-q", "-y", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        command::run(&mut apt)
+    };
+    let install = || {
+        let mut arguments = vec!["install", "--no-install-recommends"];
+        arguments.extend(&packages);
+        apt(&arguments)
+    };
+    // A machine without package lists, or with old ones, is the usual reason of a failure.
+    install()
+        .or_else(|_| apt(&["update"]).and_then(|_| install()))
+        .map(drop)
+        .map_err(|source| Error::Packages { packages: names, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_missing_when_none_of_its_files_is_there() {
+        assert!(missing(|_| true).is_empty());
+        assert_eq!(missing(|_| false).len(), PACKAGES.len());
+        assert_eq!(missing(|file| file != "/usr/sbin/nft"), ["nftables"]);
+        assert!(!missing(|file| file == "/sbin/ip").contains(&"iproute2"), "the old place counts too");
+    }
+}

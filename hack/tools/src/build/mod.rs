@@ -1,0 +1,150 @@
+//! The programs that the lab consists of, built once from Go modules into the cache
+//! (`bin/<module>-<version>-<key>/<program>`). The key is a digest of everything that a build depends on; a build is put
+//! in place by a rename, so that what is there is whole, and an interrupted one goes on with the programs it lacks.
+
+mod debian;
+mod modules;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+pub use debian::ensure_packages;
+use modules::{MODULES, Module};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    cache, command,
+    progress::{Progress, Step},
+    workspace,
+};
+
+/// Why a program is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Go is not on the PATH. Install Go {minimum} or newer (go.dev/dl) and try again.", minimum = modules::GO)]
+    NoGo { source: command::Error },
+    #[error("{program} of Go module {module} could not be built")]
+    Build { program: &'static str, module: &'static str, source: command::Error },
+    #[error("Debian packages are missing and could not be installed: {packages}")]
+    Packages { packages: String, source: command::Error },
+    #[error("cannot {attempt} {path}", path = path.display())]
+    File { attempt: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Workspace(#[from] workspace::Error),
+}
+
+fn file(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::File { attempt, path, source }
+}
+
+/// Where each program is.
+#[derive(Debug)]
+pub struct Programs(BTreeMap<&'static str, PathBuf>);
+
+impl Programs {
+    /// Name and path of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.0.iter().map(|(name, path)| (*name, path.as_path()))
+    }
+
+    /// Path of one; the names are those of the module table.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.get(name).cloned().unwrap_or_else(|| name.into())
+    }
+}
+
+/// Builds what is not in the cache yet.
+pub fn ensure_programs() -> Result<Programs, Error> {
+    let folder = workspace::root()?.join("hack/modules");
+    let go = command::run(&mut command::command("go", ["version"])).map_err(|source| Error::NoGo { source })?;
+    let mut programs = BTreeMap::new();
+    let mut missing = Vec::new();
+    for module in MODULES {
+        let place = place(module, &folder.join(module.name), go.trim())?;
+        programs.extend(module.programs.iter().map(|program| (program.name, place.join(program.name))));
+        if !place.is_dir() {
+            missing.push((module, place));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Programs(programs));
+    }
+    let lock = cache::root();
+    let _lock = cache::lock("build").map_err(file("lock", &lock))?;
+    let _step = Step::begin("building the programs of the lab (about 15 minutes on two cores when nothing is cached)");
+    let mut progress = Progress::new(missing.iter().map(|(module, _)| module.programs.len()).sum());
+    for (module, place) in missing {
+        build(module, &folder.join(module.name), &place, &mut progress)?;
+    }
+    Ok(Programs(programs))
+}
+
+/// Where the build of this module belongs.
+fn place(module: &Module, folder: &Path, go: &str) -> Result<PathBuf, Error> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        fs::read(&path).map_err(file("read", &path))
+    };
+    let key = key(&[&read("go.mod")?, &read("go.sum")?, module.recipe().as_bytes(), go.as_bytes()]);
+    Ok(cache::root().join("bin").join(format!("{}-{}-{key}", module.name, module.version)))
+}
+
+/// Digest of parts whose borders count.
+fn key(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let mut hex = format!("{:x}", hash.finalize());
+    hex.truncate(12);
+    hex
+}
+
+fn build(module: &'static Module, folder: &Path, place: &Path, progress: &mut Progress) -> Result<(), Error> {
+    let unfinished = place.with_extension("unfinished");
+    fs::create_dir_all(&unfinished).map_err(file("create", &unfinished))?;
+    for program in module.programs {
+        let target = unfinished.join(program.name);
+        let _step = progress.step(format!("{} {}", program.name, module.version));
+        if target.exists() || place.is_dir() {
+            continue;
+        }
+        let half = unfinished.join(format!("{}.half", program.name));
+        let mut go = Command::new("go");
+        go.current_dir(folder).args(["build", "-trimpath", "-mod=readonly", "-buildvcs=false"]);
+        if !module.tags.is_empty() {
+            go.args(["-tags", module.tags]);
+        }
+        go.args(["-ldflags", &module.linker_flags()]).arg("-o").arg(&half).arg(program.package);
+        go.env("CGO_ENABLED", if module.cgo { "1" } else { "0" });
+        // Neither the caller's settings nor another tool chain may change what is built.
+        go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env_remove("GOFLAGS");
+        command::run(&mut go).map_err(|source| Error::Build { program: program.name, module: module.name, source })?;
+        fs::rename(&half, &target).map_err(file("rename", &half))?;
+    }
+    if place.is_dir() {
+        return Ok(());
+    }
+    fs::rename(&unfinished, place).map_err(file("rename", &unfinished))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_changes_with_each_part_and_with_their_borders() {
+        let base = key(&[b"a", b"bc"]);
+        assert_eq!(base.len(), 12);
+        assert_eq!(base, key(&[b"a", b"bc"]));
+        for other in [key(&[b"ab", b"c"]), key(&[b"a", b"bd"]), key(&[b"x", b"bc"]), key(&[b"a", b"bc", b""])] {
+            assert_ne!(base, other);
+        }
+    }
+}

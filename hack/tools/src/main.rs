@@ -46,8 +46,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
-        Command::Images(arguments) => image::run(arguments),
-        Command::Templates(arguments) => template::run(arguments),
+        Command::Images(arguments) => image::run(&arguments),
+        Command::Templates(arguments) => template::run(&arguments),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),

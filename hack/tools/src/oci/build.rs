@@ -97,6 +97,17 @@ impl ImageBuilder {
         self
     }
 
+    /// Digest of the manifest: of the image as it is so far, whatever it is called.
+    pub fn digest(&self) -> String {
+        Digest::of(&self.manifest(&self.config())).to_string()
+    }
+
+    /// Calls the image something else.
+    pub fn named(mut self, reference: &str) -> Result<Self, Error> {
+        self.reference = Reference::parse(reference)?;
+        Ok(self)
+    }
+
     /// Writes an image layout as a tar archive and returns the digest of the manifest.
     pub fn write_archive(&self, path: &Path) -> Result<String, Error> {
         let writing = || Error::file("write", path);

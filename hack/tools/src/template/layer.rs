@@ -22,7 +22,7 @@ pub fn write(root: &Path, tree: &Tree, changes: &[Change], out: impl Write) -> R
     let mut linked: HashMap<(u64, u64), &Path> = HashMap::new();
     for change in changes {
         let path = change.path();
-        let cannot = |cause| LayerError { path: path.into(), cause };
+        let cannot = |source| LayerError { path: path.into(), source };
         match change {
             Change::Remove(path) => whiteout(&mut archive, path).map_err(cannot)?,
             Change::Put(path) => {
@@ -31,7 +31,7 @@ pub fn write(root: &Path, tree: &Tree, changes: &[Change], out: impl Write) -> R
             }
         }
     }
-    let cannot = |cause| LayerError { path: PathBuf::new(), cause };
+    let cannot = |source| LayerError { path: PathBuf::new(), source };
     archive.into_inner().and_then(|mut out| out.flush()).map_err(cannot)
 }
 
@@ -138,8 +138,8 @@ fn fill(field: &mut [u8; HEADER_NAME], name: &[u8]) {
 
 /// A layer could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot write '{path}' into a layer of the template: {cause}. Is there room in the cache?", path = .path.display())]
+#[error("cannot write '{path}' into a layer of the template; is there room in the cache?", path = .path.display())]
 pub struct LayerError {
     path: PathBuf,
-    cause: io::Error,
+    source: io::Error,
 }

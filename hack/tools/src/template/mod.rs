@@ -9,40 +9,106 @@ pub mod layer;
 pub mod recipe;
 pub mod tree;
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    error::Error,
+    fs::{self, File},
+    io::{self, BufWriter},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use recipe::Layer;
 use tree::Tree;
 
+use crate::{
+    build, cache, command, image,
+    oci::{self, Compression, ImageBuilder},
+    progress::Progress,
+};
+
+/// Repository and tag of the template.
+const NAME: &str = "vivarium/debian:13";
+
 /// Arguments of `templates`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Push the template to the lab's registry.
+    #[arg(long)]
+    push: bool,
+    /// Build it again, with what the Debian archive holds today.
+    #[arg(long)]
+    rebuild: bool,
+}
 
-/// Builds the layers of the template into the cache.
-pub fn run(_arguments: Args) -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
-    let directory = crate::workspace::cache().join("templates").join(recipe::key());
-    fs::create_dir_all(&directory)?;
-    for archive in build_layers(&directory, &mut |step| eprintln!("template: {step}"))? {
-        println!("{}", archive.display());
+/// The subcommand: prints the reference of the template and, unless it was pushed, where its archive is.
+pub fn run(arguments: &Args) -> Result<ExitCode, Box<dyn Error>> {
+    let template = build(arguments.rebuild)?;
+    if arguments.push {
+        image::push(&template.archive)?;
+        println!("{}", template.reference);
+    } else {
+        println!("{} {}", template.reference, template.archive.display());
     }
-    Ok(std::process::ExitCode::SUCCESS)
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A template in the cache.
+#[derive(Debug)]
+pub struct Template {
+    /// Full reference in the lab's registry.
+    pub reference: String,
+    /// Archive of an image layout.
+    pub archive: PathBuf,
+}
+
+/// Builds the template unless the cache has one of this recipe; with `again`, in any case.
+pub fn build(again: bool) -> Result<Template, TemplateError> {
+    let folder = cache::root().join("templates").join(recipe::key());
+    let template = Template { reference: format!("{}/{NAME}", image::REGISTRY), archive: folder.join("image.tar") };
+    let _lock = cache::lock("templates").map_err(at(&folder))?;
+    if template.archive.exists() && !again {
+        return Ok(template);
+    }
+    build::ensure_packages()?;
+    fs::create_dir_all(&folder).map_err(at(&folder))?;
+    let mut progress = Progress::new(5);
+    // What an interrupted build left in the same place is of no use.
+    let work = folder.join("work");
+    clear(&work)?;
+    fs::create_dir_all(&work).map_err(at(&work))?;
+    let layers = build_layers(&work, &mut progress)?;
+    let _step = progress.step("packing the image");
+    let mut image = ImageBuilder::new(&template.reference)?.command(["/sbin/init"]).stop_signal("SIGRTMIN+3");
+    for layer in layers {
+        image = image.layer_from_tar(&layer, Compression::Gzip)?;
+    }
+    let unfinished = work.join("image.tar");
+    image.write_archive(&unfinished)?;
+    fs::rename(&unfinished, &template.archive).map_err(at(&template.archive))?;
+    clear(&work)?;
+    Ok(template)
+}
+
+fn clear(folder: &Path) -> Result<(), TemplateError> {
+    match fs::remove_dir_all(folder) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(at(folder)(cause)),
+        _ => Ok(()),
+    }
 }
 
 /// Builds the layers of the template into `directory`, which must be on a file system that keeps owners and extended
-/// attributes; gives the archives, lowest first. `tell` is called with each step as it begins.
-pub fn build_layers(directory: &Path, tell: &mut dyn FnMut(&str)) -> Result<Vec<PathBuf>, TemplateError> {
+/// attributes; gives the archives, lowest first.
+fn build_layers(directory: &Path, progress: &mut Progress) -> Result<Vec<PathBuf>, TemplateError> {
     let mut lower = Tree::new();
     let mut archives = Vec::new();
     for (number, which) in [Layer::Base, Layer::System].into_iter().enumerate() {
         let root = directory.join(format!("tree-{number}"));
-        tell(&format!("installing {} packages and what they need", which.packages().len()));
+        let step = progress.step(format!("installing {} packages and what they need", which.packages().len()));
         bootstrap(which, &root)?;
         finish(which, &root)?;
-        tell(&format!("writing layer {}", number + 1));
+        drop(step);
+        let _step = progress.step(format!("writing layer {}", number + 1));
         let upper = tree::read(&root)?;
         let archive = directory.join(format!("layer-{number}.tar"));
         let out = File::create(&archive).map_err(at(&archive))?;
@@ -56,19 +122,10 @@ pub fn build_layers(directory: &Path, tell: &mut dyn FnMut(&str)) -> Result<Vec<
 
 /// Runs mmdebstrap in a mount namespace of its own, so that whatever becomes of it no mount stays behind.
 fn bootstrap(which: Layer, root: &Path) -> Result<(), TemplateError> {
-    let output = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--", "mmdebstrap"])
-        .args(recipe::arguments(which, &root.to_string_lossy()))
-        .env("LC_ALL", "C.UTF-8")
-        .output()
-        .map_err(|cause| TemplateError::NoBootstrap { cause })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = said.lines().collect();
-    let last = lines[lines.len().saturating_sub(12)..].join("\n");
-    Err(TemplateError::Bootstrap { suite: recipe::SUITE, status: output.status.to_string(), last })
+    let mut bootstrap = Command::new("unshare");
+    bootstrap.args(["--mount", "--propagation", "private", "--", "mmdebstrap"]);
+    bootstrap.args(recipe::arguments(which, &root.to_string_lossy())).env("LC_ALL", "C.UTF-8");
+    command::run(&mut bootstrap).map(drop).map_err(|source| TemplateError::Bootstrap { suite: recipe::SUITE, source })
 }
 
 /// Turns what the packages left into what a template is.
@@ -116,38 +173,36 @@ fn empty(directory: &Path) -> Result<(), TemplateError> {
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> TemplateError + '_ {
-    move |cause| TemplateError::File { path: path.into(), cause }
+    move |source| TemplateError::File { path: path.into(), source }
 }
 
 /// The template could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// mmdebstrap did not run.
-    #[error("mmdebstrap could not be run: {cause}. Install the Debian package mmdebstrap.")]
-    NoBootstrap {
-        /// Why.
-        cause: io::Error,
-    },
     /// mmdebstrap failed.
     #[error(
-        "mmdebstrap could not make a tree of Debian {suite} ({status}). Is the Debian archive reachable, and is \
-         debian-archive-keyring new enough for {suite}? It said last:\n{last}"
+        "cannot make a tree of Debian {suite}: is the Debian archive reachable, and is the package \
+         debian-archive-keyring new enough for {suite}?"
     )]
     Bootstrap {
         /// Debian release.
         suite: &'static str,
-        /// Exit status.
-        status: String,
-        /// End of what it printed.
-        last: String,
+        /// Cause.
+        source: command::Error,
     },
+    /// Debian packages.
+    #[error(transparent)]
+    Packages(#[from] build::Error),
+    /// Image.
+    #[error(transparent)]
+    Image(#[from] oci::Error),
     /// A file of the tree or the cache.
-    #[error("Cannot build the template at {path}: {cause}.", path = .path.display())]
+    #[error("cannot build the template at {path}", path = .path.display())]
     File {
         /// Which.
         path: PathBuf,
-        /// Why.
-        cause: io::Error,
+        /// Cause.
+        source: io::Error,
     },
     /// Reading a tree.
     #[error(transparent)]

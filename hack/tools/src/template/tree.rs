@@ -63,10 +63,10 @@ pub fn read(root: &Path) -> Result<Tree, TreeError> {
     let mut pending = vec![PathBuf::new()];
     while let Some(directory) = pending.pop() {
         let place = root.join(&directory);
-        let cannot = |cause| TreeError { path: place.clone(), cause };
+        let cannot = |source| TreeError { path: place.clone(), source };
         for found in fs::read_dir(&place).map_err(cannot)? {
             let path = directory.join(found.map_err(cannot)?.file_name());
-            let entry = entry(&root.join(&path)).map_err(|cause| TreeError { path: root.join(&path), cause })?;
+            let entry = entry(&root.join(&path)).map_err(|source| TreeError { path: root.join(&path), source })?;
             if entry.kind == Kind::Directory {
                 pending.push(path.clone());
             }
@@ -132,8 +132,8 @@ impl io::Write for Sink<'_> {
 
 /// A tree could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot read {path} of the template's file tree: {cause}.", path = .path.display())]
+#[error("cannot read {path} of the template's file tree", path = .path.display())]
 pub struct TreeError {
     path: PathBuf,
-    cause: io::Error,
+    source: io::Error,
 }

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod cache;
+mod charts;
 mod command;
 mod image;
 mod install;
@@ -35,6 +36,8 @@ enum Command {
     Images(image::Args),
     /// Operating systems for environments.
     Templates(template::Args),
+    /// Lints and renders the charts and checks what they promise.
+    Charts(charts::Args),
     /// From nothing to a virtual environment that answers.
     Quickstart,
     /// Everything that CI runs.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Images(arguments) => image::run(&arguments),
         Command::Templates(arguments) => template::run(&arguments),
+        Command::Charts(arguments) => charts::run(&arguments),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),

@@ -19,8 +19,3 @@ pub fn root() -> Result<PathBuf, Error> {
 pub fn program() -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into())
 }
-
-/// Folder of everything that is costly to make and can be made again; outside the checkout, so that clones share it.
-pub fn cache() -> PathBuf {
-    std::env::var_os("VIVARIUM_CACHE").map_or_else(|| "/var/cache/vivarium".into(), PathBuf::from)
-}

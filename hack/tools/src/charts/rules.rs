@@ -1,0 +1,218 @@
+//! What every rendering of the charts must hold, as pure functions of the objects. Each returns what is broken, one
+//! sentence each.
+
+use serde_json::Value;
+
+use super::render::NAMESPACE;
+
+/// Kinds that have no namespace; everything else must name the release's.
+const CLUSTER_KINDS: &[&str] = &[
+    "CSIDriver",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "RuntimeClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+/// The one workload that is privileged.
+const PRIVILEGED: (&str, &str) = ("DaemonSet", "vivarium-node");
+
+/// Everything that is broken in a rendering of the chart `vivarium`.
+pub fn broken(objects: &[Value]) -> Vec<String> {
+    let mut found: Vec<String> = objects
+        .iter()
+        .flat_map(|object| {
+            [wildcards(object), namespace(object), images(object), privileges(object), service_account(object, objects)]
+        })
+        .flatten()
+        .collect();
+    let mut names: Vec<String> = objects.iter().map(name).collect();
+    names.sort();
+    found.extend(names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| format!("{} is there twice", pair[0])));
+    found
+}
+
+/// A definition that Helm would delete takes every object of its kind along.
+pub fn keeps_data(object: &Value) -> Option<String> {
+    let keeps = object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    (!keeps).then(|| format!("{} would be deleted with the release", name(object)))
+}
+
+/// No rule of a role may say `*`: what a program may do is what somebody thought of.
+fn wildcards(object: &Value) -> Vec<String> {
+    if !matches!(object["kind"].as_str(), Some("Role" | "ClusterRole")) {
+        return Vec::new();
+    }
+    let rules = list(&object["rules"]);
+    let words = rules.iter().flat_map(|rule| ["apiGroups", "resources", "verbs"].map(|field| list(&rule[field])));
+    words
+        .flatten()
+        .filter(|word| word.as_str().is_some_and(|word| word.contains('*')))
+        .map(|word| format!("{} allows {word}", name(object)))
+        .collect()
+}
+
+/// An object without a namespace would land wherever the person stands.
+fn namespace(object: &Value) -> Vec<String> {
+    let expected =
+        if CLUSTER_KINDS.contains(&object["kind"].as_str().unwrap_or_default()) { None } else { Some(NAMESPACE) };
+    let found = object["metadata"]["namespace"].as_str();
+    if found == expected {
+        Vec::new()
+    } else {
+        vec![format!("{} has namespace {found:?}, not {expected:?}", name(object))]
+    }
+}
+
+/// Every image must follow `images.registry`, and name a tag or digest.
+fn images(object: &Value) -> Vec<String> {
+    let environment = |container: &Value| -> Vec<Value> {
+        let named = |variable: &&Value| variable["name"].as_str().is_some_and(|name| name.ends_with("_IMAGE"));
+        list(&container["env"]).iter().filter(named).map(|variable| variable["value"].clone()).collect()
+    };
+    let images = containers(object).into_iter().flat_map(|container| {
+        let mut all = environment(container);
+        all.push(container["image"].clone());
+        all
+    });
+    let good = |image: &Value| {
+        let reference = image.as_str().unwrap_or_default();
+        let (registry, rest) = reference.split_once('/').unwrap_or_default();
+        registry.contains(['.', ':']) && rest.starts_with("vivarium/") && rest.contains([':', '@'])
+    };
+    images.filter(|image| !good(image)).map(|image| format!("{} has image {image}", name(object))).collect()
+}
+
+/// One workload is privileged; the others run under the pod security standard `restricted`.
+fn privileges(object: &Value) -> Vec<String> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    if (kind, object["metadata"]["name"].as_str().unwrap_or_default()) == PRIVILEGED {
+        return Vec::new();
+    }
+    let Some(pod) = pod(object) else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut must = |holds: bool, what: &str| {
+        if !holds {
+            found.push(format!("{} {what}", name(object)));
+        }
+    };
+    must(pod["securityContext"]["runAsNonRoot"] == true, "may run as root");
+    must(pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile");
+    for field in ["hostPID", "hostNetwork", "hostIPC"] {
+        must(pod[field].is_null(), "shares a namespace with the node");
+    }
+    must(list(&pod["volumes"]).iter().all(|volume| volume["hostPath"].is_null()), "mounts a path of the node");
+    for container in containers(object) {
+        let context = &container["securityContext"];
+        must(context["allowPrivilegeEscalation"] == false, "may gain privileges");
+        must(context["readOnlyRootFilesystem"] == true, "may write its image");
+        must(context["capabilities"]["drop"] == serde_json::json!(["ALL"]), "keeps capabilities");
+    }
+    found
+}
+
+/// A pod whose service account the chart does not make would wait for ever.
+fn service_account(object: &Value, all: &[Value]) -> Vec<String> {
+    let Some(account) = pod(object).and_then(|pod| pod["serviceAccountName"].as_str()) else { return Vec::new() };
+    let made = all.iter().any(|other| other["kind"] == "ServiceAccount" && other["metadata"]["name"] == account);
+    if made { Vec::new() } else { vec![format!("{} runs as {account}, which the chart does not make", name(object))] }
+}
+
+/// Spec of the pod that an object makes or is.
+fn pod(object: &Value) -> Option<&Value> {
+    match object["kind"].as_str()? {
+        "Deployment" | "DaemonSet" | "StatefulSet" | "Job" => Some(&object["spec"]["template"]["spec"]),
+        "Pod" => Some(&object["spec"]),
+        _ => None,
+    }
+}
+
+fn containers(object: &Value) -> Vec<&Value> {
+    let Some(pod) = pod(object) else { return Vec::new() };
+    list(&pod["initContainers"]).iter().chain(list(&pod["containers"])).collect()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn name(object: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The one thing that is broken in a list of objects.
+    fn only(objects: &[Value]) -> String {
+        let found = broken(objects);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].clone()
+    }
+
+    fn restricted(image: &str) -> Value {
+        json!({"kind": "Pod", "metadata": {"name": "p", "namespace": NAMESPACE}, "spec": {
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"image": image, "securityContext": {"allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}}]}})
+    }
+
+    const IMAGE: &str = "registry.example.org/vivarium/operator:1";
+
+    #[test]
+    fn a_good_pod_breaks_nothing() {
+        assert_eq!(broken(&[restricted(IMAGE)]), [""; 0]);
+    }
+
+    #[test]
+    fn a_wildcard_in_a_role_is_found() {
+        let role = json!({"kind": "ClusterRole", "metadata": {"name": "r"}, "rules": [
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "*"]}]});
+        assert_eq!(only(&[role]), "ClusterRole r allows \"*\"");
+    }
+
+    #[test]
+    fn an_image_that_does_not_follow_the_values_is_found() {
+        for image in
+            ["vivarium/operator:1", "registry.example.org/other/thing:1", "registry.example.org/vivarium/operator"]
+        {
+            assert!(only(&[restricted(image)]).contains(image), "{image}");
+        }
+    }
+
+    #[test]
+    fn each_privilege_is_found() {
+        for (pointer, value, what) in [
+            ("/spec/securityContext/runAsNonRoot", json!(false), "may run as root"),
+            ("/spec/hostPID", json!(true), "shares a namespace"),
+            ("/spec/volumes", json!([{"hostPath": {"path": "/"}}]), "mounts a path"),
+            ("/spec/containers/0/securityContext/capabilities/drop", json!([]), "keeps capabilities"),
+        ] {
+            let mut pod = restricted(IMAGE);
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            pod.pointer_mut(parent).unwrap()[field] = value;
+            assert!(only(&[pod]).contains(what), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn a_missing_namespace_and_a_second_object_of_a_name_are_found() {
+        let mut lost = restricted(IMAGE);
+        lost["metadata"].as_object_mut().unwrap().remove("namespace");
+        assert!(only(&[lost]).contains("has namespace None"));
+        assert_eq!(only(&[restricted(IMAGE), restricted(IMAGE)]), "Pod p is there twice");
+    }
+
+    #[test]
+    fn an_account_that_is_not_made_is_found() {
+        let mut pod = restricted(IMAGE);
+        pod["spec"]["serviceAccountName"] = json!("nobody");
+        assert!(only(&[pod]).contains("runs as nobody"));
+    }
+}

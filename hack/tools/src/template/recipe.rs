@@ -73,9 +73,11 @@ const ADDITIONS: &[Addition] = &[
     },
     Addition {
         path: "usr/lib/systemd/journald.conf.d/10-environment.conf",
-        content: "# statfs(2) shows the node's pool and not the volume's limit, so a share of the disk would be far too much.\n\
+        content: "# statfs(2) shows the node's pool and not the volume's limit, so a share of the disk would be far too much;\n\
+                  # and a journal file takes its room before it needs it.\n\
                   [Journal]\n\
                   SystemMaxUse=64M\n\
+                  SystemMaxFileSize=512K\n\
                   SystemKeepFree=0\n\
                   RuntimeMaxUse=8M\n",
     },

@@ -24,27 +24,25 @@ pub fn command<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl Into
 
 /// Runs it to its end and returns its standard output.
 pub fn run(command: &mut Command) -> Result<String, Error> {
-    finish(command, None)
+    run_with(command, Stdio::null())
 }
 
-/// Like [`run`] with something on its standard input.
+/// Like [`run`] with a text on its standard input.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<String, Error> {
-    finish(command, Some(input))
+    let output = fed(command, input).map_err(|source| Error::Start(shown(command), source))?;
+    checked(command, &output)
+}
+
+/// Like [`run`] with a file or nothing as its standard input.
+pub fn run_with(command: &mut Command, input: Stdio) -> Result<String, Error> {
+    let output = command.stdin(input).output().map_err(|source| Error::Start(shown(command), source))?;
+    checked(command, &output)
 }
 
 /// `ip -n viv-cp link ...` as one line of words.
 pub fn words(line: &str) -> Result<String, Error> {
     let mut words = line.split_whitespace();
     run(&mut command(words.next().unwrap_or_default(), words))
-}
-
-fn finish(command: &mut Command, input: Option<&str>) -> Result<String, Error> {
-    let output = match input {
-        None => command.stdin(Stdio::null()).output(),
-        Some(input) => fed(command, input),
-    };
-    let output = output.map_err(|source| Error::Start(shown(command), source))?;
-    checked(command, &output)
 }
 
 /// A program that ends without reading its input says why on its standard error.

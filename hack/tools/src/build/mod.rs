@@ -16,11 +16,7 @@ pub use debian::ensure_packages;
 use modules::{MODULES, Module};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    cache, command,
-    progress::{Progress, Step},
-    workspace,
-};
+use crate::{cache, command, progress::Progress, workspace};
 
 /// Why a program is not there.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +72,7 @@ pub fn ensure_programs() -> Result<Programs, Error> {
     }
     let lock = cache::root();
     let _lock = cache::lock("build").map_err(file("lock", &lock))?;
-    let _step = Step::begin("building the programs of the lab (about 15 minutes on two cores when nothing is cached)");
+    eprintln!("building the programs of the lab: about 20 minutes on two cores when nothing is cached");
     let mut progress = Progress::new(missing.iter().map(|(module, _)| module.programs.len()).sum());
     for (module, place) in missing {
         build(module, &folder.join(module.name), &place, &mut progress)?;

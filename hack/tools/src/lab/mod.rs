@@ -1,28 +1,181 @@
-//! The subcommand `lab`.
+//! The subcommand `lab`: a real Kubernetes of several nodes on this machine, from programs built by [`crate::build`].
+//! This file says what can be asked; [`up`] and [`down`] are the two big answers, [`node`] is a node from outside and
+//! [`node_init`] from inside, [`state`] says where everything is.
 
-use std::{error::Error, process::ExitCode};
+mod cgroup;
+mod checks;
+mod config;
+mod control_plane;
+mod down;
+mod error;
+mod forward;
+mod images;
+mod loops;
+mod network;
+mod node;
+mod node_init;
+mod pki;
+mod process;
+mod state;
+mod status;
+mod up;
+mod wait;
+
+use std::{
+    error::Error as StdError,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use error::{Error, io, refused};
+use node::Node;
+use state::{Cluster, Layout};
+
+use crate::build;
 
 /// Arguments of `lab`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    action: Action,
 }
 
 #[derive(clap::Subcommand)]
-enum Command {
-    /// Build the programs into the cache without starting anything.
+enum Action {
+    /// Bring the lab up; what is built and running already is kept.
+    Up {
+        /// How many nodes; 3 unless a lab is up.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(down::MOST_NODES)))]
+        nodes: Option<u8>,
+    },
+    /// Take the lab away with all that it holds.
+    Down,
+    /// Show what runs. Ends with 1 unless all is well.
+    Status,
+    /// Print the path of the kubeconfig for this machine.
+    Kubeconfig,
+    /// Print the directory of kubectl, helm, crictl and all other programs.
+    Programs,
+    /// Build the programs into the cache and start nothing.
     Build,
+    /// Put image archives (OCI or Docker) into the containerd of every node.
+    LoadImage {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Switches of a node, and a shell on it.
+    #[command(subcommand)]
+    Node(Switch),
+    /// Print where the logs are, or the end of the logs whose name begins with NAME.
+    Logs { name: Option<String> },
+    /// Run a command in the control plane's network, from where pods and services can be reached.
+    Run {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    #[command(hide = true)]
+    NodeInit { node: u8, nodes: u8 },
+    #[command(hide = true)]
+    Forward,
 }
 
-pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn Error>> {
-    match arguments.command {
-        Command::Build => {
-            crate::build::ensure_packages()?;
-            for (name, path) in crate::build::ensure_programs()?.iter() {
-                println!("{name} {}", path.display());
-            }
-        }
+#[derive(clap::Subcommand)]
+enum Switch {
+    /// Cut the power: everything on the node ends at once, its disk stays.
+    PowerOff { name: String },
+    /// Switch it on again.
+    PowerOn { name: String },
+    /// Pull the network cable: what runs goes on.
+    Partition { name: String },
+    /// Put the network cable back.
+    Heal { name: String },
+    /// Run a command on the node; a shell if there is none.
+    Shell {
+        name: String,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
+    let layout = Layout::from_environment();
+    match arguments.action {
+        Action::Up { nodes } => up::up(&layout, nodes)?,
+        Action::Down => down::down(&layout)?,
+        Action::Status => return Ok(if status::print(&layout)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Action::Kubeconfig => println!("{}", layout.kubeconfig().display()),
+        Action::Programs => println!("{}", layout.programs().display()),
+        Action::Build => build()?,
+        Action::LoadImage { files } => load_images(&layout, &files)?,
+        Action::Node(switch) => node(&layout, switch)?,
+        Action::Logs { name } => status::logs(&layout, name.as_deref())?,
+        Action::Run { command } => run_in_network(&layout, &command)?,
+        Action::NodeInit { node, nodes } => node_init::run(&layout, Node::new(node), nodes)?,
+        Action::Forward => forward::serve()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a function where the registry and the services of the lab can be reached, on a thread of its own.
+#[expect(dead_code, reason = "for the subcommands that push images")]
+pub fn in_control_plane<T: Send>(function: impl FnOnce() -> T + Send) -> Result<T, impl StdError> {
+    network::inside(network::CONTROL_PLANE, function)
+}
+
+fn build() -> Result<(), Error> {
+    build::ensure_packages()?;
+    for (name, path) in build::ensure_programs()?.iter() {
+        println!("{name} {}", path.display());
+    }
+    Ok(())
+}
+
+fn cluster(layout: &Layout) -> Result<Cluster, Error> {
+    layout.cluster()?.ok_or_else(|| refused(format!("there is no lab at {}: hack/lab up", layout.root().display())))
+}
+
+fn load_images(layout: &Layout, files: &[PathBuf]) -> Result<(), Error> {
+    let mut on = Vec::new();
+    for node in cluster(layout)?.nodes() {
+        if node.running(layout)?.is_some() {
+            on.push(node);
+        }
+    }
+    node::load_images(layout, &on, files)
+}
+
+fn node(layout: &Layout, switch: Switch) -> Result<(), Error> {
+    let cluster = cluster(layout)?;
+    match switch {
+        Switch::PowerOff { name } => {
+            let node = cluster.node(&name)?;
+            node::power_off(layout, node)?;
+        }
+        Switch::PowerOn { name } => node::power_on(layout, &cluster, cluster.node(&name)?)?,
+        Switch::Partition { name } => network::link(cluster.node(&name)?, false)?,
+        Switch::Heal { name } => network::link(cluster.node(&name)?, true)?,
+        Switch::Shell { name, command } => {
+            let shell = if command.is_empty() { vec!["/bin/bash".to_owned()] } else { command };
+            return Err(replace(node::inside(layout, cluster.node(&name)?, &shell)?));
+        }
+    }
+    up::route_services(layout, &cluster)
+}
+
+/// Becomes the command, so that whoever ends this process ends the command.
+fn run_in_network(layout: &Layout, words: &[String]) -> Result<(), Error> {
+    network::join(network::CONTROL_PLANE)?;
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    let mut command = Command::new(program);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.args(arguments).env("PATH", format!("{}:{path}", layout.programs().display()));
+    command.env("KUBECONFIG", layout.inner_kubeconfig());
+    Err(replace(command))
+}
+
+/// Returns only when the program cannot be started.
+fn replace(mut command: Command) -> Error {
+    let error = command.exec();
+    io("start", command.get_program().display())(error)
 }

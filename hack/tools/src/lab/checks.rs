@@ -1,0 +1,125 @@
+//! What must hold on this machine before a lab can be. Everything that is missing is told at once.
+
+use std::{fs, path::Path};
+
+use super::{
+    error::{Error, refused},
+    state::Layout,
+};
+use crate::cache;
+
+/// Free space that programs, images and a few environments take.
+const DISK_GIB: u64 = 15;
+
+/// What was found on the machine.
+struct Machine {
+    is_root: bool,
+    filesystems: String,
+    user_namespaces: u64,
+    has_cgroups: bool,
+    /// Place and free GiB.
+    disks: Vec<(String, u64)>,
+}
+
+/// Refuses with a list of all that is missing.
+pub fn machine(layout: &Layout) -> Result<(), Error> {
+    // Loads the module where it is one; what matters is whether it is there afterwards.
+    for module in ["btrfs", "overlay"] {
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        if !has(&known, module) {
+            let _ = std::process::Command::new("modprobe").arg(module).output();
+        }
+    }
+    let maximum = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let machine = Machine {
+        is_root: rustix::process::geteuid().is_root(),
+        filesystems: fs::read_to_string("/proc/filesystems").unwrap_or_default(),
+        user_namespaces: maximum.trim().parse().unwrap_or(0),
+        has_cgroups: Path::new("/sys/fs/cgroup/memory").is_dir()
+            || Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        disks: [layout.root().to_path_buf(), cache::root()].iter().filter_map(|path| free(path)).collect(),
+    };
+    let missing = missing(&machine);
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(refused(format!("the lab cannot run here:\n  {}", missing.join("\n  "))))
+    }
+}
+
+fn has(filesystems: &str, name: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().last() == Some(name))
+}
+
+fn missing(machine: &Machine) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut require = |holds: bool, sentence: &str| {
+        if !holds {
+            missing.push(sentence.to_owned());
+        }
+    };
+    require(machine.is_root, "root: run it as root, it makes namespaces, mounts and cgroups");
+    for name in ["btrfs", "overlay"] {
+        let sentence = format!(
+            "the kernel has no {name} (not in /proc/filesystems): load the module or take a kernel that has it"
+        );
+        require(has(&machine.filesystems, name), &sentence);
+    }
+    require(
+        machine.user_namespaces > 0,
+        "user namespaces are off: sysctl user.max_user_namespaces=100000 (or a kernel with CONFIG_USER_NS)",
+    );
+    require(
+        machine.has_cgroups,
+        "no memory controller at /sys/fs/cgroup: mount cgroup2 or the cgroup v1 controllers there",
+    );
+    for (place, gib) in &machine.disks {
+        let sentence = format!(
+            "{gib} GiB are free at {place} and {DISK_GIB} are needed: free some, or set VIVARIUM_LAB and VIVARIUM_CACHE"
+        );
+        require(*gib >= DISK_GIB, &sentence);
+    }
+    missing
+}
+
+/// Free GiB at a place that need not exist yet.
+fn free(path: &Path) -> Option<(String, u64)> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let space = rustix::fs::statvfs(existing).ok()?;
+    Some((path.display().to_string(), (space.f_bavail * space.f_frsize) >> 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Machine {
+        Machine {
+            is_root: true,
+            filesystems: "nodev\toverlay\n\tbtrfs\n".into(),
+            user_namespaces: 1,
+            has_cgroups: true,
+            disks: vec![("/var".into(), DISK_GIB)],
+        }
+    }
+
+    #[test]
+    fn a_good_machine_lacks_nothing() {
+        assert!(missing(&good()).is_empty());
+    }
+
+    #[test]
+    fn each_thing_that_is_missing_is_named() {
+        for (machine, word) in [
+            (Machine { is_root: false, ..good() }, "root"),
+            (Machine { filesystems: "\tbtrfs\n".into(), ..good() }, "overlay"),
+            (Machine { filesystems: "nodev\toverlay\n\tbtrfs2\n".into(), ..good() }, "btrfs"),
+            (Machine { user_namespaces: 0, ..good() }, "user.max_user_namespaces"),
+            (Machine { has_cgroups: false, ..good() }, "cgroup"),
+            (Machine { disks: vec![("/var".into(), 3)], ..good() }, "3 GiB are free at /var"),
+        ] {
+            let missing = missing(&machine);
+            assert!(missing.len() == 1 && missing[0].contains(word), "{missing:?} should name {word}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! `lab status` and `lab logs`: what runs, and where to read on.
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::Value;
+
+use super::{
+    control_plane,
+    error::{Error, io, refused},
+    network,
+    process::{self, Record},
+    state::Layout,
+};
+use crate::command::end_of;
+
+/// Status of the condition Ready of each node, by name.
+pub fn readiness(layout: &Layout) -> Result<BTreeMap<String, String>, Error> {
+    let json = control_plane::kubectl(layout, &["get", "nodes", "--output=json", "--request-timeout=5s"])?;
+    let list = serde_json::from_str(&json)
+        .map_err(|source| Error::Record { path: "the output of kubectl get nodes".to_owned(), source })?;
+    Ok(parse(&list))
+}
+
+fn parse(list: &Value) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let nodes = list["items"].as_array().into_iter().flatten();
+    let ready = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.filter(|condition| condition["type"] == "Ready").map(|condition| text(&condition["status"])).next()
+    };
+    nodes.map(|node| (text(&node["metadata"]["name"]), ready(node).unwrap_or_default())).collect()
+}
+
+/// Prints a table; tells whether everything is well.
+pub fn print(layout: &Layout) -> Result<bool, Error> {
+    let Some(cluster) = layout.cluster()? else {
+        println!("there is no lab at {}: hack/lab up", layout.root().display());
+        return Ok(false);
+    };
+    let mut well = true;
+    println!("{:<20} {:<8} STATE", "CONTROL PLANE", "PID");
+    for name in control_plane::PROCESSES {
+        let record = Record::load_alive(layout, name)?;
+        well &= record.is_some();
+        let state = if record.is_some() { "running" } else { "NOT RUNNING" };
+        println!("{name:<20} {:<8} {state}", pid(record.map(|record| record.pid())));
+    }
+    let ready = readiness(layout).unwrap_or_default();
+    println!(
+        "\n{:<8} {:<12} {:<9} {:<8} {:<11} {:<8} KUBE-PROXY",
+        "NODE", "READY", "NETWORK", "PID", "CONTAINERD", "KUBELET"
+    );
+    for node in cluster.nodes() {
+        let init = node.running(layout)?;
+        let children = init.as_ref().map(process::children).unwrap_or_default();
+        let child = |name: &str| pid(children.iter().find(|child| child.0 == name).map(|child| child.1));
+        let linked = network::is_linked(node);
+        let ready = ready.get(&node.name()).map_or("unknown", String::as_str);
+        well &= init.is_some() && linked && ready == "True";
+        println!(
+            "{:<8} {:<12} {:<9} {:<8} {:<11} {:<8} {}",
+            node.name(),
+            if init.is_some() { ready } else { "off" },
+            if linked { "up" } else { "down" },
+            pid(init.map(|record| record.pid())),
+            child("containerd"),
+            child("kubelet"),
+            child("kube-proxy")
+        );
+    }
+    println!("\nKUBECONFIG={}   programs: {}", layout.kubeconfig().display(), layout.programs().display());
+    Ok(well)
+}
+
+fn pid(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string())
+}
+
+/// Prints where the logs are, or the end of those whose name begins with `name`.
+pub fn logs(layout: &Layout, name: Option<&str>) -> Result<(), Error> {
+    let folder = layout.logs();
+    let entries =
+        fs::read_dir(&folder).map_err(|_| refused(format!("there is no lab at {}", layout.root().display())))?;
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let wanted = name.unwrap_or_default();
+    paths.retain(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(wanted)));
+    if paths.is_empty() {
+        return Err(refused(format!(
+            "no log in {} begins with `{wanted}`; `hack/lab logs` lists them",
+            folder.display()
+        )));
+    }
+    for path in paths {
+        if name.is_none() {
+            println!("{}", path.display());
+            continue;
+        }
+        let text = fs::read(&path).map_err(io("read", path.display()))?;
+        println!("==> {} <==\n{}\n", path.display(), end_of(&String::from_utf8_lossy(&text), 40));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_condition_ready_is_found_among_others() {
+        let node = |name: &str, status: &str| {
+            json!({ "metadata": { "name": name }, "status": { "conditions": [
+                { "type": "DiskPressure", "status": "False" }, { "type": "Ready", "status": status } ] } })
+        };
+        let list = json!({ "items": [node("n1", "True"), node("n2", "Unknown"), { "metadata": { "name": "n3" } }] });
+        let expected = [("n1", "True"), ("n2", "Unknown"), ("n3", "")];
+        assert_eq!(parse(&list), expected.map(|(name, ready)| (name.to_owned(), ready.to_owned())).into());
+    }
+}

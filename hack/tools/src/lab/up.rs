@@ -1,0 +1,178 @@
+//! `lab up`: from whatever is there to a healthy lab. A lab whose control plane runs is completed (nodes that are off are
+//! switched on, cables put back); anything else that is left of one is cleaned up and made anew.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::{
+    cgroup, checks, control_plane, down,
+    error::{Error, io, refused},
+    forward, images, network,
+    node::{self, Node},
+    pki,
+    process::Record,
+    state::{self, Cluster, Layout},
+    status, wait,
+};
+use crate::{
+    build::{self, Programs},
+    cache,
+    progress::Progress,
+};
+
+const READY: Duration = Duration::from_secs(120);
+
+/// Brings a lab of `size` nodes up, or of as many as there are, or of 3.
+pub fn up(layout: &Layout, size: Option<u8>) -> Result<(), Error> {
+    let begun = Instant::now();
+    checks::machine(layout)?;
+    build::ensure_packages()?;
+    let programs = build::ensure_programs()?;
+    let images = images::ensure(&programs)?;
+    let built = begun.elapsed();
+    let cache = cache::root();
+    let _lock = cache::lock("lab").map_err(io("lock", cache.display()))?;
+    let begun = Instant::now();
+    if let Some(cluster) = running(layout)? {
+        return complete(layout, &cluster, size);
+    }
+    clean(layout)?;
+    let cluster = Cluster::new(size.unwrap_or(3));
+    make(layout, &cluster, &programs, &images)?;
+    println!(
+        "the lab is up: {} nodes Ready after {:.1} s (and {:.1} s for programs and images)\n  \
+         export KUBECONFIG={}\n  export PATH={}:$PATH\n  hack/lab status",
+        cluster.size(),
+        begun.elapsed().as_secs_f32(),
+        built.as_secs_f32(),
+        layout.kubeconfig().display(),
+        layout.programs().display()
+    );
+    Ok(())
+}
+
+/// The lab, if its control plane runs as a whole.
+fn running(layout: &Layout) -> Result<Option<Cluster>, Error> {
+    let Some(cluster) = layout.cluster()? else { return Ok(None) };
+    Ok(control_plane::is_running(layout)?.then_some(cluster))
+}
+
+fn complete(layout: &Layout, cluster: &Cluster, size: Option<u8>) -> Result<(), Error> {
+    if let Some(size) = size.filter(|size| *size != cluster.size()) {
+        return Err(refused(format!(
+            "a lab of {} nodes is up and {size} were asked for; `hack/lab down` first",
+            cluster.size()
+        )));
+    }
+    for node in cluster.nodes() {
+        if node.running(layout)?.is_none() {
+            println!("node {node} is off; switching it on");
+            node::power_on(layout, cluster, node)?;
+        } else if !network::is_linked(node) {
+            println!("node {node} is cut off; putting its cable back");
+            network::link(node, true)?;
+        }
+    }
+    route_services(layout, cluster)?;
+    wait_for_nodes(layout, cluster)?;
+    println!("the lab is up and healthy: {} nodes Ready", cluster.size());
+    Ok(())
+}
+
+/// Takes away what a crash left. A lab of another directory is not touched.
+fn clean(layout: &Layout) -> Result<(), Error> {
+    if layout.cluster()?.is_some() {
+        println!("cleaning up what is left of an earlier lab");
+        return down::take_down(layout);
+    }
+    for namespace in network::present() {
+        let processes = network::processes(&namespace);
+        if !processes.is_empty() {
+            return Err(refused(format!(
+                "network namespace {namespace} is in use by {}, which does not belong to {}: another lab is up \
+                 (set VIVARIUM_LAB to its directory and run `hack/lab down`)",
+                processes.join(", "),
+                layout.root().display()
+            )));
+        }
+        network::remove(&namespace)?;
+    }
+    cgroup::remove_all()?;
+    let is_empty = fs::read_dir(layout.root()).map_or(true, |mut entries| entries.next().is_none());
+    if is_empty {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{} is not empty and no lab's: set VIVARIUM_LAB to another directory",
+        layout.root().display()
+    )))
+}
+
+fn make(layout: &Layout, cluster: &Cluster, programs: &Programs, images: &[PathBuf]) -> Result<(), Error> {
+    let nodes: Vec<Node> = cluster.nodes().collect();
+    let mut progress = Progress::new(5);
+    {
+        let _step = progress.step("certificates, networks and cgroups");
+        forward::check()?;
+        let marker = serde_json::to_vec(cluster).unwrap_or_default();
+        state::write(&layout.marker(), marker)?;
+        for folder in [layout.programs(), layout.records(), layout.logs()] {
+            state::create(&folder)?;
+        }
+        for (name, path) in programs.iter() {
+            let link = layout.program(name);
+            symlink(path, &link).map_err(io("link", link.display()))?;
+        }
+        pki::create(layout, cluster.nodes())?;
+        network::create()?;
+    }
+    {
+        let _step = progress.step("control plane and nodes");
+        control_plane::start(layout)?;
+        for node in &nodes {
+            node::power_on(layout, cluster, *node)?;
+        }
+        route_services(layout, cluster)?;
+        control_plane::finish(layout)?;
+    }
+    {
+        let _step = progress.step("images");
+        node::load_images(layout, &nodes, images)?;
+    }
+    {
+        let _step = progress.step(format!("waiting for {} Ready nodes", nodes.len()));
+        wait_for_nodes(layout, cluster)?;
+    }
+    let _step = progress.step("cluster DNS");
+    control_plane::kubectl_with(layout, &["apply", "-f", "-"], include_str!("coredns.yaml"))?;
+    let rollout = ["rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=90s"];
+    control_plane::kubectl(layout, &rollout).map(drop)
+}
+
+/// Service addresses go through the first node that is on and connected.
+pub fn route_services(layout: &Layout, cluster: &Cluster) -> Result<(), Error> {
+    for node in cluster.nodes() {
+        if node.running(layout)?.is_some() && network::is_linked(node) {
+            return network::route_services(node);
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_nodes(layout: &Layout, cluster: &Cluster) -> Result<(), Error> {
+    let what = format!("{} Ready nodes", cluster.size());
+    let hint = format!("see {} and `hack/lab status`", layout.logs().display());
+    wait::until(READY, Duration::from_millis(300), &what, &hint, || {
+        for node in cluster.nodes() {
+            if !Record::load(layout, &node.init())?.is_some_and(|record| record.is_alive()) {
+                return Err(refused(format!("node {node} ended; see {}", layout.log(&node.name()).display())));
+            }
+        }
+        let ready = status::readiness(layout).unwrap_or_default();
+        Ok(cluster.nodes().all(|node| ready.get(&node.name()).is_some_and(|ready| ready == "True")).then_some(()))
+    })
+}

@@ -60,8 +60,12 @@ pub fn create() -> Result<(), Error> {
 pub fn create_node(node: Node, all: impl Iterator<Item = Node>) -> Result<(), Error> {
     remove(&node.namespace())?;
     let (name, namespace) = (node.name(), node.namespace());
-    words(&format!("ip netns add {namespace}"))?;
     let outside = format!("ip -n {CONTROL_PLANE}");
+    // The kernel takes a namespace apart in its own time, and the cable's end in this one goes with it.
+    if !shown(node).is_empty() {
+        words(&format!("{outside} link del {name}"))?;
+    }
+    words(&format!("ip netns add {namespace}"))?;
     let inside = format!("ip -n {namespace}");
     words(&format!("{inside} link set lo up"))?;
     words(&format!("{outside} link add {name} type veth peer name eth0 netns {namespace}"))?;
@@ -84,8 +88,12 @@ pub fn link(node: Node, up: bool) -> Result<(), Error> {
 
 /// Whether a node's cable is in. False when the node has no network at all.
 pub fn is_linked(node: Node) -> bool {
-    let shown = command::words(&format!("ip -n {CONTROL_PLANE} -o link show {}", node.name())).unwrap_or_default();
-    is_up(&shown)
+    is_up(&shown(node))
+}
+
+/// The cable's end at the bridge as ip-link(8) shows it; nothing when there is none.
+fn shown(node: Node) -> String {
+    command::words(&format!("ip -n {CONTROL_PLANE} -o link show {}", node.name())).unwrap_or_default()
 }
 
 /// Whether the administrator of a link in the output of `ip -o link` has it up (`LOWER_UP` is the other end).

@@ -98,7 +98,7 @@ pub fn power_on(layout: &Layout, cluster: &Cluster, node: Node) -> Result<(), Er
 
 /// Cuts a node's power: everything that runs on it ends at once, its disk stays.
 pub fn power_off(layout: &Layout, node: Node) -> Result<(), Error> {
-    if network::present().contains(&node.namespace()) {
+    if network::is_linked(node) {
         network::link(node, false)?;
     }
     cgroup::thaw(node)?;
@@ -137,7 +137,7 @@ pub fn inside(layout: &Layout, node: Node, words: &[String]) -> Result<Command, 
     let mut command = Command::new("nsenter");
     let target = format!("--target={}", init.pid());
     command.args([target.as_str(), "--mount", "--pid", "--net", "--uts", "--ipc", "--"]).args(words);
-    command.env("PATH", layout.search_path()).env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{CONTAINERD_SOCKET}"));
+    command.env("PATH", layout.search_path()).env("CRI_CONFIG_FILE", "/run/crictl.yaml");
     command.env("KUBECONFIG", layout.inner_kubeconfig());
     Ok(command)
 }

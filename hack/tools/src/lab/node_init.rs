@@ -141,7 +141,8 @@ fn configure(layout: &Layout, node: Node, nodes: u8) -> Result<(), Error> {
     // Pods that ask for the node's resolver get one that answers nothing: there is no way out of the lab.
     write("/run/resolv.conf", "nameserver 10.250.0.1\n".to_owned())?;
     write("/run/kubelet.yaml", config::kubelet(layout, node, reserved(nodes)?))?;
-    write("/run/kube-proxy.yaml", config::kube_proxy(layout, node))
+    write("/run/kube-proxy.yaml", config::kube_proxy(layout, node))?;
+    write("/run/crictl.yaml", format!("runtime-endpoint: unix://{}\n", config::CONTAINERD_SOCKET))
 }
 
 /// Memory in MiB that this node leaves to the others.

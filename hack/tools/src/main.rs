@@ -11,6 +11,7 @@ mod build;
 mod cache;
 mod charts;
 mod command;
+mod deny;
 mod image;
 mod install;
 mod lab;
@@ -38,6 +39,8 @@ enum Command {
     Templates(template::Args),
     /// Lints and renders the charts and checks what they promise.
     Charts(charts::Args),
+    /// Licences, advisories and sources of the dependencies.
+    Deny,
     /// From nothing to a virtual environment that answers.
     Quickstart,
     /// Everything that CI runs.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Images(arguments) => image::run(&arguments),
         Command::Templates(arguments) => template::run(&arguments),
         Command::Charts(arguments) => charts::run(&arguments),
+        Command::Deny => deny::run(),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),

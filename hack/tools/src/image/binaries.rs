@@ -24,10 +24,27 @@ pub struct Binaries {
 /// Builds what changed since the last build.
 pub fn build() -> Result<Binaries, BuildError> {
     let _step = Step::begin("building operator, node driver and runtime shim (some minutes when nothing is cached)");
+    let folder = cargo(&["vivarium-operator", "vivarium-node", "vivarium-shim"])?;
+    Ok(Binaries {
+        operator: folder.join("vivarium-operator"),
+        node: folder.join("vivarium-node"),
+        shim: folder.join("containerd-shim-vivarium-v1"),
+    })
+}
+
+/// Builds one executable of another package in the same way.
+pub fn build_one(package: &str, executable: &str) -> Result<PathBuf, BuildError> {
+    let _step = Step::begin(format!("building {executable}"));
+    Ok(cargo(&[package])?.join(executable))
+}
+
+/// Builds the executables of some packages; gives the folder that they are in. Packages that are built together share
+/// the features of what they depend on, so the same ones should always be named together.
+fn cargo(packages: &[&str]) -> Result<PathBuf, BuildError> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache::root().join("target"), PathBuf::from);
     let status = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--quiet", "--target", TARGET])
-        .args(["-p", "vivarium-operator", "-p", "vivarium-node", "-p", "vivarium-shim", "--bins"])
+        .args(["build", "--release", "--locked", "--quiet", "--bins", "--target", TARGET])
+        .args(packages.iter().flat_map(|package| ["-p", package]))
         .current_dir(workspace::root()?)
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
@@ -35,15 +52,7 @@ pub fn build() -> Result<Binaries, BuildError> {
         .stdout(Stdio::null())
         .status()
         .map_err(BuildError::Cargo)?;
-    if !status.success() {
-        return Err(BuildError::Failed);
-    }
-    let at = |name: &str| target.join(TARGET).join("release").join(name);
-    Ok(Binaries {
-        operator: at("vivarium-operator"),
-        node: at("vivarium-node"),
-        shim: at("containerd-shim-vivarium-v1"),
-    })
+    if status.success() { Ok(target.join(TARGET).join("release")) } else { Err(BuildError::Failed) }
 }
 
 /// Why the programs are not there.

@@ -3,7 +3,7 @@
 //!
 //! A tag is the version and a digest of the content, so that a changed image has a new name and nodes pull it.
 
-mod binaries;
+pub mod binaries;
 mod closure;
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    build, cache,
+    build, cache, lab,
     oci::{self, Archive, Entry, ImageBuilder},
     progress::Step,
 };
@@ -80,7 +80,8 @@ pub fn push(archive: &Path) -> Result<(), ImageError> {
     let archive = Archive::open(archive)?;
     let host = archive.reference().split('/').next().unwrap_or_default().to_owned();
     let _step = Step::begin(format!("pushing {}", archive.reference()));
-    Ok(archive.push(&format!("http://{host}"))?)
+    let pushed = lab::in_control_plane(|| archive.push(&format!("http://{host}")));
+    Ok(pushed.map_err(|error| ImageError::Lab(error.to_string()))??)
 }
 
 /// What an image is made of.
@@ -190,6 +191,9 @@ pub enum ImageError {
     /// Image.
     #[error(transparent)]
     Image(#[from] oci::Error),
+    /// The network of the lab.
+    #[error("the lab's registry cannot be reached; is the lab up (hack/lab up)? {0}")]
+    Lab(String),
     /// A file.
     #[error("cannot {attempt} {path}, which belongs into an image", path = .path.display())]
     File {

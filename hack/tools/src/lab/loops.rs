@@ -19,7 +19,7 @@ struct Device {
     #[serde(rename = "back-ino")]
     inode: u64,
     #[serde(rename = "back-maj:min")]
-    device: String,
+    filesystem: String,
 }
 
 fn parse(json: &str) -> Result<Vec<Device>, serde_json::Error> {
@@ -35,7 +35,7 @@ pub fn below(folder: &Path) -> Result<Vec<String>, Error> {
         return Ok(Vec::new());
     }
     let mut wanted: BTreeMap<(String, u64), String> =
-        devices.into_iter().map(|device| ((device.device, device.inode), device.name)).collect();
+        devices.into_iter().map(|device| ((device.filesystem, device.inode), device.name)).collect();
     let mut found = Vec::new();
     walk(folder, &mut wanted, &mut found)?;
     Ok(found)
@@ -75,7 +75,7 @@ mod tests {
     fn a_listing_is_read() {
         let devices = parse(r#"{"loopdevices":[{"name":"/dev/loop3","back-ino":42,"back-maj:min":"254:0"}]}"#).unwrap();
         assert_eq!(
-            (devices[0].name.as_str(), devices[0].inode, devices[0].device.as_str()),
+            (devices[0].name.as_str(), devices[0].inode, devices[0].filesystem.as_str()),
             ("/dev/loop3", 42, "254:0")
         );
         assert!(parse("\n").unwrap().is_empty());

@@ -28,7 +28,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use error::{Error, io, refused};
+pub use error::Error;
+use error::{io, refused};
 use node::Node;
 use state::{Cluster, Layout};
 
@@ -118,8 +119,7 @@ pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
 }
 
 /// Runs a function where the registry and the services of the lab can be reached, on a thread of its own.
-#[expect(dead_code, reason = "for the subcommands that push images")]
-pub fn in_control_plane<T: Send>(function: impl FnOnce() -> T + Send) -> Result<T, impl StdError> {
+pub fn in_control_plane<T: Send>(function: impl FnOnce() -> T + Send) -> Result<T, Error> {
     network::inside(network::CONTROL_PLANE, function)
 }
 

@@ -26,13 +26,13 @@ use crate::command::end_of;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pid: i32,
-    /// Clock ticks after boot (proc_pid_stat(5), field 22).
+    /// Clock ticks after boot (`proc_pid_stat(5)`, field 22).
     start_time: u64,
     /// A record of before a reboot means nothing.
     boot: String,
 }
 
-/// What proc_pid_stat(5) says of a process.
+/// What `proc_pid_stat(5)` says of a process.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: char,

@@ -49,12 +49,12 @@ impl Archive {
         let mut archive = Self { file, reference, digest: digest.to_owned(), manifest: Vec::new(), blobs };
         let manifest = Digest::parse(digest).and_then(|digest| archive.blob(&digest));
         archive.manifest = match manifest {
-            Some(Blob::Part { file, offset, size }) => {
+            Some(Blob { file, offset, size }) => {
                 let mut bytes = vec![0; size as usize];
                 std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, offset).map_err(reading())?;
                 bytes
             }
-            _ => return Err(wrong("its manifest is missing")),
+            None => return Err(wrong("its manifest is missing")),
         };
         Ok(archive)
     }
@@ -67,6 +67,11 @@ impl Archive {
     /// Digest of the manifest.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The manifest as it stands in the archive.
+    pub fn manifest(&self) -> &[u8] {
+        &self.manifest
     }
 
     /// Uploads what the registry at `base` (`http://host:port`) does not have yet, then the manifest. Must run where the
@@ -82,14 +87,14 @@ impl Archive {
                 path: self.reference().into(),
                 what: "its manifest names a blob that it does not hold",
             })?;
-            registry.upload(digest, blob)?;
+            registry.upload(digest, &blob)?;
         }
         registry.tag(self.reference.tag(), &self.manifest)
     }
 
     fn blob(&self, digest: &Digest) -> Option<Blob<'_>> {
         let (offset, size) = *self.blobs.get(digest.hex())?;
-        Some(Blob::Part { file: &self.file, offset, size })
+        Some(Blob { file: &self.file, offset, size })
     }
 }
 

@@ -13,13 +13,13 @@ use super::{
     Error,
     digest::Digest,
     layer::{self, Compression, Entry, Layer},
-    push,
     reference::Reference,
 };
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const SEARCH_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Zero, as in the layers.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
@@ -30,7 +30,6 @@ pub struct ImageBuilder {
     layers: Vec<Layer>,
     entrypoint: Vec<String>,
     command: Vec<String>,
-    environment: Vec<String>,
     labels: serde_json::Map<String, Value>,
     user: Option<String>,
     stop_signal: Option<String>,
@@ -44,7 +43,6 @@ impl ImageBuilder {
             layers: Vec::new(),
             entrypoint: Vec::new(),
             command: Vec::new(),
-            environment: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
             labels: serde_json::Map::new(),
             user: None,
             stop_signal: None,
@@ -71,12 +69,6 @@ impl ImageBuilder {
     /// Default arguments.
     pub fn command(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.command = words.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// One more variable, `NAME=value`.
-    pub fn environment(mut self, assignment: impl Into<String>) -> Self {
-        self.environment.push(assignment.into());
         self
     }
 
@@ -130,23 +122,8 @@ impl ImageBuilder {
         Ok(Digest::of(&manifest).to_string())
     }
 
-    /// Uploads what the registry at `base` (`http://host:port`) does not have yet, then the manifest under the
-    /// reference's repository and tag. Returns the digest of the manifest. Must run where the registry can be reached:
-    /// `lab::in_control_plane` for the lab's.
-    pub fn push(&self, base: &str) -> Result<String, Error> {
-        let registry = push::Registry::new(base, self.reference.repository());
-        for layer in &self.layers {
-            registry.upload(&layer.digest, push::Blob::File(&layer.blob))?;
-        }
-        let config = self.config();
-        registry.upload(&Digest::of(&config), push::Blob::Bytes(&config))?;
-        let manifest = self.manifest(&config);
-        registry.tag(self.reference.tag(), &manifest)?;
-        Ok(Digest::of(&manifest).to_string())
-    }
-
     fn config(&self) -> Vec<u8> {
-        let mut config = json!({ "Env": self.environment });
+        let mut config = json!({ "Env": [SEARCH_PATH] });
         let mut set = |name: &str, value: Value| config[name] = value;
         if !self.entrypoint.is_empty() {
             set("Entrypoint", json!(self.entrypoint));

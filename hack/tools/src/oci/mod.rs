@@ -1,6 +1,6 @@
 //! Container images without a container engine: [`ImageBuilder`] makes layers, configuration, manifest and index of an
 //! OCI image (image-spec 1.1) from files or tar archives, [`ImageBuilder::write_archive`] puts them into a tarball that
-//! `ctr images import` and `skopeo` read, [`ImageBuilder::push`] into a registry over plain HTTP. What is built depends
+//! `ctr images import` and `skopeo` read, [`Archive::push`] takes one of those into a registry over plain HTTP. What is built depends
 //! on the input alone: time stamps are zero, so that the same files give the same digests.
 
 mod archive;

@@ -23,12 +23,11 @@ pub struct Registry {
     repository: String,
 }
 
-/// Content of a blob.
-pub enum Blob<'a> {
-    File(&'a File),
-    /// `size` bytes of a file from `offset` on.
-    Part { file: &'a File, offset: u64, size: u64 },
-    Bytes(&'a [u8]),
+/// Content of a blob: `size` bytes of a file from `offset` on.
+pub struct Blob<'a> {
+    pub file: &'a File,
+    pub offset: u64,
+    pub size: u64,
 }
 
 impl Registry {
@@ -43,7 +42,7 @@ impl Registry {
     }
 
     /// Puts a blob there unless it is there.
-    pub fn upload(&self, digest: &Digest, blob: Blob<'_>) -> Result<(), Error> {
+    pub fn upload(&self, digest: &Digest, blob: &Blob<'_>) -> Result<(), Error> {
         let attempt = format!("store blob {digest} of {}", self.repository);
         let url = format!("{}/v2/{}/blobs/{digest}", self.base, self.repository);
         let known = self.answer(&attempt, self.agent.head(url).call())?;
@@ -55,17 +54,10 @@ impl Registry {
         let begun = self.expect(&attempt, self.answer(&attempt, begun)?, StatusCode::ACCEPTED)?;
         let location = begun.headers().get(header::LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let request = self.agent.put(self.upload_url(location, digest)).content_type("application/octet-stream");
-        let stored = match blob {
-            Blob::Bytes(bytes) => request.send(bytes),
-            Blob::File(mut file) => {
-                file.rewind().map_err(Error::file("read", "layer"))?;
-                request.send(file)
-            }
-            Blob::Part { mut file, offset, size } => {
-                file.seek(SeekFrom::Start(offset)).map_err(Error::file("read", "archive"))?;
-                request.header(header::CONTENT_LENGTH, size).send(SendBody::from_owned_reader(file_part(file, size)?))
-            }
-        };
+        let Blob { mut file, offset, size } = *blob;
+        file.seek(SeekFrom::Start(offset)).map_err(Error::file("read", "archive"))?;
+        let part = SendBody::from_owned_reader(file_part(file, size)?);
+        let stored = request.header(header::CONTENT_LENGTH, size).send(part);
         self.expect(&attempt, self.answer(&attempt, stored)?, StatusCode::CREATED).map(drop)
     }
 

@@ -23,6 +23,8 @@ pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on a node's `Lease`: the session of the node driver.
 pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
+/// Annotation on a node's `Lease` while Vivarium is uninstalled: `requested` by the uninstaller, then `done` by the node.
+pub const ANNOTATION_UNINSTALL: &str = "vivarium.dev/uninstall";
 /// Finalizer on a `VirtualEnvironment`.
 pub const FINALIZER_ENVIRONMENT: &str = "vivarium.dev/environment";
 /// Finalizer on an `EnvironmentVolume`; removed by whoever destroyed the data.

@@ -39,8 +39,10 @@ pub struct BootConfig {
 #[cfg_attr(feature = "kubernetes", derive(schemars::JsonSchema))]
 pub struct Sysctl {
     /// Dotted name, for example `net.ipv4.ip_forward`.
+    #[cfg_attr(feature = "kubernetes", schemars(length(min = 1, max = 128)))]
     pub name: String,
     /// Value as it is written to `/proc/sys`.
+    #[cfg_attr(feature = "kubernetes", schemars(length(max = 256)))]
     pub value: String,
 }
 
@@ -49,10 +51,13 @@ pub struct Sysctl {
 #[cfg_attr(feature = "kubernetes", derive(schemars::JsonSchema))]
 pub struct ResourceLimit {
     /// Lower-case name without `RLIMIT_`: `nofile`, `nproc`, `core`, `memlock`, `stack`, ...
+    #[cfg_attr(feature = "kubernetes", schemars(length(min = 1, max = 32)))]
     pub name: String,
     /// Soft limit.
+    #[cfg_attr(feature = "kubernetes", schemars(length(min = 1, max = 32)))]
     pub soft: String,
     /// Hard limit.
+    #[cfg_attr(feature = "kubernetes", schemars(length(min = 1, max = 32)))]
     pub hard: String,
 }
 

@@ -1,11 +1,11 @@
 //! Conditions by the Kubernetes API conventions, the same shape on every kind.
 
 use jiff::Timestamp;
-use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// State of a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It holds.
     True,
@@ -16,11 +16,12 @@ pub enum ConditionStatus {
 }
 
 /// One observation of an object's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// Name of the condition, unique in its list.
     #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 316))]
     pub type_: String,
     /// Whether the condition holds.
     pub status: ConditionStatus,
@@ -31,14 +32,15 @@ pub struct Condition {
     #[schemars(with = "DateTime")]
     pub last_transition_time: Timestamp,
     /// Why, as one CamelCase word; each has a page in the runbook.
-    #[x_kube(validation = Rule::new("self != ''").message("a condition needs a reason"))]
+    #[schemars(length(min = 1, max = 1024))]
     pub reason: String,
     /// Why, as a sentence that says what to do.
+    #[schemars(length(max = 32768))]
     pub message: String,
 }
 
 /// A time stamp as the API server knows it.
-#[derive(schemars::JsonSchema)]
+#[derive(JsonSchema)]
 #[schemars(transparent)]
 #[allow(dead_code, reason = "only its schema is used")]
 struct DateTime(#[schemars(extend("format" = "date-time"))] String);

@@ -21,6 +21,7 @@ use crate::node::boot::{ResourceLimit, Sysctl};
     namespaced,
     status = "VirtualEnvironmentStatus",
     derive = "PartialEq",
+    cel,
     shortname = "ve",
     category = "vivarium",
     doc = "A complete operating system with its own init, root user, packages and services, which shares the kernel of the node it runs on and keeps every change that is made in it.",
@@ -85,21 +86,26 @@ pub enum RunMode {
 
 /// Compute resources and disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || !isQuantity(string(self.requests[k])) || !isQuantity(string(self.limits[k])) || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)").message("a request is larger than its limit: lower the request or raise the limit"))]
 pub struct Resources {
     /// What the scheduler keeps free for the environment: `cpu`, `memory`. Changed live.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(k, k in ['cpu', 'memory'])").message("requests may name cpu and memory; the disk has its own field"))]
+    #[x_kube(validation = Rule::new("self.all(k, isQuantity(string(self[k])) && quantity(string(self[k])).isGreaterThan(quantity('0')))").message("a resource is a positive quantity such as 500m or 2 for cpu, 512Mi or 1Gi for memory"))]
     #[schemars(extend("maxProperties" = 2))]
     pub requests: BTreeMap<String, Quantity>,
     /// What the environment can use at most: `cpu`, `memory`. Changed live.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(k, k in ['cpu', 'memory'])").message("limits may name cpu and memory; the disk has its own field"))]
+    #[x_kube(validation = Rule::new("self.all(k, isQuantity(string(self[k])) && quantity(string(self[k])).isGreaterThan(quantity('0')))").message("a resource is a positive quantity such as 500m or 2 for cpu, 512Mi or 1Gi for memory"))]
     #[schemars(extend("maxProperties" = 2))]
     pub limits: BTreeMap<String, Quantity>,
     /// How much the environment can write, beside its template. Grows live, never shrinks.
     #[serde(default = "default_disk")]
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0").message("a disk cannot shrink: set it back to the former size or a larger one"))]
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('16Mi')) >= 0").message("the disk must have at least 16Mi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self))").message("the disk is a quantity such as 512Mi or 10Gi"))]
+    #[x_kube(validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("the disk must have at least 16Mi"))]
+    #[x_kube(validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('1Pi')) <= 0").message("the disk can have at most 1Pi"))]
+    #[x_kube(validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("a disk cannot shrink: set it back to the former size or a larger one"))]
     pub disk: Quantity,
 }
 
@@ -153,7 +159,7 @@ fn default_secret_key() -> String {
 pub struct OperatingSystem {
     /// Host name; the name of the environment if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')").message("a host name is one DNS label: 1 to 63 lower-case letters, digits and '-'"))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("a host name is one DNS label: 1 to 63 lower-case letters, digits and '-'"))]
     #[schemars(length(max = 63))]
     pub hostname: Option<String>,
     /// Time zone, for example `Europe/Prague`; the template's if not given.
@@ -219,12 +225,14 @@ pub enum Protocol {
 pub struct Placement {
     /// Labels that the node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
 }
 
 /// The volume that holds an environment's changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.name) == has(oldSelf.name)").message("the volume of an environment cannot be changed"))]
 pub struct VolumePolicy {
     /// Name of the `EnvironmentVolume`; that of the environment if not given. Naming a volume that was retained gives its data to this environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -280,9 +288,13 @@ pub struct VirtualEnvironmentStatus {
     /// Incarnations in a row that failed; 0 once one was ready.
     #[serde(default)]
     pub failures: u32,
+    /// Newest incarnation that `failures` counts; 0 before the first failure.
+    #[serde(default)]
+    pub failed_epoch: u64,
     /// Conditions, by type: Ready, Scheduled, StorageReady, Booted, UpToDate; Reconciling and Stalled only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
 }
 

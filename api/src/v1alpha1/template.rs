@@ -15,6 +15,7 @@ use super::condition::Condition;
     kind = "EnvironmentTemplate",
     status = "EnvironmentTemplateStatus",
     derive = "PartialEq",
+    cel,
     shortname = "et",
     category = "vivarium",
     doc = "An operating system that environments start from: an OCI image that holds an init. Its tag is resolved to a digest once; environments keep the digest that they were made from.",
@@ -33,10 +34,11 @@ use super::condition::Condition;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         priority = "1"
-    )
+    ),
+    validation = Rule::new("self.spec.image == oldSelf.spec.image || !has(oldSelf.status) || !has(oldSelf.status.conditions) || !oldSelf.status.conditions.exists(c, c.type == 'Ready' && c.status == 'True')").message("a template that is Ready cannot be changed, environments rely on it: create a new template for the other image")
 )]
 pub struct EnvironmentTemplateSpec {
-    /// Reference of an OCI image, for example `registry.example.org/vivarium/debian:13` or `...@sha256:...`. It can be corrected as long as it was not resolved to a digest.
+    /// Reference of an OCI image, for example `registry.example.org/vivarium/debian:13` or `...@sha256:...`. It can be corrected as long as the template was not Ready.
     #[schemars(length(min = 1, max = 1024))]
     pub image: String,
 }
@@ -68,6 +70,7 @@ pub struct EnvironmentTemplateStatus {
     /// Conditions, by type: Ready; Stalled only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
 }
 

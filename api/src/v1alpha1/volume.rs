@@ -17,6 +17,7 @@ use super::condition::Condition;
     namespaced,
     status = "EnvironmentVolumeStatus",
     derive = "PartialEq",
+    cel,
     shortname = "ev",
     category = "vivarium",
     doc = "What an environment changed against its template. The operator makes one for each environment.",
@@ -38,7 +39,9 @@ pub struct EnvironmentVolumeSpec {
     /// Template layers that the volume lies on.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the template of a volume cannot be changed"))]
     pub template: VolumeTemplate,
-    /// How much can be written.
+    /// How much can be written. It can grow, not shrink.
+    #[x_kube(validation = Rule::new("isQuantity(string(self))").message("the size is a quantity such as 512Mi or 10Gi"))]
+    #[x_kube(validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("a volume cannot shrink: set it back to the former size or a larger one"))]
     pub size: Quantity,
     /// Environment of the same namespace that uses the volume; none when it was retained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,6 +86,7 @@ pub struct EnvironmentVolumeStatus {
     /// Conditions, by type: Published (False with a reason when the node driver could not hand it to the pod).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
 }
 

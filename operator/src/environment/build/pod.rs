@@ -1,0 +1,163 @@
+//! The pod of one incarnation. It passes `PodSecurity` level `baseline`: what an operating system needs beyond that is
+//! given by the runtime class.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Affinity, ConfigMapProjection, Container, KeyToPath, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+    NodeSelectorTerm, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSpec, ProjectedVolumeSource,
+    ResourceRequirements, SecretProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::environment::Resources;
+use vivarium_api::v1alpha1::{EnvironmentVolume, VirtualEnvironment};
+
+use super::{StartedWith, child};
+use crate::quantity::Amount;
+
+/// Time that an operating system has to shut down before it is killed.
+const GRACE_SECONDS: i64 = 90;
+/// Requests of an environment that asks for nothing. Without requests of its own Kubernetes would take the limits for
+/// them, and nodes could not be overcommitted.
+const DEFAULT_REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "32Mi")];
+
+/// The pod of incarnation `epoch` on `volume`.
+pub fn pod(
+    environment: &VirtualEnvironment,
+    volume: &EnvironmentVolume,
+    epoch: u64,
+    stub_image: &str,
+) -> Result<Pod, serde_json::Error> {
+    let started_with = StartedWith::of(environment);
+    let name = environment.name_any();
+    let mut metadata = child(environment, names::pod(&name, epoch));
+    metadata.labels.get_or_insert_default().insert(names::LABEL_EPOCH.into(), epoch.to_string());
+    let annotation = serde_json::to_string(&started_with)?;
+    metadata.annotations = Some(BTreeMap::from([(names::ANNOTATION_STARTED_WITH.to_owned(), annotation)]));
+    let mut node_selector = started_with.node_selector.clone();
+    node_selector.insert(names::TOPOLOGY_POOL.into(), "true".into());
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    let container = Container {
+        name: names::CONTAINER.into(),
+        image: Some(stub_image.into()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: Some(vec!["/sbin/init".into()]),
+        tty: Some(true),
+        stdin: Some(true),
+        resources: Some(resources(&environment.spec.resources)),
+        volume_mounts: Some(vec![mount("root", names::MOUNT_ROOT, false), mount("config", names::MOUNT_CONFIG, true)]),
+        ..Container::default()
+    };
+    let spec = PodSpec {
+        runtime_class_name: Some(names::RUNTIME_CLASS.into()),
+        host_users: Some(false),
+        hostname: Some(started_with.boot.hostname.clone()),
+        restart_policy: Some("Never".into()),
+        enable_service_links: Some(false),
+        automount_service_account_token: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        node_selector: Some(node_selector),
+        affinity: volume.status.as_ref().and_then(|s| s.node.as_deref()).map(pinned_to),
+        tolerations: Some(["not-ready", "unreachable"].map(tolerated_for_ever).into()),
+        readiness_gates: Some(vec![PodReadinessGate { condition_type: names::CONDITION_BOOTED.into() }]),
+        containers: vec![container],
+        volumes: Some(vec![root_volume(volume), config_volume(&name, &started_with)]),
+        ..PodSpec::default()
+    };
+    Ok(Pod { metadata, spec: Some(spec), status: None })
+}
+
+/// Compute resources of the container.
+#[must_use]
+pub fn resources(wanted: &Resources) -> ResourceRequirements {
+    let mut requests = wanted.requests.clone();
+    for (name, default) in DEFAULT_REQUESTS {
+        requests.entry(name.into()).or_insert_with(|| {
+            let default = Quantity(default.into());
+            match wanted.limits.get(name) {
+                Some(limit) if Amount::of(limit) < Amount::of(&default) => limit.clone(),
+                _ => default,
+            }
+        });
+    }
+    ResourceRequirements {
+        requests: Some(requests),
+        limits: Some(wanted.limits.clone()).filter(|limits| !limits.is_empty()),
+        claims: None,
+    }
+}
+
+fn root_volume(volume: &EnvironmentVolume) -> Volume {
+    Volume {
+        name: "root".into(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: names::claim(&volume.name_any()),
+            ..PersistentVolumeClaimVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+fn config_volume(environment: &str, started_with: &StartedWith) -> Volume {
+    let item = |key: &str, path: String| Some(vec![KeyToPath { key: key.into(), path, mode: None }]);
+    let boot = VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: names::boot_config_map(environment),
+            items: item(names::BOOT_CONFIG_FILE, names::BOOT_CONFIG_FILE.into()),
+            optional: None,
+        }),
+        ..VolumeProjection::default()
+    };
+    let keys = started_with.authorized_keys_from.iter().enumerate().map(|(i, source)| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: source.secret_ref.name.clone(),
+            items: item(&source.secret_ref.key, format!("{}/{i}", names::AUTHORIZED_KEYS_DIR)),
+            // A Secret that is deleted later must not keep the environment from starting again.
+            optional: Some(true),
+        }),
+        ..VolumeProjection::default()
+    });
+    Volume {
+        name: "config".into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(std::iter::once(boot).chain(keys).collect()),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// Binds the pod to the node that holds the data.
+fn pinned_to(node: &str) -> Affinity {
+    let requirement =
+        NodeSelectorRequirement { key: "metadata.name".into(), operator: "In".into(), values: Some(vec![node.into()]) };
+    Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: vec![NodeSelectorTerm {
+                    match_fields: Some(vec![requirement]),
+                    match_expressions: None,
+                }],
+            }),
+            preferred_during_scheduling_ignored_during_execution: None,
+        }),
+        ..Affinity::default()
+    }
+}
+
+/// Kubernetes must not move an environment because its node is silent: that is decided by whoever can fence the node.
+fn tolerated_for_ever(taint: &str) -> Toleration {
+    Toleration {
+        key: Some(format!("node.kubernetes.io/{taint}")),
+        operator: Some("Exists".into()),
+        effect: Some("NoExecute".into()),
+        ..Toleration::default()
+    }
+}

@@ -1,0 +1,193 @@
+//! Runs the pipeline for one environment at a time: look at the caches; if anything is to be done, read afresh, do it,
+//! and go on until nothing is left to do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action as Requeue;
+use kube::{Client, ResourceExt};
+use vivarium_api::v1alpha1::{VirtualEnvironment, VirtualEnvironmentStatus};
+
+use super::apply::{self, Outcome};
+use super::decision::{Action, Decision};
+use super::dereference;
+use super::lifecycle::{Settings, decide};
+use super::status::notes;
+use super::world::World;
+use crate::cache::Caches;
+use crate::events::Events;
+use crate::metrics::Metrics;
+
+/// Rounds of read, decide, act in one go; a start takes six. What is left then is done in the next run.
+const ROUNDS: u32 = 12;
+/// Pause before a run that goes on where the last one stopped.
+const GO_ON: Duration = Duration::from_millis(200);
+/// Pause after a failure of the API server.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// What every run needs.
+pub struct Context {
+    /// API server.
+    pub client: Client,
+    /// Caches of what is watched.
+    pub caches: Caches,
+    /// Given from outside.
+    pub settings: Settings,
+    /// Namespace that Vivarium is installed in.
+    pub install_namespace: String,
+    /// Events.
+    pub events: Events,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The world could not be read.
+    #[error(transparent)]
+    Read(#[from] dereference::Error),
+    /// An action or the status could not be carried out.
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+    /// An object could not be built.
+    #[error("cannot write the boot configuration of an environment as JSON: {0}")]
+    Build(#[from] serde_json::Error),
+}
+
+impl Error {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Apply(_) => "apply",
+            Self::Build(_) => "build",
+        }
+    }
+}
+
+/// One run for one environment.
+pub async fn reconcile(
+    object: Arc<DeserializeGuard<VirtualEnvironment>>,
+    context: Arc<Context>,
+) -> Result<Requeue, Error> {
+    let begin = Instant::now();
+    let done = match &object.0 {
+        Ok(environment) => run(environment, &context).await,
+        Err(invalid) => {
+            // It was stored by another version. Its next change brings it here again.
+            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+            tracing::warn!(
+                namespace,
+                name,
+                error = invalid.error,
+                "an environment cannot be understood and is left alone"
+            );
+            Ok(Requeue::await_change())
+        }
+    };
+    context.metrics.reconciled(begin.elapsed(), done.as_ref().err().map(Error::kind));
+    done
+}
+
+/// What follows from a failed run.
+pub fn on_error(object: Arc<DeserializeGuard<VirtualEnvironment>>, error: &Error, _context: Arc<Context>) -> Requeue {
+    tracing::warn!(namespace = object.namespace(), name = object.name_any(), "{}", crate::error::chain(error));
+    Requeue::requeue(AFTER_FAILURE)
+}
+
+async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requeue, Error> {
+    let cached = dereference::from_caches(&context.caches, Arc::new(environment.clone()), &context.install_namespace);
+    let decision = decide(&cached, Timestamp::now(), &context.settings)?;
+    if decision.actions.is_empty() && !changed(&cached, &decision.status) {
+        return Ok(after(&decision));
+    }
+    let (namespace, name) = (environment.namespace().unwrap_or_default(), environment.name_any());
+    let mut taken = 0;
+    for _ in 0..ROUNDS {
+        let read =
+            dereference::from_server(&context.client, &context.caches, &namespace, &name, &context.install_namespace);
+        let Some(mut world) = read.await? else { return Ok(Requeue::await_change()) };
+        world.taken = taken;
+        let decision = decide(&world, Timestamp::now(), &context.settings)?;
+        if decision.actions.is_empty() {
+            write_status(context, &world, &decision.status).await?;
+            return Ok(after(&decision));
+        }
+        if must_come_first(&world, &decision.status) {
+            write_status(context, &world, &decision.status).await?;
+        }
+        match act(context, &world, &decision).await {
+            Ok(Some(Outcome::Taken)) => taken = decision.status.epoch.max(taken),
+            Ok(_) => {}
+            Err(error) => {
+                // What was found out is told, also when it could not be carried out.
+                write_status(context, &world, &decision.status).await?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(Requeue::requeue(GO_ON))
+}
+
+/// Carries actions out until one finds the world changed.
+async fn act(context: &Context, world: &World, decision: &Decision) -> Result<Option<Outcome>, Error> {
+    for action in &decision.actions {
+        context.metrics.acted(kind(action));
+        tracing::debug!(environment = world.name(), action = kind(action), "acts");
+        match apply::apply(&context.client, world, action).await? {
+            Outcome::Done(note) => {
+                if let Some(note) = note {
+                    context.events.publish(&world.environment, &note).await;
+                }
+            }
+            other => return Ok(Some(other)),
+        }
+    }
+    Ok(None)
+}
+
+async fn write_status(context: &Context, world: &World, status: &VirtualEnvironmentStatus) -> Result<(), Error> {
+    if !changed(world, status) {
+        return Ok(());
+    }
+    apply::status(&context.client, world, status).await?;
+    context.metrics.wrote_status();
+    for note in notes(world.environment.status.as_ref(), status) {
+        context.events.publish(&world.environment, &note).await;
+    }
+    Ok(())
+}
+
+/// Nothing is written that would change nothing.
+fn changed(world: &World, status: &VirtualEnvironmentStatus) -> bool {
+    world.environment.status.as_ref() != Some(status)
+}
+
+/// What later decisions rely on is written before an action that removes its cause: a failed pod is counted before it is
+/// deleted.
+fn must_come_first(world: &World, status: &VirtualEnvironmentStatus) -> bool {
+    let counted = |s: &VirtualEnvironmentStatus| (s.failures, s.failed_epoch);
+    world.environment.status.as_ref().map(counted).unwrap_or_default() != counted(status)
+}
+
+fn after(decision: &Decision) -> Requeue {
+    decision.again.map_or_else(Requeue::await_change, Requeue::requeue)
+}
+
+fn kind(action: &Action) -> &'static str {
+    match action {
+        Action::AddFinalizer => "AddFinalizer",
+        Action::RemoveFinalizer => "RemoveFinalizer",
+        Action::CreateVolume(_) => "CreateVolume",
+        Action::ReplaceVolume(..) => "ReplaceVolume",
+        Action::ReplaceVolumeStatus(_) => "ReplaceVolumeStatus",
+        Action::DeleteVolume(_) => "DeleteVolume",
+        Action::Apply(_) => "Apply",
+        Action::Delete(..) => "Delete",
+        Action::CreatePod(_) => "CreatePod",
+        Action::DeletePod(_) => "DeletePod",
+        Action::ResizePod { .. } => "ResizePod",
+    }
+}

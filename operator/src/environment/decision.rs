@@ -1,0 +1,137 @@
+//! What a decision says: what is to be done, what is to be told, and when to look again.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceRequirements, Service,
+};
+use vivarium_api::v1alpha1::{EnvironmentVolume, VirtualEnvironmentStatus};
+
+/// What is to be done about one environment, and what its status becomes.
+#[derive(Clone, Debug, Default)]
+pub struct Decision {
+    /// To be done in this order. Empty in steady state.
+    pub actions: Vec<Action>,
+    /// Status that the environment should show.
+    pub status: VirtualEnvironmentStatus,
+    /// When to look again although nothing happened.
+    pub again: Option<Duration>,
+}
+
+/// One write to the API server. Each is safe to repeat and safe to find already done.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Puts the finalizer on the environment.
+    AddFinalizer,
+    /// Takes it off: nothing of the environment is left.
+    RemoveFinalizer,
+    /// Makes the volume.
+    CreateVolume(Box<EnvironmentVolume>),
+    /// Replaces the volume's spec and metadata, if it still is as it was read.
+    ReplaceVolume(Box<EnvironmentVolume>, VolumeChange),
+    /// Replaces the volume's status, if it still is as it was read: the compare-and-swap of holder and epoch.
+    ReplaceVolumeStatus(Box<EnvironmentVolume>),
+    /// Deletes the volume with its data.
+    DeleteVolume(Doomed),
+    /// Makes a child object, or brings it to what it should be.
+    Apply(Child),
+    /// Deletes a child object.
+    Delete(ChildKind, Doomed),
+    /// Makes the pod of an incarnation; its name is the lock.
+    CreatePod(Box<Pod>),
+    /// Deletes a pod; its guest is shut down in order.
+    DeletePod(Doomed),
+    /// Changes the resources of a running pod in place.
+    ResizePod {
+        /// Name of the pod.
+        name: String,
+        /// What its container gets.
+        resources: ResourceRequirements,
+    },
+}
+
+/// Why a volume is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeChange {
+    /// It was retained, and an environment takes it.
+    Adopted,
+    /// It grows.
+    Grown,
+    /// Its environment goes and leaves it.
+    LetGo,
+}
+
+/// An object that is to be deleted, and no other one that has its name by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doomed {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: Option<String>,
+}
+
+/// A child object as it should be.
+#[derive(Clone, Debug)]
+pub enum Child {
+    /// Persistent volume.
+    PersistentVolume(Box<PersistentVolume>),
+    /// Claim.
+    Claim(Box<PersistentVolumeClaim>),
+    /// Boot configuration.
+    ConfigMap(Box<ConfigMap>),
+    /// Service.
+    Service(Box<Service>),
+}
+
+/// Kind of a child object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildKind {
+    /// Persistent volume.
+    PersistentVolume,
+    /// Claim.
+    Claim,
+    /// Boot configuration.
+    ConfigMap,
+    /// Service.
+    Service,
+}
+
+impl ChildKind {
+    /// The kind as Kubernetes calls it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PersistentVolume => "PersistentVolume",
+            Self::Claim => "PersistentVolumeClaim",
+            Self::ConfigMap => "ConfigMap",
+            Self::Service => "Service",
+        }
+    }
+}
+
+/// Why an environment cannot be started as its spec says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One word, with a page in the runbook.
+    pub reason: &'static str,
+    /// A sentence that says what to do.
+    pub message: String,
+    /// Whether only a person can help.
+    pub stalled: bool,
+    /// When to look again, for causes that no watch reports.
+    pub again: Option<Duration>,
+}
+
+impl Refusal {
+    /// A refusal that a person has to resolve and a watch reports.
+    #[must_use]
+    pub fn stalled(reason: &'static str, message: String) -> Self {
+        Self { reason, message, stalled: true, again: None }
+    }
+
+    /// A refusal that resolves itself.
+    #[must_use]
+    pub fn waiting(reason: &'static str, message: String) -> Self {
+        Self { reason, message, stalled: false, again: None }
+    }
+}

@@ -1,0 +1,180 @@
+//! Gathers the [`World`] of one environment: from the caches, which is free and may be old, or from the API server,
+//! which costs about ten requests and is the truth at that moment.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::future::try_join_all;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret};
+use kube::api::ListParams;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+
+use super::incarnation;
+use super::world::{NodeState, Nodes, Secrets, World, volume_name};
+use crate::cache::Caches;
+
+/// The world cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {what} of environment {environment}: {source}")]
+pub struct Error {
+    what: &'static str,
+    environment: String,
+    source: kube::Error,
+}
+
+/// The world as the caches have it. Secrets are not cached.
+#[must_use]
+pub fn from_caches(caches: &Caches, environment: Arc<VirtualEnvironment>, install_namespace: &str) -> World {
+    let namespace = environment.namespace().unwrap_or_default();
+    let name = environment.name_any();
+    let volume_name = volume_name(&environment).to_owned();
+    let valid = |volume: Arc<kube::core::DeserializeGuard<EnvironmentVolume>>| volume.0.clone().ok().map(Arc::new);
+    let volume = caches.volumes.get(&ObjectRef::new(&volume_name).within(&namespace)).and_then(valid);
+    let template = caches.templates.get(&ObjectRef::new(&environment.spec.template.name));
+    let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(&namespace));
+    let pods = caches.pod_names.of(&namespace, &name, |name| pod(name).is_some());
+    let persistent = volume.as_ref().and_then(|v| v.uid()).map(|uid| names::persistent_volume(&uid));
+    let mut world = World {
+        template: template.and_then(|t| t.0.clone().ok()).map(Arc::new),
+        persistent_volume: persistent.and_then(|name| caches.persistent_volumes.get(&ObjectRef::new(&name))),
+        claim: caches.claims.get(&ObjectRef::new(&names::claim(&volume_name)).within(&namespace)),
+        config_map: caches.config_maps.get(&ObjectRef::new(&names::boot_config_map(&name)).within(&namespace)),
+        service: caches.services.get(&ObjectRef::new(&name).within(&namespace)),
+        pods: pods.iter().filter_map(|name| pod(name)).collect(),
+        secrets: None,
+        nodes: Nodes::default(),
+        taken: 0,
+        volume,
+        environment,
+    };
+    world.pods = own_pods(&world);
+    let session = bound_node(&world).and_then(|node| {
+        let lease = ObjectRef::new(&names::node_lease(node)).within(install_namespace);
+        session(caches.leases.get(&lease).as_deref())
+    });
+    world.nodes = nodes(&world, &caches.nodes, session);
+    world
+}
+
+/// The world as the API server has it now; `None` if the environment is gone. Nodes are taken from the cache: they only
+/// explain why a pod is not placed.
+pub async fn from_server(
+    client: &Client,
+    caches: &Caches,
+    namespace: &str,
+    name: &str,
+    install_namespace: &str,
+) -> Result<Option<World>, Error> {
+    let error = |what: &'static str| move |source| Error { what, environment: format!("{namespace}/{name}"), source };
+    let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
+    let Some(environment) = environments.get_opt(name).await.map_err(error("the object"))? else { return Ok(None) };
+    let volume_name = volume_name(&environment).to_owned();
+    let templates: Api<EnvironmentTemplate> = Api::all(client.clone());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
+    let (template, volume, claim, config_map, service, pods, secrets) = futures::try_join!(
+        async { templates.get_opt(&environment.spec.template.name).await.map_err(error("the template")) },
+        async { get::<EnvironmentVolume>(client, namespace, &volume_name).await.map_err(error("the volume")) },
+        async { get(client, namespace, &names::claim(&volume_name)).await.map_err(error("the claim")) },
+        async { get(client, namespace, &names::boot_config_map(name)).await.map_err(error("the boot configuration")) },
+        async { get(client, namespace, name).await.map_err(error("the Service")) },
+        async { pods.list(&labelled).await.map_err(error("the pods")) },
+        async { secrets(client, &environment).await.map_err(error("the Secrets")) },
+    )?;
+    let persistent_volume = match volume.as_ref().and_then(|v| v.metadata.uid.as_deref()) {
+        Some(uid) => {
+            let persistent: Api<PersistentVolume> = Api::all(client.clone());
+            let found = persistent.get_opt(&names::persistent_volume(uid)).await;
+            found.map_err(error("the PersistentVolume"))?.map(Arc::new)
+        }
+        None => None,
+    };
+    let mut world = World {
+        environment: Arc::new(environment),
+        template: template.map(Arc::new),
+        volume,
+        persistent_volume,
+        claim,
+        config_map,
+        service,
+        pods: pods.items.into_iter().map(Arc::new).collect(),
+        secrets: Some(secrets),
+        nodes: Nodes::default(),
+        taken: 0,
+    };
+    world.pods = own_pods(&world);
+    let session = match bound_node(&world) {
+        Some(node) => {
+            let lease = get::<Lease>(client, install_namespace, &names::node_lease(node)).await;
+            session(lease.map_err(error("the lease of the node"))?.as_deref())
+        }
+        None => None,
+    };
+    world.nodes = nodes(&world, &caches.nodes, session);
+    Ok(Some(world))
+}
+
+async fn get<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<Arc<K>>, kube::Error>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    Ok(Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await?.map(Arc::new))
+}
+
+/// Which keys the named Secrets have. Their values are dropped at once.
+async fn secrets(client: &Client, environment: &VirtualEnvironment) -> Result<Secrets, kube::Error> {
+    let sources = environment.spec.root.iter().flat_map(|root| &root.authorized_keys_from);
+    let wanted: BTreeSet<&str> = sources.map(|source| source.secret_ref.name.as_str()).collect();
+    let api: Api<Secret> = Api::namespaced(client.clone(), &environment.namespace().unwrap_or_default());
+    let found = wanted.into_iter().map(|name| {
+        let api = api.clone();
+        async move {
+            let secret = api.get_opt(name).await?;
+            let keys = secret.map(|s| s.data.unwrap_or_default().into_keys().collect());
+            Ok::<_, kube::Error>((name.to_owned(), keys))
+        }
+    });
+    Ok(try_join_all(found).await?.into_iter().collect())
+}
+
+/// Pods that carry the label are anybody's; those that the environment owns are its own.
+fn own_pods(world: &World) -> Vec<Arc<Pod>> {
+    world.pods.iter().filter(|pod| world.owns(pod.as_ref())).cloned().collect()
+}
+
+fn bound_node(world: &World) -> Option<&str> {
+    world.newest_pod().and_then(|pod| incarnation::node(pod))
+}
+
+fn session(lease: Option<&Lease>) -> Option<String> {
+    lease?.annotations().get(names::ANNOTATION_SESSION).cloned().filter(|session| !session.is_empty())
+}
+
+fn nodes(world: &World, nodes: &Store<Node>, session: Option<String>) -> Nodes {
+    let of_volume = world.volume.as_ref().and_then(|v| v.status.as_ref()?.node.clone());
+    // Only a pod without a node needs an explanation.
+    let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
+    Nodes {
+        any_pool: unplaced
+            && nodes.state().iter().any(|n| n.labels().get(names::TOPOLOGY_POOL).is_some_and(|v| v == "true")),
+        of_volume: of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref())),
+        session,
+    }
+}
+
+fn node_state(node: Option<&Node>) -> NodeState {
+    let Some(node) = node else { return NodeState::Gone };
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    match conditions.into_iter().find(|c| c.type_ == "Ready") {
+        Some(ready) if ready.status == "True" => NodeState::Ready,
+        _ => NodeState::NotReady,
+    }
+}

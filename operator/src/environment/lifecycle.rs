@@ -1,0 +1,427 @@
+//! The life cycle of an environment: which incarnation should exist, decided from the world and the time alone.
+//!
+//! At most one incarnation exists, because none is started while a pod of the environment is left, and because its name
+//! carries an epoch that is used once. Data is safe beyond that by the volume's holder ([`super::holder`]).
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::environment::{Phase, RunMode};
+use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, condition};
+
+use super::build::{self, StartedWith};
+use super::decision::{Action, Decision, Refusal};
+use super::holder::{self, Claim};
+use super::incarnation::{self, Stage, Trouble};
+use super::resize::{self, Resize};
+use super::status::{Outlook, Progress, Verdict, compose};
+use super::storage::{self, doomed};
+use super::world::{NodeState, World};
+use super::{deletion, validate};
+
+/// Longest pause between a failure and the next start.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// How often a pod without a node is looked at again: which nodes exist is not watched for each environment.
+const UNSCHEDULED_AGAIN: Duration = Duration::from_secs(10);
+
+/// What is not observed but given.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Image of an environment's container.
+    pub stub_image: String,
+}
+
+/// Decides what is to be done about an environment.
+///
+/// # Errors
+/// Only when the boot configuration cannot be written as JSON.
+pub fn decide(world: &World, now: Timestamp, settings: &Settings) -> Result<Decision, serde_json::Error> {
+    let metadata = &world.environment.metadata;
+    if metadata.deletion_timestamp.is_some() {
+        return Ok(deletion::decide(world, now));
+    }
+    if !metadata.finalizers.iter().flatten().any(|f| f == names::FINALIZER_ENVIRONMENT) {
+        let ready = Verdict::no("Preparing", "the environment was just seen for the first time");
+        let outlook = Outlook::idle(world, Phase::Pending, Progress::Reconciling, ready);
+        return Ok(Decision { actions: vec![Action::AddFinalizer], status: compose(world, outlook, now), again: None });
+    }
+    let mut actions = Vec::new();
+    let volume = storage::volume(world, &mut actions);
+    let prepared = match &volume {
+        Ok(volume) => storage::children(world, volume, &mut actions)?,
+        Err(refusal) => Err(refusal.clone()),
+    };
+    let mut life = Life { world, volume: volume.ok(), prepared, now, settings, actions, again: None };
+    let mut outlook = match world.environment.spec.run_mode {
+        RunMode::Stopped => life.stopped(),
+        RunMode::Running => life.running()?,
+    };
+    // A refusal that only a person can resolve is shown also while an incarnation runs, since the spec is not met.
+    if let Err(refusal) = &life.prepared
+        && (refusal.stalled || world.pods.is_empty())
+        && outlook.progress != Progress::Stalled
+    {
+        outlook.ready = refusal.into();
+        outlook.progress = if refusal.stalled { Progress::Stalled } else { Progress::Reconciling };
+        if world.pods.is_empty() {
+            outlook.phase = Phase::Pending;
+        }
+        life.again = life.again.or(refusal.again);
+    }
+    Ok(Decision { status: compose(world, outlook, now), actions: life.actions, again: life.again })
+}
+
+struct Life<'a> {
+    world: &'a World,
+    volume: Option<&'a EnvironmentVolume>,
+    prepared: Result<(), Refusal>,
+    now: Timestamp,
+    settings: &'a Settings,
+    actions: Vec<Action>,
+    again: Option<Duration>,
+}
+
+impl Life<'_> {
+    fn stopped(&mut self) -> Outlook {
+        for pod in self.world.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
+        }
+        if let Some(pod) = self.world.newest_pod() {
+            let message = format!("pod {} is being shut down", pod.name_any());
+            return self.of_pod(pod, Phase::Stopping, Progress::Reconciling, Verdict::no("Stopping", message));
+        }
+        self.release();
+        let ready = Verdict::yes("Stopped", "the environment is shut down, as spec.runMode says");
+        Outlook::idle(self.world, Phase::Stopped, Progress::Settled, ready)
+    }
+
+    fn running(&mut self) -> Result<Outlook, serde_json::Error> {
+        let Some(newest) = self.world.newest_pod() else { return self.start() };
+        let superseded = self.world.pods.iter().filter(|pod| pod.metadata.uid != newest.metadata.uid);
+        for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
+        }
+        Ok(match incarnation::stage(newest) {
+            Stage::Terminating => self.terminating(newest),
+            Stage::PoweredOff => self.powered_off(newest),
+            Stage::Failed { trouble, at } => self.failed(newest, &trouble, at),
+            Stage::Unscheduled { message } => self.unscheduled(newest, message),
+            Stage::Starting { trouble } => self.starting(newest, trouble),
+            Stage::Running { ready } => self.up(newest, ready),
+        })
+    }
+
+    /// No pod is left: the next incarnation, unless something speaks against it.
+    fn start(&mut self) -> Result<Outlook, serde_json::Error> {
+        let status = self.world.environment.status.as_ref();
+        if status.and_then(|s| s.phase) == Some(Phase::PoweredOff) {
+            self.release();
+            let ready = Verdict::no("PoweredOff", POWERED_OFF);
+            return Ok(Outlook::idle(self.world, Phase::PoweredOff, Progress::Stalled, ready));
+        }
+        if self.prepared.is_ok() {
+            self.prepared = validate::secrets(self.world);
+        }
+        let volume = match (&self.prepared, self.volume) {
+            (Ok(()), Some(volume)) => volume,
+            _ => {
+                self.release();
+                let ready = Verdict::no("Preparing", "the environment is being prepared");
+                return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
+            }
+        };
+        let epoch = self.world.epoch().max(self.world.taken).saturating_add(1);
+        // What the pod mounts comes first.
+        let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image)?;
+        self.actions.push(Action::CreatePod(Box::new(pod)));
+        let ready = Verdict::no("Starting", format!("incarnation {epoch} is being started"));
+        Ok(Outlook { epoch, ..Outlook::idle(self.world, Phase::Starting, Progress::Reconciling, ready) })
+    }
+
+    fn terminating(&mut self, pod: &Pod) -> Outlook {
+        let message = format!("pod {} is being deleted; the next incarnation starts once it is gone", pod.name_any());
+        self.of_pod(pod, Phase::Stopping, Progress::Reconciling, Verdict::no("Terminating", message))
+    }
+
+    fn powered_off(&mut self, pod: &Pod) -> Outlook {
+        self.of_pod(pod, Phase::PoweredOff, Progress::Stalled, Verdict::no("PoweredOff", POWERED_OFF))
+    }
+
+    fn failed(&mut self, pod: &Pod, trouble: &Trouble, at: Option<Timestamp>) -> Outlook {
+        let epoch = self.world.epoch_of(pod);
+        let status = self.world.environment.status.clone().unwrap_or_default();
+        let failures = if status.failed_epoch == epoch { status.failures } else { status.failures.saturating_add(1) };
+        let pause = back_off(failures);
+        let rest = at.map_or(SignedDuration::ZERO, |at| {
+            let passed = self.now.duration_since(at).max(SignedDuration::ZERO);
+            SignedDuration::try_from(pause).unwrap_or_default().saturating_sub(passed)
+        });
+        // Whoever corrects the spec does not want to wait.
+        let next = if rest > SignedDuration::ZERO && self.differences(pod).is_empty() {
+            self.again = Some(rest.unsigned_abs());
+            format!("it is started again {} s after the end", pause.as_secs())
+        } else {
+            self.actions.push(Action::DeletePod(doomed(pod)));
+            "it is started again now".to_owned()
+        };
+        let message = format!("incarnation {epoch} failed ({failures} in a row). {trouble}. {next}");
+        let ready = Verdict::no("Failed", message);
+        Outlook { failures: (failures, epoch), ..self.of_pod(pod, Phase::Failed, Progress::Reconciling, ready) }
+    }
+
+    fn unscheduled(&mut self, pod: &Pod, message: String) -> Outlook {
+        if self.replaced(pod) {
+            return self.terminating(pod);
+        }
+        self.again = Some(UNSCHEDULED_AGAIN);
+        let scheduled = scheduling(self.world, self.volume, message);
+        let outlook = self.of_pod(pod, Phase::Starting, Progress::Reconciling, scheduled.clone());
+        Outlook { scheduled, ..outlook }
+    }
+
+    fn starting(&mut self, pod: &Pod, trouble: Option<Trouble>) -> Outlook {
+        if self.replaced(pod) {
+            return self.terminating(pod);
+        }
+        let mut ready = match trouble {
+            Some(trouble) => Verdict::no("StartFailed", format!("pod {} cannot be started. {trouble}", pod.name_any())),
+            None => Verdict::no("Starting", format!("pod {} is being started", pod.name_any())),
+        };
+        match self.hold(pod) {
+            Err(refusal) => ready = Verdict::from(&refusal),
+            Ok(()) => {
+                let storage = self.storage_verdict(pod);
+                if storage.status == ConditionStatus::False
+                    && ready.reason == "Starting"
+                    && storage.reason != "NotPublished"
+                {
+                    ready = storage;
+                }
+            }
+        }
+        self.of_pod(pod, Phase::Starting, Progress::Reconciling, ready)
+    }
+
+    fn up(&mut self, pod: &Pod, ready: bool) -> Outlook {
+        // What runs has its volume. If the operator does not know of it, it says so now.
+        let held = self.hold(pod);
+        let booted = booted(pod);
+        let storage = self.storage_verdict(pod);
+        let mut outlook = match (ready, held) {
+            (_, Err(refusal)) => self.of_pod(pod, Phase::Booting, Progress::Reconciling, Verdict::from(&refusal)),
+            (true, _) if storage.status == ConditionStatus::False && storage.reason != "NotPublished" => {
+                self.of_pod(pod, Phase::Running, Progress::Reconciling, storage)
+            }
+            (true, _) => {
+                let message = format!("incarnation {} runs and answers", self.world.epoch_of(pod));
+                self.of_pod(pod, Phase::Running, Progress::Settled, Verdict::yes("Running", message))
+            }
+            (false, _) => {
+                let phase = if booted.reason == "Stopping" { Phase::Stopping } else { Phase::Booting };
+                let (reason, message) = match booted.status {
+                    ConditionStatus::True => ("Booting".to_owned(), "the pod is about to become Ready".to_owned()),
+                    _ => (booted.reason.clone(), booted.message.clone()),
+                };
+                self.of_pod(
+                    pod,
+                    phase,
+                    Progress::Reconciling,
+                    Verdict { status: ConditionStatus::False, reason, message },
+                )
+            }
+        };
+        if ready {
+            outlook.failures = (0, 0);
+        }
+        if let Resize::Wanted(resources) = resize::resize(pod, &self.world.environment.spec.resources) {
+            self.actions.push(Action::ResizePod { name: pod.name_any(), resources: *resources });
+        }
+        outlook
+    }
+
+    /// Gives the volume to the pod. An error while it cannot have it yet.
+    fn hold(&mut self, pod: &Pod) -> Result<(), Refusal> {
+        let (Some(volume), Some(node)) = (self.volume, incarnation::node(pod)) else { return Ok(()) };
+        let session = self.world.nodes.session.as_deref();
+        let epoch = self.world.epoch_of(pod);
+        match holder::claim(volume, epoch, node, session, incarnation::was_started(pod)) {
+            Claim::Holds => Ok(()),
+            Claim::Take(volume) => {
+                self.actions.push(Action::ReplaceVolumeStatus(volume));
+                Ok(())
+            }
+            Claim::Stale => {
+                self.actions.push(Action::DeletePod(doomed(pod)));
+                let message = format!("pod {} belongs to an incarnation that is over, and is deleted", pod.name_any());
+                Err(Refusal::waiting("Terminating", message))
+            }
+            Claim::NoSession => Err(Refusal::waiting(
+                "NodeDriverNotReady",
+                format!(
+                    "pod {} is on node {node}, whose node driver has not announced itself (Lease {}): see whether the \
+                     pod of the node driver runs there",
+                    pod.name_any(),
+                    names::node_lease(node)
+                ),
+            )),
+        }
+    }
+
+    /// Releases the volume: no pod is left.
+    fn release(&mut self) {
+        // Not beside another change of the same object, which would make this one's resourceVersion stale.
+        let changes = self.actions.iter().any(|a| matches!(a, Action::ReplaceVolume(..)));
+        if let Some(volume) = self.volume.filter(|_| !changes).and_then(holder::released) {
+            self.actions.push(Action::ReplaceVolumeStatus(Box::new(volume)));
+        }
+    }
+
+    /// Fields of the spec that the pod was not started with and that cannot be changed while it runs.
+    fn differences(&self, pod: &Pod) -> Vec<&'static str> {
+        let wanted = StartedWith::of(&self.world.environment);
+        // A pod whose annotation cannot be read was made by another version: it is not replaced for that.
+        StartedWith::of_pod(pod).map(|had| wanted.differences(&had)).unwrap_or_default()
+    }
+
+    /// Whether a pod that never ran is deleted because the spec has changed since it was made.
+    fn replaced(&mut self, pod: &Pod) -> bool {
+        let outdated =
+            !self.differences(pod).is_empty() || !resize::matches(pod, &self.world.environment.spec.resources);
+        let replaced = outdated && !incarnation::was_started(pod);
+        if replaced {
+            self.actions.push(Action::DeletePod(doomed(pod)));
+        }
+        replaced
+    }
+
+    /// The outlook of an environment that has a pod.
+    fn of_pod(&self, pod: &Pod, phase: Phase, progress: Progress, ready: Verdict) -> Outlook {
+        let status = self.world.environment.status.clone().unwrap_or_default();
+        let scheduled = match incarnation::node(pod) {
+            Some(node) => Verdict::yes("Scheduled", format!("pod {} is on node {node}", pod.name_any())),
+            None => Verdict::unknown("Scheduling", "the pod has no node yet"),
+        };
+        Outlook {
+            phase,
+            progress,
+            ready,
+            scheduled,
+            storage: self.storage_verdict(pod),
+            booted: booted(pod),
+            up_to_date: self.up_to_date(pod),
+            failures: (status.failures, status.failed_epoch),
+            epoch: self.world.epoch(),
+        }
+    }
+
+    /// What the node driver says of the volume, as long as it speaks of this incarnation.
+    fn storage_verdict(&self, pod: &Pod) -> Verdict {
+        let Some(volume) = self.volume else { return Verdict::no("NotPublished", "there is no volume") };
+        if !holder::holds(volume, self.world.epoch_of(pod)) {
+            return Verdict::no("NotPublished", "the volume is not yet given to the node of this incarnation");
+        }
+        let conditions = volume.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        match condition::find(conditions, "Published") {
+            Some(c) => Verdict { status: c.status, reason: c.reason.clone(), message: c.message.clone() },
+            None => Verdict::unknown("NotPublished", "the node driver has not said anything of the volume yet"),
+        }
+    }
+
+    fn up_to_date(&self, pod: &Pod) -> Verdict {
+        let mut fields = self.differences(pod);
+        match resize::resize(pod, &self.world.environment.spec.resources) {
+            Resize::NeedsRestart(field) => fields.push(field),
+            Resize::Infeasible(message) => {
+                let message = format!("the node cannot give what spec.resources asks for: {message}");
+                return Verdict::no("ResizeInfeasible", message);
+            }
+            Resize::Pending(message) if fields.is_empty() => {
+                let message = format!("the node is changing the pod's resources. {message}");
+                return Verdict::no("ResizePending", message.trim_end());
+            }
+            Resize::Wanted(_) if fields.is_empty() => {
+                return Verdict::no("ResizePending", "the pod is being told to take the new resources");
+            }
+            _ => {}
+        }
+        if fields.is_empty() {
+            return Verdict::yes("UpToDate", "the running incarnation is as the spec says");
+        }
+        Verdict::no(
+            "RestartRequired",
+            format!(
+                "changed since the start, and taken over by the next one: {}. To start anew: kubectl delete pod {}",
+                fields.join(", "),
+                pod.name_any()
+            ),
+        )
+    }
+}
+
+const POWERED_OFF: &str = "the environment was shut down from inside: to start it again, set spec.runMode to Stopped \
+                           and, once it is Stopped, back to Running";
+
+/// Pause before the start that follows so many failures in a row.
+#[must_use]
+pub fn back_off(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    Duration::from_secs(1 << doublings).min(BACK_OFF_MAX)
+}
+
+fn booted(pod: &Pod) -> Verdict {
+    match incarnation::condition(pod, names::CONDITION_BOOTED) {
+        Some(c) => {
+            let status = match c.status.as_str() {
+                "True" => ConditionStatus::True,
+                "False" => ConditionStatus::False,
+                _ => ConditionStatus::Unknown,
+            };
+            let reason = c.reason.clone().filter(|r| !r.is_empty()).unwrap_or_else(|| "Booting".into());
+            Verdict { status, reason, message: c.message.clone().unwrap_or_default() }
+        }
+        None => Verdict::no("Booting", "the guest has not reported yet"),
+    }
+}
+
+/// Why a pod has no node, as far as it can be told better than the scheduler does.
+fn scheduling(world: &World, volume: Option<&EnvironmentVolume>, message: String) -> Verdict {
+    let node = volume.and_then(|v| v.status.as_ref()).and_then(|s| s.node.as_deref()).unwrap_or_default();
+    match world.nodes.of_volume {
+        Some(NodeState::Gone) => {
+            return Verdict::no(
+                "NodeGone",
+                format!(
+                    "the data of this environment is on node {node}, which is not in the cluster any more: bring the \
+                     node back"
+                ),
+            );
+        }
+        Some(NodeState::NotReady) => {
+            return Verdict::no(
+                "NodeGone",
+                format!(
+                    "the data of this environment is on node {node}, which is not ready: the environment starts when \
+                     the node is back. {message}"
+                ),
+            );
+        }
+        _ => {}
+    }
+    if !world.nodes.any_pool {
+        return Verdict::no(
+            "NoNodeWithPool",
+            format!(
+                "no node of this cluster has a Vivarium pool (label {}=true): is the node driver running? See the \
+                 DaemonSet of the node driver",
+                names::TOPOLOGY_POOL
+            ),
+        );
+    }
+    if message.is_empty() {
+        return Verdict::unknown("Scheduling", "the scheduler has not looked at the pod yet");
+    }
+    Verdict::no("Unschedulable", message)
+}

@@ -1,0 +1,187 @@
+//! What an environment needs before it can start, checked one by one. Each check gives a [`Refusal`] that says what to do.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::{Resource, ResourceExt};
+use vivarium_api::names;
+use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, condition};
+
+use super::build;
+use super::decision::Refusal;
+use super::world::{World, volume_name};
+use crate::quantity::Amount;
+
+/// How often Secrets are looked up again: the operator may read those that a spec names, and watch none.
+const SECRETS_AGAIN: Duration = Duration::from_secs(5);
+
+/// The template, if a volume can be made from it.
+pub fn template(world: &World) -> Result<&EnvironmentTemplate, Refusal> {
+    let name = &world.environment.spec.template.name;
+    let Some(template) = world.template.as_deref() else {
+        return Err(Refusal::stalled(
+            "TemplateNotFound",
+            format!(
+                "there is no EnvironmentTemplate `{name}`: create it, or name another one (kubectl get et lists them)"
+            ),
+        ));
+    };
+    let conditions = template.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let current = template.status.as_ref().map(|s| s.observed_generation) >= template.metadata.generation;
+    if current && condition::is_true(conditions, "Ready") {
+        return Ok(template);
+    }
+    let ready: Option<&Condition> = condition::find(conditions, "Ready");
+    let why = ready.filter(|c| !c.message.is_empty()).map_or_else(
+        || "no node has looked at it yet; if that stays so, see whether the node driver runs".to_owned(),
+        |c| format!("{}: {}", c.reason, c.message),
+    );
+    Err(Refusal {
+        reason: "TemplateNotReady",
+        message: format!("EnvironmentTemplate `{name}` is not ready. {why}"),
+        stalled: condition::is_true(conditions, "Stalled"),
+        again: None,
+    })
+}
+
+/// The volume that already exists, if this environment has it or can take it.
+pub fn volume<'a>(world: &World, volume: &'a EnvironmentVolume) -> Result<&'a EnvironmentVolume, Refusal> {
+    let name = volume.name_any();
+    if let Some(user) = volume.spec.environment.as_deref().filter(|user| *user != world.name()) {
+        return Err(Refusal::stalled(
+            "VolumeInUse",
+            format!(
+                "EnvironmentVolume `{name}` is used by environment `{user}`: name another volume, or delete that \
+                 environment with deletionPolicy Retain"
+            ),
+        ));
+    }
+    if volume.metadata.deletion_timestamp.is_some() {
+        return Err(Refusal::stalled(
+            "VolumeDeleted",
+            format!(
+                "EnvironmentVolume `{name}` is being deleted with all data: delete the environment and create it anew"
+            ),
+        ));
+    }
+    if volume.spec.template.name != world.environment.spec.template.name {
+        return Err(Refusal::stalled(
+            "VolumeTemplateMismatch",
+            format!(
+                "EnvironmentVolume `{name}` holds changes against template `{}`, and the environment names template \
+                 `{}`: create the environment anew with the volume's template, or without the volume",
+                volume.spec.template.name, world.environment.spec.template.name
+            ),
+        ));
+    }
+    let used = volume.status.as_ref().and_then(|s| s.used_bytes);
+    let disk = &world.environment.spec.resources.disk;
+    match (used, Amount::of(disk)) {
+        (Some(used), Some(wanted)) if volume.spec.environment.is_none() && wanted < Amount::from_units(used) => {
+            Err(Refusal::stalled(
+                "DiskTooSmall",
+                format!(
+                    "EnvironmentVolume `{name}` holds {used} bytes, more than spec.resources.disk {} allows: ask for a \
+                     larger disk",
+                    disk.0
+                ),
+            ))
+        }
+        _ => Ok(volume),
+    }
+}
+
+/// A volume that an environment ran on before must not be replaced by an empty one.
+pub fn volume_not_lost(world: &World) -> Result<(), Refusal> {
+    let status = world.environment.status.as_ref();
+    let name = volume_name(&world.environment);
+    if status.is_some_and(|s| s.epoch > 0 && s.volume_name.as_deref() == Some(name)) {
+        return Err(Refusal::stalled(
+            "VolumeLost",
+            format!(
+                "EnvironmentVolume `{name}`, which held everything that was changed in this environment, is gone. \
+                 Nothing is started without it: delete the environment and create it anew to start from the template"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Every Secret that the spec names exists and has the key.
+pub fn secrets(world: &World) -> Result<(), Refusal> {
+    let (Some(root), Some(known)) = (&world.environment.spec.root, &world.secrets) else { return Ok(()) };
+    for source in &root.authorized_keys_from {
+        let wanted = &source.secret_ref;
+        let refusal = match known.get(&wanted.name) {
+            Some(Some(keys)) if keys.contains(&wanted.key) => continue,
+            Some(Some(keys)) => {
+                let there = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+                let there = if there.is_empty() { "no keys".to_owned() } else { format!("only {there}") };
+                let message = format!(
+                    "Secret `{}` has no key `{}` ({there}): add it, or name another key in spec.root.authorizedKeysFrom",
+                    wanted.name, wanted.key
+                );
+                Refusal::stalled("SecretKeyNotFound", message)
+            }
+            _ => Refusal::stalled(
+                "SecretNotFound",
+                format!(
+                    "there is no Secret `{}` in this namespace: create it with key `{}`, or take it out of \
+                     spec.root.authorizedKeysFrom",
+                    wanted.name, wanted.key
+                ),
+            ),
+        };
+        return Err(Refusal { again: Some(SECRETS_AGAIN), ..refusal });
+    }
+    Ok(())
+}
+
+/// No object of somebody else has a name that this environment needs.
+pub fn names_free(world: &World) -> Result<(), Refusal> {
+    let needs_service = build::service(&world.environment).is_some();
+    let taken = [
+        world.config_map.as_deref().filter(|o| !world.owns(*o)).map(|o| ("ConfigMap", o.name_any())),
+        world.claim.as_deref().filter(|o| !world.owns(*o)).map(|o| ("PersistentVolumeClaim", o.name_any())),
+        world.service.as_deref().filter(|o| needs_service && !world.owns(*o)).map(|o| ("Service", o.name_any())),
+        world.persistent_volume.as_deref().filter(|o| !is_for(world, *o)).map(|o| ("PersistentVolume", o.name_any())),
+    ];
+    match taken.into_iter().flatten().next() {
+        Some((kind, name)) => Err(Refusal::stalled(
+            "NameConflict",
+            format!(
+                "a {kind} `{name}` exists that does not belong to this environment, which needs the name: delete it, or \
+                 create the environment under another name"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether a persistent volume is for this environment's namespace. It has no owner reference: it is not namespaced.
+#[must_use]
+pub fn is_for(world: &World, volume: &PersistentVolume) -> bool {
+    let claim = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    claim.is_some_and(|c| {
+        c.namespace == world.environment.meta().namespace
+            && c.name.as_deref() == Some(&names::claim(volume_name(&world.environment)))
+    })
+}
+
+/// The claim is bound, so that the scheduler will not look at the pod in vain.
+pub fn bound(claim: Option<&PersistentVolumeClaim>) -> Result<(), Refusal> {
+    let Some(claim) = claim else {
+        return Err(Refusal::waiting("Preparing", "the claim of the volume is being made".into()));
+    };
+    match claim.status.as_ref().and_then(|s| s.phase.as_deref()) {
+        Some("Bound") => Ok(()),
+        Some("Lost") => Err(Refusal::stalled(
+            "ClaimLost",
+            format!(
+                "PersistentVolumeClaim `{}` lost its PersistentVolume: delete the claim, it is made again",
+                claim.name_any()
+            ),
+        )),
+        _ => Err(Refusal::waiting("Preparing", "the claim of the volume is being bound".into())),
+    }
+}

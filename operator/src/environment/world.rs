@@ -1,0 +1,114 @@
+//! Everything that a decision about one environment looks at, as plain values. [`super::dereference`] fills it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use kube::ResourceExt;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+
+/// What is observed around one environment.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The environment.
+    pub environment: Arc<VirtualEnvironment>,
+    /// The template that it names.
+    pub template: Option<Arc<EnvironmentTemplate>>,
+    /// The volume that it names, whosever it is.
+    pub volume: Option<Arc<EnvironmentVolume>>,
+    /// Persistent volume of that volume.
+    pub persistent_volume: Option<Arc<PersistentVolume>>,
+    /// Claim of that volume.
+    pub claim: Option<Arc<PersistentVolumeClaim>>,
+    /// Config map with the boot configuration.
+    pub config_map: Option<Arc<ConfigMap>>,
+    /// Service with the name of the environment.
+    pub service: Option<Arc<Service>>,
+    /// Pods with the environment's label that it owns, in no order.
+    pub pods: Vec<Arc<Pod>>,
+    /// Keys of the Secrets that the spec names; `None` when they were not looked at.
+    pub secrets: Option<Secrets>,
+    /// What is known of nodes.
+    pub nodes: Nodes,
+    /// Highest epoch whose pod name was found to be taken by somebody else's pod.
+    pub taken: u64,
+}
+
+/// Keys by name of Secret; `None`: there is no such Secret.
+pub type Secrets = BTreeMap<String, Option<BTreeSet<String>>>;
+
+/// What is known of nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    /// Whether any node has a pool.
+    pub any_pool: bool,
+    /// The node that holds the volume's data; `None` before it was placed.
+    pub of_volume: Option<NodeState>,
+    /// Session of the driver on the node that the newest pod is bound to; `None`: no lease, or not bound.
+    pub session: Option<String>,
+}
+
+/// Whether a node can run pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// There is no such node.
+    Gone,
+    /// It does not report, or reports that it is not ready.
+    NotReady,
+    /// It is ready.
+    Ready,
+}
+
+impl World {
+    /// Name of the environment.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.environment.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// UID of the environment.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.environment.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// Whether an object is a child of this very environment, not of a former one of the same name.
+    pub fn owns<K: ResourceExt>(&self, object: &K) -> bool {
+        object.owner_references().iter().any(|owner| owner.uid == self.uid())
+    }
+
+    /// The volume, if it is this environment's.
+    #[must_use]
+    pub fn own_volume(&self) -> Option<&EnvironmentVolume> {
+        self.volume.as_deref().filter(|v| v.spec.environment.as_deref() == Some(self.name()))
+    }
+
+    /// Epoch of a pod of this environment; 0 if its name is not one that the operator gives.
+    #[must_use]
+    pub fn epoch_of(&self, pod: &Pod) -> u64 {
+        names::epoch_of_pod(self.name(), pod.metadata.name.as_deref().unwrap_or_default()).unwrap_or(0)
+    }
+
+    /// The pod of the newest incarnation.
+    #[must_use]
+    pub fn newest_pod(&self) -> Option<&Arc<Pod>> {
+        self.pods.iter().max_by_key(|pod| self.epoch_of(pod))
+    }
+
+    /// Highest epoch that was ever seen to be used.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        let of_status = self.environment.status.as_ref().map_or(0, |s| s.epoch);
+        let of_volume = self.own_volume().and_then(|v| v.status.as_ref()).map_or(0, |s| s.epoch);
+        let of_pods = self.newest_pod().map_or(0, |pod| self.epoch_of(pod));
+        of_status.max(of_volume).max(of_pods)
+    }
+}
+
+/// Name of the volume that an environment uses.
+#[must_use]
+pub fn volume_name(environment: &VirtualEnvironment) -> &str {
+    let own = environment.metadata.name.as_deref().unwrap_or_default();
+    environment.spec.volume.name.as_deref().unwrap_or(own)
+}

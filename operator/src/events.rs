@@ -1,0 +1,52 @@
+//! Events (events.k8s.io/v1) on environments. An event that cannot be written is logged: it must not hinder what it
+//! tells of.
+
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+use vivarium_api::v1alpha1::VirtualEnvironment;
+
+use crate::environment::status::Note;
+
+/// Longest note that the API accepts, in bytes.
+const NOTE_MAX: usize = 1024;
+
+/// Writes events in the name of this replica.
+pub struct Events(Recorder);
+
+impl Events {
+    /// A writer for the replica of that name.
+    #[must_use]
+    pub fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: "vivarium.dev/operator".into(), instance: Some(identity.into()) };
+        Self(Recorder::new(client, reporter))
+    }
+
+    /// Writes one.
+    pub async fn publish(&self, environment: &VirtualEnvironment, note: &Note) {
+        let event = Event {
+            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            reason: note.reason.clone(),
+            note: Some(shortened(&note.message)),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = self.0.publish(&event, &environment.object_ref(&())).await {
+            tracing::warn!(%error, reason = note.reason, "an event could not be written");
+        }
+    }
+}
+
+fn shortened(message: &str) -> String {
+    let end = (0..=NOTE_MAX.min(message.len())).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+    message[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let cut = super::shortened(&"ä".repeat(1000));
+        assert_eq!(cut, "ä".repeat(512));
+        assert_eq!(super::shortened("short"), "short");
+    }
+}

@@ -1,0 +1,100 @@
+//! What the operator tells Prometheus.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Upper bounds of the time of a reconciliation, in seconds: a look into caches is below the first, one with many API
+/// calls in the middle, one that meets time-outs in the last.
+const BUCKETS: [f64; 8] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// All metrics. Cheap to share; every field counts by itself.
+pub struct Metrics {
+    registry: Registry,
+    reconciled: Counter,
+    failed: Family<Vec<(&'static str, &'static str)>, Counter>,
+    actions: Family<Vec<(&'static str, &'static str)>, Counter>,
+    status_writes: Counter,
+    seconds: Histogram,
+    leader: Gauge<i64, std::sync::atomic::AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("vivarium_operator");
+        let reconciled = Counter::<u64, AtomicU64>::default();
+        let (failed, actions) = (Family::default(), Family::default());
+        let status_writes = Counter::<u64, AtomicU64>::default();
+        let seconds = Histogram::new(BUCKETS);
+        let leader = Gauge::default();
+        registry.register("reconciliations", "Environments and volumes that were looked at", reconciled.clone());
+        registry.register("failures", "Reconciliations that failed, by what failed", failed.clone());
+        registry.register("actions", "Writes to the API server beside the status, by kind", actions.clone());
+        registry.register("status_writes", "Writes of an environment's status", status_writes.clone());
+        registry.register_with_unit("reconciliation", "Time of a reconciliation", Unit::Seconds, seconds.clone());
+        registry.register("leader", "1 while this replica acts", leader.clone());
+        Self { registry, reconciled, failed, actions, status_writes, seconds, leader }
+    }
+}
+
+impl Metrics {
+    /// Notes a reconciliation; `error` is the kind of error that it ended with.
+    pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
+        self.reconciled.inc();
+        self.seconds.observe(took.as_secs_f64());
+        if let Some(kind) = error {
+            self.failed.get_or_create(&vec![("error", kind)]).inc();
+        }
+    }
+
+    /// Notes an action.
+    pub fn acted(&self, kind: &'static str) {
+        self.actions.get_or_create(&vec![("action", kind)]).inc();
+    }
+
+    /// Notes that a status was written.
+    pub fn wrote_status(&self) {
+        self.status_writes.inc();
+    }
+
+    /// Notes whether this replica acts.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// All metrics in the `OpenMetrics` text format.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::default();
+        metrics.reconciled(Duration::from_millis(20), Some("read"));
+        metrics.acted("CreatePod");
+        metrics.leads(true);
+        let text = metrics.text().unwrap();
+        for line in [
+            "vivarium_operator_reconciliations_total 1",
+            "vivarium_operator_failures_total{error=\"read\"} 1",
+            "vivarium_operator_actions_total{action=\"CreatePod\"} 1",
+            "vivarium_operator_leader 1",
+            "vivarium_operator_reconciliation_seconds_count 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

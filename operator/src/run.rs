@@ -1,0 +1,82 @@
+//! `vivarium-operator run`: waits to become leader, runs the controllers, and ends in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::environment::lifecycle;
+use crate::error::Failure;
+use crate::metrics::Metrics;
+use crate::{health, leader, watches};
+
+/// What the command line says.
+pub struct Settings {
+    /// Namespace that Vivarium is installed in.
+    pub namespace: String,
+    /// Image of an environment's container.
+    pub stub_image: String,
+    /// Address of /metrics and /healthz.
+    pub metrics_addr: SocketAddr,
+    /// Name of this replica.
+    pub identity: String,
+    /// Whether to take part in the election.
+    pub leader_elect: bool,
+}
+
+/// Runs until SIGTERM or SIGINT, or until leadership is lost.
+pub fn run(settings: Settings) -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_env_filter(crate::log_filter()).with_writer(std::io::stderr).init();
+    crate::runtime()?.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), Failure> {
+    let client = crate::client().await?;
+    let metrics = Arc::new(Metrics::default());
+    let listener = health::listen(settings.metrics_addr).await?;
+    tokio::spawn(health::serve(listener, Arc::clone(&metrics)));
+    let (stop, stopped) = watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ends: what is being done is finished first");
+        stop.send_replace(true);
+    });
+
+    let (leads, mut led) = watch::channel(!settings.leader_elect);
+    // The lease is released only after the controllers have ended.
+    let (ended, mut has_ended) = watch::channel(false);
+    let election = async {
+        if !settings.leader_elect {
+            drop(has_ended.wait_for(|ended| *ended).await);
+            return Ok(());
+        }
+        let stop = async { drop(has_ended.wait_for(|ended| *ended).await) };
+        leader::run(client.clone(), &settings.namespace, &settings.identity, leads, stop).await
+    };
+    let mut stopping = stopped.clone();
+    let acting = async {
+        let begin = tokio::select! {
+            begin = led.wait_for(|leads| *leads) => begin.is_ok(),
+            _ = stopping.wait_for(|stop| *stop) => false,
+        };
+        if begin {
+            metrics.leads(true);
+            let given = lifecycle::Settings { stub_image: settings.stub_image.clone() };
+            let (client, metrics) = (client.clone(), Arc::clone(&metrics));
+            watches::run(client, &settings.namespace, &settings.identity, given, metrics, stopped.clone()).await;
+        }
+        ended.send_replace(true);
+    };
+    tokio::pin!(election);
+    tokio::select! {
+        // Before the controllers have ended, the election ends only by loss.
+        outcome = &mut election => outcome?,
+        () = acting => election.await?,
+    }
+    Ok(())
+}

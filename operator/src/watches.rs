@@ -1,0 +1,189 @@
+//! All watches: one per kind, each filling a cache and waking the environments that an object concerns.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, TryStreamExt, future};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Config, Controller};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::utils::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::runtime::{Predicate, PredicateConfig, predicates, reflector};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::sync::watch::Receiver;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+
+use crate::cache::{Caches, PodNames, environment_of, prune, prune_node};
+use crate::environment::controller::{self, Context};
+use crate::environment::lifecycle::Settings;
+use crate::environment::world::volume_name;
+use crate::events::Events;
+use crate::metrics::Metrics;
+use crate::volume;
+
+/// Environments that are worked on at the same time.
+const CONCURRENCY: u16 = 64;
+
+type Guarded = DeserializeGuard<VirtualEnvironment>;
+type GuardedVolume = DeserializeGuard<EnvironmentVolume>;
+type GuardedTemplate = DeserializeGuard<EnvironmentTemplate>;
+
+/// Runs both controllers until `stop` becomes true.
+pub async fn run(
+    client: Client,
+    install_namespace: &str,
+    identity: &str,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    stop: Receiver<bool>,
+) {
+    let labelled = watcher::Config::default().labels(names::LABEL_ENVIRONMENT);
+    let (environments, environment_writer) = reflector::store();
+    let (volumes, volume_writer) = reflector::store();
+    let (templates, template_writer) = reflector::store();
+    let (pods, pod_writer) = reflector::store();
+    let (claims, claim_writer) = reflector::store();
+    let (persistent_volumes, persistent_volume_writer) = reflector::store();
+    let (config_maps, config_map_writer) = reflector::store();
+    let (services, service_writer) = reflector::store();
+    let (nodes, node_writer) = reflector::store();
+    let (leases, lease_writer) = reflector::store();
+
+    let every = watcher::Config::default;
+    let environment_stream = touched::<Guarded>(Api::all(client.clone()), every(), environment_writer, prune)
+        .predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default());
+    let (doomed, doomed_volumes) = mpsc::unbounded_channel();
+    let volume_stream = touched::<GuardedVolume>(Api::all(client.clone()), every(), volume_writer, prune).inspect_ok(
+        move |volume: &GuardedVolume| {
+            if volume.0.as_ref().is_ok_and(volume::never_placed) {
+                // The receiver lives as long as this stream.
+                let _ = doomed.send(volume.clone());
+            }
+        },
+    );
+    let template_stream = touched::<GuardedTemplate>(Api::all(client.clone()), every(), template_writer, prune);
+    let claim_stream =
+        touched::<PersistentVolumeClaim>(Api::all(client.clone()), labelled.clone(), claim_writer, prune);
+    let persistent_volume_stream =
+        touched::<PersistentVolume>(Api::all(client.clone()), labelled.clone(), persistent_volume_writer, prune);
+    let config_map_stream = touched::<ConfigMap>(Api::all(client.clone()), labelled.clone(), config_map_writer, prune);
+    let service_stream = touched::<Service>(Api::all(client.clone()), labelled.clone(), service_writer, prune);
+    let node_stream = touched::<Node>(Api::all(client.clone()), every(), node_writer, prune_node);
+    let lease_stream =
+        touched::<Lease>(Api::namespaced(client.clone(), install_namespace), every(), lease_writer, prune)
+            .predicate_filter(predicates::annotations, PredicateConfig::default());
+    let pod_stream = touched::<Pod>(Api::all(client.clone()), labelled, pod_writer, prune);
+
+    let context = Arc::new(Context {
+        caches: Caches {
+            environments: environments.clone(),
+            templates,
+            volumes: volumes.clone(),
+            pods: pods.clone(),
+            pod_names: PodNames::default(),
+            claims,
+            persistent_volumes,
+            config_maps,
+            services,
+            nodes,
+            leases,
+        },
+        settings,
+        install_namespace: install_namespace.to_owned(),
+        events: Events::new(client.clone(), identity),
+        metrics,
+        client,
+    });
+    let noting = Arc::clone(&context);
+    let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
+    let of_volume = environments.clone();
+    let of_template = environments.clone();
+    let of_lease = pods.clone();
+
+    let mut for_environments = stop.clone();
+    let mut for_volumes = stop;
+    let environment_controller = Controller::for_stream(environment_stream, environments)
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
+        .watches_stream(template_stream, move |template| users_of_template(&of_template, &template))
+        .watches_stream(pod_stream, |pod| labelled_environment(&pod))
+        .watches_stream(claim_stream, |claim| labelled_environment(&claim))
+        .watches_stream(config_map_stream, |config_map| labelled_environment(&config_map))
+        .watches_stream(service_stream, |service| labelled_environment(&service))
+        .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
+        .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
+        .watches_stream(node_stream.predicate_filter(predicates::labels, PredicateConfig::default()), |_| None)
+        .graceful_shutdown_on(async move { drop(for_environments.wait_for(|stop| *stop).await) })
+        .run(controller::reconcile, controller::on_error, Arc::clone(&context))
+        .for_each(|_| future::ready(()));
+    let doomed_volumes = futures::stream::unfold(doomed_volumes, |mut receiver| async move {
+        receiver.recv().await.map(|volume| (Ok(volume), receiver))
+    });
+    let volume_controller = Controller::for_stream(doomed_volumes, volumes)
+        .graceful_shutdown_on(async move { drop(for_volumes.wait_for(|stop| *stop).await) })
+        .run(volume::reconcile, volume::on_error, context)
+        .for_each(|_| future::ready(()));
+    future::join(environment_controller, volume_controller).await;
+}
+
+/// A watch that fills a cache with pruned objects and passes on each that changed, deleted ones included.
+fn touched<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    writer: reflector::store::Writer<K>,
+    prune: impl FnMut(&mut K) + Send + 'static,
+) -> impl Stream<Item = Result<K, watcher::Error>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    watcher(api, config).default_backoff().modify(prune).reflect(writer).touched_objects()
+}
+
+fn labelled_environment<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
+    let (namespace, name) = environment_of(object)?;
+    Some(ObjectRef::new(&name).within(&namespace))
+}
+
+fn claimed_environment(volume: &PersistentVolume) -> Option<ObjectRef<Guarded>> {
+    let namespace = volume.spec.as_ref()?.claim_ref.as_ref()?.namespace.clone()?;
+    Some(ObjectRef::new(volume.labels().get(names::LABEL_ENVIRONMENT)?).within(&namespace))
+}
+
+/// The environment that uses a volume; for one that is free or goes away, also those that wait for its name.
+fn users_of_volume(environments: &Store<Guarded>, volume: &GuardedVolume) -> Vec<ObjectRef<Guarded>> {
+    let namespace = volume.namespace().unwrap_or_default();
+    let user = volume.0.as_ref().ok().and_then(|v| v.spec.environment.clone());
+    match user {
+        Some(user) if volume.meta().deletion_timestamp.is_none() => vec![ObjectRef::new(&user).within(&namespace)],
+        _ => select(environments, |environment| {
+            environment.namespace().as_ref() == Some(&namespace) && volume_name(environment) == volume.name_any()
+        }),
+    }
+}
+
+fn users_of_template(environments: &Store<Guarded>, template: &GuardedTemplate) -> Vec<ObjectRef<Guarded>> {
+    let name = template.name_any();
+    // Only a volume that is still to be made needs the template.
+    let waits = |e: &VirtualEnvironment| e.status.as_ref().is_none_or(|s| s.template_digest.is_none());
+    select(environments, |environment| environment.spec.template.name == name && waits(environment))
+}
+
+fn select(environments: &Store<Guarded>, concerns: impl Fn(&VirtualEnvironment) -> bool) -> Vec<ObjectRef<Guarded>> {
+    let all = environments.state();
+    let concerned = all.iter().filter(|e| e.0.as_ref().is_ok_and(&concerns));
+    concerned.map(|e| ObjectRef::from_obj(e.as_ref())).collect()
+}
+
+/// The environments whose pods are on the node of a lease: its driver has begun a new session.
+fn environments_on(pods: &Store<Pod>, lease: &Lease) -> Vec<ObjectRef<Guarded>> {
+    let on_node = |pod: &Pod| {
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        node.is_some_and(|node| names::node_lease(node) == lease.name_any())
+    };
+    pods.state().iter().filter(|pod| on_node(pod)).filter_map(|pod| labelled_environment(pod.as_ref())).collect()
+}

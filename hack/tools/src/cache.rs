@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -29,9 +29,4 @@ pub fn lock(name: &str) -> io::Result<Lock> {
         flock(file.as_fd(), FlockOperation::LockExclusive)?;
     }
     Ok(Lock(file))
-}
-
-/// Makes a directory with its parents.
-pub fn directory(path: &Path) -> io::Result<&Path> {
-    fs::create_dir_all(path).map(|()| path)
 }

@@ -44,12 +44,17 @@ pub fn take_down(layout: &Layout) -> Result<(), Error> {
         unmount(&mount, UnmountFlags::DETACH).map_err(errno("unmount", mount))?;
     }
     loops::detach_below(layout.root())?;
+    // They were started by hand; a namespace without a name could not be asked for them any more.
+    let mut strangers = Vec::new();
     for namespace in network::present() {
+        let processes = network::processes(&namespace).into_iter();
+        strangers.extend(processes.map(|process| format!("process {process} in network namespace {namespace}")));
         network::remove(&namespace)?;
     }
     cgroup::remove_all()?;
     remove_directory(layout)?;
-    let leftovers = leftovers(layout)?;
+    let mut leftovers = leftovers(layout)?;
+    leftovers.extend(strangers);
     if leftovers.is_empty() { Ok(()) } else { Err(Error::Leftovers(leftovers)) }
 }
 

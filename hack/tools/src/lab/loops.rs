@@ -18,6 +18,7 @@ struct Device {
     name: String,
     #[serde(rename = "back-ino")]
     inode: u64,
+    /// Padded with spaces.
     #[serde(rename = "back-maj:min")]
     filesystem: String,
 }
@@ -31,11 +32,12 @@ fn parse(json: &str) -> Result<Vec<Device>, serde_json::Error> {
 pub fn below(folder: &Path) -> Result<Vec<String>, Error> {
     let json = command::words("losetup --list --json --output NAME,BACK-INO,BACK-MAJ:MIN")?;
     let devices = parse(&json).map_err(|source| Error::Record { path: "the output of losetup".to_owned(), source })?;
-    if devices.is_empty() || !folder.exists() {
-        return Ok(Vec::new());
-    }
+    if devices.is_empty() || !folder.exists() { Ok(Vec::new()) } else { matching(devices, folder) }
+}
+
+fn matching(devices: Vec<Device>, folder: &Path) -> Result<Vec<String>, Error> {
     let mut wanted: BTreeMap<(String, u64), String> =
-        devices.into_iter().map(|device| ((device.filesystem, device.inode), device.name)).collect();
+        devices.into_iter().map(|device| ((device.filesystem.trim().to_owned(), device.inode), device.name)).collect();
     let mut found = Vec::new();
     walk(folder, &mut wanted, &mut found)?;
     Ok(found)
@@ -73,11 +75,23 @@ mod tests {
 
     #[test]
     fn a_listing_is_read() {
-        let devices = parse(r#"{"loopdevices":[{"name":"/dev/loop3","back-ino":42,"back-maj:min":"254:0"}]}"#).unwrap();
-        assert_eq!(
-            (devices[0].name.as_str(), devices[0].inode, devices[0].filesystem.as_str()),
-            ("/dev/loop3", 42, "254:0")
-        );
+        let json = r#"{"loopdevices":[{"name":"/dev/loop3","back-ino":42,"back-maj:min":"     254:0  "}]}"#;
+        let device = &parse(json).unwrap()[0];
+        assert_eq!((device.name.as_str(), device.inode, device.filesystem.trim()), ("/dev/loop3", 42, "254:0"));
         assert!(parse("\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_is_recognised_by_filesystem_and_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("deep/pool.img");
+        fs::create_dir_all(folder.path().join("deep")).unwrap();
+        fs::write(&file, "").unwrap();
+        let data = file.metadata().unwrap();
+        let filesystem = format!("{}:{}", rustix::fs::major(data.dev()), rustix::fs::minor(data.dev()));
+        let device =
+            |inode| Device { name: format!("/dev/loop{inode}"), inode, filesystem: format!("  {filesystem} ") };
+        let found = matching(vec![device(data.ino()), device(data.ino() + 1)], folder.path()).unwrap();
+        assert_eq!(found, [format!("/dev/loop{}", data.ino())]);
     }
 }

@@ -1,6 +1,6 @@
 //! `lab status` and `lab logs`: what runs, and where to read on.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, io::Write};
 
 use serde_json::Value;
 
@@ -34,22 +34,20 @@ fn parse(list: &Value) -> BTreeMap<String, String> {
 /// Prints a table; tells whether everything is well.
 pub fn print(layout: &Layout) -> Result<bool, Error> {
     let Some(cluster) = layout.cluster()? else {
-        println!("there is no lab at {}: hack/lab up", layout.root().display());
+        say(&[format!("there is no lab at {}: hack/lab up", layout.root().display())]);
         return Ok(false);
     };
     let mut well = true;
-    println!("{:<20} {:<8} STATE", "CONTROL PLANE", "PID");
+    let mut table = vec![format!("{:<20} {:<8} STATE", "CONTROL PLANE", "PID")];
     for name in control_plane::PROCESSES {
         let record = Record::load_alive(layout, name)?;
         well &= record.is_some();
         let state = if record.is_some() { "running" } else { "NOT RUNNING" };
-        println!("{name:<20} {:<8} {state}", pid(record.map(|record| record.pid())));
+        table.push(format!("{name:<20} {:<8} {state}", pid(record.map(|record| record.pid()))));
     }
     let ready = readiness(layout).unwrap_or_default();
-    println!(
-        "\n{:<8} {:<12} {:<9} {:<8} {:<11} {:<8} KUBE-PROXY",
-        "NODE", "READY", "NETWORK", "PID", "CONTAINERD", "KUBELET"
-    );
+    table.push(String::new());
+    table.push(row(["NODE", "READY", "NETWORK", "PID", "CONTAINERD", "KUBELET", "KUBE-PROXY"].map(Into::into)));
     for node in cluster.nodes() {
         let init = node.running(layout)?;
         let children = init.as_ref().map(process::children).unwrap_or_default();
@@ -57,19 +55,30 @@ pub fn print(layout: &Layout) -> Result<bool, Error> {
         let linked = network::is_linked(node);
         let ready = ready.get(&node.name()).map_or("unknown", String::as_str);
         well &= init.is_some() && linked && ready == "True";
-        println!(
-            "{:<8} {:<12} {:<9} {:<8} {:<11} {:<8} {}",
+        table.push(row([
             node.name(),
-            if init.is_some() { ready } else { "off" },
-            if linked { "up" } else { "down" },
+            if init.is_some() { ready } else { "off" }.to_owned(),
+            if linked { "up" } else { "down" }.to_owned(),
             pid(init.map(|record| record.pid())),
             child("containerd"),
             child("kubelet"),
-            child("kube-proxy")
-        );
+            child("kube-proxy"),
+        ]));
     }
-    println!("\nKUBECONFIG={}   programs: {}", layout.kubeconfig().display(), layout.programs().display());
+    let (kubeconfig, programs) = (layout.kubeconfig(), layout.programs());
+    table.push(format!("\nexport KUBECONFIG={} PATH={}:$PATH", kubeconfig.display(), programs.display()));
+    say(&table);
     Ok(well)
+}
+
+fn row(fields: [String; 7]) -> String {
+    let [name, ready, network, pid, containerd, kubelet, proxy] = fields;
+    format!("{name:<8} {ready:<8} {network:<8} {pid:<8} {containerd:<11} {kubelet:<8} {proxy}")
+}
+
+/// A reader that has seen enough, such as head(1), is no failure.
+fn say(lines: &[String]) {
+    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
 }
 
 fn pid(pid: Option<i32>) -> String {
@@ -91,14 +100,16 @@ pub fn logs(layout: &Layout, name: Option<&str>) -> Result<(), Error> {
             folder.display()
         )));
     }
+    let mut text = Vec::new();
     for path in paths {
         if name.is_none() {
-            println!("{}", path.display());
+            text.push(path.display().to_string());
             continue;
         }
-        let text = fs::read(&path).map_err(io("read", path.display()))?;
-        println!("==> {} <==\n{}\n", path.display(), end_of(&String::from_utf8_lossy(&text), 40));
+        let log = fs::read(&path).map_err(io("read", path.display()))?;
+        text.push(format!("==> {} <==\n{}\n", path.display(), end_of(&String::from_utf8_lossy(&log), 40)));
     }
+    say(&text);
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 //!
 //! On hybrid machines (cgroup v1 controllers, cgroup2 without controllers at `unified`) each hierarchy gets the group; a
 //! cpuset group is filled first, since nothing can join it while it has no CPUs. On a machine with cgroup2 alone the
-//! controllers are handed down with `cgroup.subtree_control`.
+//! controllers are handed down with `cgroup.subtree_control`; that part was written after the kernel's documentation and
+//! has not been run yet.
 
 use std::{
     fs, io,

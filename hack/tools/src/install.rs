@@ -74,8 +74,10 @@ impl Installation {
 /// Finds a lab that is up.
 pub fn connect() -> Result<Installation, Error> {
     let kubeconfig = output(Command::new(workspace::program()).args(["lab", "kubeconfig"]))?;
-    let programs = output(Command::new(workspace::program()).args(["lab", "programs"]))?;
-    Ok(Installation { kubeconfig: kubeconfig.trim().into(), programs: programs.trim().into() })
+    let kubeconfig = PathBuf::from(kubeconfig.trim());
+    // The lab puts links to its programs beside it.
+    let programs = kubeconfig.with_file_name("bin");
+    Ok(Installation { kubeconfig, programs })
 }
 
 /// Brings the lab up and Vivarium into it.
@@ -99,6 +101,8 @@ pub fn install() -> Result<Installation, Error> {
     check(kubectl.args(["label", "--overwrite", "namespace", NAMESPACE, label]).stdout(Stdio::null()))?;
     let mut settings: Vec<String> = values.lines().map(Into::into).collect();
     settings.push("node.plainHttpRegistries={10.250.0.1:5000}".into());
+    // Sparse, and the nodes share one disk.
+    settings.push("node.pool.size=20Gi".into());
     helm("vivarium", RELEASE, &settings)?;
     println!("Vivarium is installed in namespace {NAMESPACE}; the template is {}", template.trim());
     check(installation.command("kubectl").args(["apply", "-f"]).arg(root.join("examples/template-debian.yaml")))?;

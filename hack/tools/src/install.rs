@@ -25,14 +25,6 @@ pub enum Error {
         /// Cause.
         source: std::io::Error,
     },
-    /// A command printed what cannot be understood.
-    #[error("`{command}` printed something unexpected: {source}")]
-    Printed {
-        /// Command.
-        command: String,
-        /// Cause.
-        source: serde_json::Error,
-    },
     /// The workspace could not be found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),

@@ -18,7 +18,7 @@ use super::condition::Condition;
     status = "EnvironmentVolumeStatus",
     derive = "PartialEq",
     cel,
-    shortname = "ev",
+    shortname = "evol",
     category = "vivarium",
     doc = "What an environment changed against its template. The operator makes one for each environment.",
     printcolumn(

@@ -1,0 +1,49 @@
+//! CSI identity service.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use vivarium_api::names;
+
+use crate::pool::Pool;
+use crate::proto::csi;
+
+/// Says who the driver is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Whose health counts.
+    pub pool: Arc<Pool>,
+}
+
+#[tonic::async_trait]
+impl csi::identity_server::Identity for Identity {
+    async fn get_plugin_info(
+        &self,
+        _: Request<csi::GetPluginInfoRequest>,
+    ) -> Result<Response<csi::GetPluginInfoResponse>, Status> {
+        Ok(Response::new(csi::GetPluginInfoResponse {
+            name: names::CSI_DRIVER.into(),
+            vendor_version: env!("CARGO_PKG_VERSION").into(),
+            manifest: HashMap::new(),
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<csi::GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
+        use csi::plugin_capability::{Service, Type, service};
+        // No controller: volumes are made from EnvironmentVolume objects. Topology says which nodes have a pool.
+        let service = Service { r#type: service::Type::VolumeAccessibilityConstraints.into() };
+        let capability = csi::PluginCapability { r#type: Some(Type::Service(service)) };
+        Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
+    }
+
+    async fn probe(&self, _: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
+        match self.pool.check() {
+            Ok(()) => Ok(Response::new(csi::ProbeResponse { ready: Some(true) })),
+            Err(error) => Err(Status::failed_precondition(error.to_string())),
+        }
+    }
+}

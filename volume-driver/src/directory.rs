@@ -1,0 +1,82 @@
+//! What the CSI services know of the cluster: the one `EnvironmentVolume` that a call is about. A trait, so that the real
+//! kernel can be tested without a cluster; [`crate::kube::directory`] is the real one.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use vivarium_api::v1alpha1::EnvironmentVolume;
+
+/// Name of an `EnvironmentVolume`: `<namespace>/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VolumeName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl VolumeName {
+    /// Reads `<namespace>/<name>`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        let fine = |part: &str| !part.is_empty() && !part.contains('/');
+        (fine(namespace) && fine(name)).then(|| Self { namespace: namespace.into(), name: name.into() })
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The cluster does not answer, or not as it should.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {attempt} EnvironmentVolume {volume}: {message}")]
+pub struct DirectoryError {
+    /// What was tried.
+    pub attempt: &'static str,
+    /// The object.
+    pub volume: VolumeName,
+    /// Why not.
+    pub message: String,
+}
+
+/// Condition `Published` of an `EnvironmentVolume`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Whether the volume was handed to its pod.
+    pub published: bool,
+    /// One CamelCase word.
+    pub reason: &'static str,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// Where `EnvironmentVolume`s are looked up.
+#[async_trait]
+pub trait VolumeDirectory: Send + Sync + 'static {
+    /// The object as it is now.
+    async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError>;
+
+    /// The object as it is now, and again whenever it changes; `None` while it is not there. Ends only with an error.
+    fn watch(&self, volume: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>>;
+
+    /// Writes the condition `Published`.
+    async fn report(&self, volume: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_two_parts() {
+        assert_eq!(VolumeName::parse("team-a/shop").unwrap().to_string(), "team-a/shop");
+        for bad in ["", "shop", "/shop", "team-a/", "a/b/c"] {
+            assert_eq!(VolumeName::parse(bad), None, "{bad}");
+        }
+    }
+}

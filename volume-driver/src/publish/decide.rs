@@ -1,0 +1,183 @@
+//! Who may have a volume, decided from the `EnvironmentVolume` alone.
+
+use vivarium_api::names;
+use vivarium_api::v1alpha1::EnvironmentVolume;
+
+use super::Refusal;
+use crate::directory::VolumeName;
+use crate::ids::VolumeId;
+
+/// This node and its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Me {
+    /// Name of the node.
+    pub node: String,
+    /// Session of this driver.
+    pub session: String,
+}
+
+/// What an observation of the object means.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Go on.
+    Yes,
+    /// The operator may still make it so; if it does not, this is why.
+    NotYet(Refusal),
+    /// It will not become so.
+    Never(Refusal),
+}
+
+/// Whether an object is the one that a handle stands for.
+///
+/// # Errors
+/// [`Refusal::NoObject`].
+pub fn identify<'a>(
+    object: Option<&'a EnvironmentVolume>,
+    name: &VolumeName,
+    id: &VolumeId,
+) -> Result<&'a EnvironmentVolume, Refusal> {
+    object
+        .filter(|object| object.metadata.uid.as_deref() == Some(id.as_str()))
+        .ok_or_else(|| Refusal::NoObject { name: name.clone(), id: id.clone() })
+}
+
+/// Whether the data belongs on this node.
+#[must_use]
+pub fn placed(object: &EnvironmentVolume, name: &VolumeName, me: &Me, waited: u64) -> Verdict {
+    let status = object.status.as_ref();
+    match status.and_then(|s| s.node.as_deref()) {
+        Some(node) if node == me.node => Verdict::Yes,
+        Some(node) => Verdict::NotYet(Refusal::OtherNode { name: name.clone(), node: node.to_owned() }),
+        None => Verdict::NotYet(Refusal::NotHolder {
+            name: name.clone(),
+            epoch: status.map_or(0, |s| s.epoch),
+            seconds: waited,
+            holder: holder(object),
+        }),
+    }
+}
+
+/// Epoch of a pod as an incarnation of the environment that uses the volume.
+///
+/// # Errors
+/// [`Refusal::NotItsPod`].
+pub fn epoch(object: &EnvironmentVolume, name: &VolumeName, namespace: &str, pod: &str) -> Result<u64, Refusal> {
+    let environment = object.spec.environment.as_deref();
+    environment
+        .filter(|_| namespace == name.namespace)
+        .and_then(|environment| names::epoch_of_pod(environment, pod))
+        .ok_or_else(|| Refusal::NotItsPod {
+            name: name.clone(),
+            pod: format!("{namespace}/{pod}"),
+            environment: environment.unwrap_or("none").to_owned(),
+        })
+}
+
+/// Whether this node holds the volume for an epoch (rule 12 of the ownership protocol: node, session and epoch).
+#[must_use]
+pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, epoch: u64, waited: u64) -> Verdict {
+    let status = object.status.clone().unwrap_or_default();
+    if status.epoch > epoch {
+        return Verdict::Never(Refusal::Superseded { name: name.clone(), epoch, current: status.epoch });
+    }
+    let mine = status.holder.as_ref().is_some_and(|holder| holder.node == me.node && holder.session == me.session);
+    if mine && status.epoch == epoch {
+        return Verdict::Yes;
+    }
+    Verdict::NotYet(Refusal::NotHolder { name: name.clone(), epoch, seconds: waited, holder: holder(object) })
+}
+
+/// Who holds a volume, for people.
+fn holder(object: &EnvironmentVolume) -> String {
+    let status = object.status.as_ref();
+    match status.and_then(|s| s.holder.as_ref()) {
+        Some(holder) => {
+            format!("node {} (session {}) at epoch {}", holder.node, holder.session, status.map_or(0, |s| s.epoch))
+        }
+        None => "nobody".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
+    use vivarium_api::v1alpha1::{EnvironmentVolumeSpec, EnvironmentVolumeStatus};
+
+    use super::*;
+
+    fn object(holder: Option<(&str, &str)>, epoch: u64, node: Option<&str>) -> EnvironmentVolume {
+        let mut object = EnvironmentVolume::new(
+            "shop",
+            EnvironmentVolumeSpec {
+                template: VolumeTemplate { name: "t".into(), image: "i".into(), layers: vec![] },
+                size: Quantity("1Gi".into()),
+                environment: Some("shop".into()),
+            },
+        );
+        object.metadata.uid = Some("u1".into());
+        object.status = Some(EnvironmentVolumeStatus {
+            holder: holder.map(|(node, session)| Holder { node: node.into(), session: session.into() }),
+            epoch,
+            node: node.map(Into::into),
+            ..Default::default()
+        });
+        object
+    }
+
+    fn me() -> Me {
+        Me { node: "n1".into(), session: "s1".into() }
+    }
+
+    fn name() -> VolumeName {
+        VolumeName::parse("team-a/shop").unwrap()
+    }
+
+    #[test]
+    fn only_node_session_and_epoch_together_hold_a_volume() {
+        for (holder, epoch, expected) in [
+            (Some(("n1", "s1")), 3, "yes"),
+            (Some(("n1", "s0")), 3, "not yet"),
+            (Some(("n2", "s1")), 3, "not yet"),
+            (None, 3, "not yet"),
+            (Some(("n1", "s1")), 2, "not yet"),
+            (Some(("n1", "s1")), 4, "never"),
+            (None, 4, "never"),
+        ] {
+            let verdict = match held(&object(holder, epoch, None), &name(), &me(), 3, 30) {
+                Verdict::Yes => "yes",
+                Verdict::NotYet(Refusal::NotHolder { .. }) => "not yet",
+                Verdict::Never(Refusal::Superseded { current: 4, .. }) => "never",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(verdict, expected, "{holder:?} {epoch}");
+        }
+    }
+
+    #[test]
+    fn data_is_made_only_where_the_operator_placed_it() {
+        for (node, expected) in [(Some("n1"), true), (Some("n2"), false), (None, false)] {
+            let verdict = placed(&object(None, 0, node), &name(), &me(), 30);
+            assert_eq!(matches!(verdict, Verdict::Yes), expected, "{node:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_another_name_or_namespace_has_no_epoch() {
+        let object = object(None, 0, None);
+        assert_eq!(epoch(&object, &name(), "team-a", "shop-7").unwrap(), 7);
+        for (namespace, pod) in [("team-b", "shop-7"), ("team-a", "shop"), ("team-a", "other-7")] {
+            assert!(matches!(epoch(&object, &name(), namespace, pod), Err(Refusal::NotItsPod { .. })));
+        }
+    }
+
+    #[test]
+    fn an_object_made_anew_under_the_same_name_is_another_volume() {
+        let object = object(None, 0, None);
+        assert!(identify(Some(&object), &name(), &VolumeId::parse("u1").unwrap()).is_ok());
+        for (object, id) in [(Some(&object), "u2"), (None, "u1")] {
+            let refusal = identify(object, &name(), &VolumeId::parse(id).unwrap()).unwrap_err();
+            assert!(matches!(refusal, Refusal::NoObject { .. }));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Handing a volume to a pod and taking it back: what the CSI node calls mean, without their wire format.
+//!
+//! Stage brings the template's layers here and makes the volume on first use; publish waits until the operator has given
+//! the volume to this node, session and epoch ([`decide`]), writes the records for the shim, then mounts. Each call can be
+//! repeated at any time, also after it was cut off anywhere. Data is made only on the node that the object names, so no
+//! data is ever left behind where nobody looks for it.
+
+pub mod decide;
+pub mod guard;
+mod mounts;
+mod refusal;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::Notify;
+use vivarium_api::node::stage::{self, StageRecord};
+use vivarium_api::v1alpha1::EnvironmentVolume;
+
+pub use decide::Me;
+use decide::Verdict;
+use guard::{Operation, Operations};
+use mounts::At;
+pub use refusal::Refusal;
+
+use crate::directory::{Published, VolumeDirectory, VolumeName};
+use crate::ids::{LayerDigest, VolumeId};
+use crate::settings::parse_size;
+use crate::template::TemplateCache;
+use crate::volume::record::{Publication, Records};
+use crate::volume::{VolumeError, Volumes};
+
+/// How long a call waits for the operator.
+pub const WAIT: Duration = Duration::from_secs(30);
+
+/// A pod by all its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// Make a volume ready on this node.
+#[derive(Clone, Debug)]
+pub struct StageCall {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its object.
+    pub name: VolumeName,
+}
+
+/// Hand a volume to a pod.
+#[derive(Clone, Debug)]
+pub struct PublishCall {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its object.
+    pub name: VolumeName,
+    /// Where.
+    pub target: PathBuf,
+    /// To whom.
+    pub pod: PodName,
+}
+
+/// What does the work.
+pub struct Publisher {
+    /// This node and its session.
+    pub me: Me,
+    /// The cluster.
+    pub directory: Arc<dyn VolumeDirectory>,
+    /// The volumes of this node.
+    pub volumes: Volumes,
+    /// The layers of this node.
+    pub templates: Arc<TemplateCache>,
+    /// What is published.
+    pub records: Records,
+    /// What is going on.
+    pub operations: Operations,
+    /// Told whenever a volume was taken back: a deletion may wait for it.
+    pub released: Arc<Notify>,
+    /// How long a call waits for the operator: [`WAIT`].
+    pub wait: Duration,
+}
+
+/// Runs what blocks beside the async tasks.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Refusal::CutOff(error.to_string())))
+}
+
+impl Publisher {
+    /// Brings layers and volume to this node.
+    ///
+    /// # Errors
+    /// Any [`Refusal`]; what is about the volume is also reported in its condition `Published`.
+    pub async fn stage(&self, call: StageCall) -> Result<(), Refusal> {
+        let _operation = self.begin(&call.id)?;
+        let object = self.object(&call.name, &call.id).await?;
+        let result = self.stage_object(&call, &object).await;
+        if let Err(refusal) = &result {
+            self.report(&object, refusal.condition()).await;
+        }
+        result
+    }
+
+    async fn stage_object(&self, call: &StageCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
+        let template = &object.spec.template;
+        let layers = layers(object)?;
+        self.templates
+            .ensure(&template.image, &layers)
+            .await
+            .map_err(|source| Refusal::Template { name: call.name.clone(), source })?;
+        let object =
+            self.wait(&call.name, &call.id, |object, waited| decide::placed(object, &call.name, &self.me, waited));
+        let object = object.await?;
+        let size = size(&object)?;
+        let was_here = object.status.as_ref().is_some_and(|status| status.capacity_bytes.is_some());
+        let (volumes, id, name) = (self.volumes.clone(), call.id.clone(), call.name.clone());
+        blocking(move || match volumes.get(&id) {
+            Ok(_) => Ok(volumes.set_size(&id, size)?),
+            // Never an empty tree in place of one that somebody has filled.
+            Err(VolumeError::NotFound(_)) if was_here => Err(Refusal::DataMissing { name }),
+            Err(VolumeError::NotFound(_)) => {
+                volumes.create(&id, size)?;
+                tracing::info!(volume = %id, object = %name, size, "made the volume");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        })
+        .await
+    }
+
+    /// Nothing is left of a staged volume outside the pool, so there is nothing to take back.
+    ///
+    /// # Errors
+    /// [`Refusal::InUse`] while it is published, [`Refusal::Busy`].
+    pub async fn unstage(&self, id: &VolumeId) -> Result<(), Refusal> {
+        let _operation = self.begin(id)?;
+        let (records, id) = (self.records.clone(), id.clone());
+        blocking(move || match records.get(&id)? {
+            Some(publication) if mounts::at(&publication.target).is_ok_and(|at| at != At::Nothing) => {
+                Err(Refusal::InUse { id, pod: publication.stage.pod_uid, target: publication.target })
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// Mounts the volume for a pod, once the operator has given it to this node.
+    ///
+    /// # Errors
+    /// Any [`Refusal`]; what is about the volume is also reported in its condition `Published`.
+    pub async fn publish(&self, call: PublishCall) -> Result<(), Refusal> {
+        let _operation = self.begin(&call.id)?;
+        let object = self.object(&call.name, &call.id).await?;
+        let result = self.publish_object(&call, &object).await;
+        let condition = match &result {
+            Ok(()) => Some(Published {
+                published: true,
+                reason: "Published",
+                message: format!("mounted into pod {} on node {}", call.pod.name, self.me.node),
+            }),
+            Err(refusal) => refusal.condition(),
+        };
+        self.report(&object, condition).await;
+        result
+    }
+
+    async fn publish_object(&self, call: &PublishCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
+        let epoch = decide::epoch(object, &call.name, &call.pod.namespace, &call.pod.name)?;
+        let object =
+            self.wait(&call.name, &call.id, |object, waited| decide::held(object, &call.name, &self.me, epoch, waited));
+        let object = object.await?;
+        let layers = layers(&object)?;
+        for layer in &layers {
+            if !self.templates.has(layer) {
+                return Err(Refusal::LayerMissing { name: call.name.clone(), layer: layer.to_string() });
+            }
+        }
+        let size = size(&object)?;
+        let mut stage = StageRecord {
+            version: stage::VERSION,
+            volume_id: call.id.to_string(),
+            subvolume_uuid: String::new(),
+            pod_uid: call.pod.uid.clone(),
+            epoch,
+            session: self.me.session.clone(),
+            layers: layers.iter().rev().map(|layer| self.templates.path(layer)).collect(),
+            binds: stage::default_binds(),
+        };
+        let (volumes, records, call) = (self.volumes.clone(), self.records.clone(), call.clone());
+        blocking(move || {
+            let live = match volumes.get(&call.id) {
+                Err(VolumeError::NotFound(id)) => return Err(Refusal::NotStaged(id)),
+                other => other?,
+            };
+            volumes.set_size(&call.id, size)?;
+            stage.subvolume_uuid = live.info.uuid.to_string();
+            let mount_error = |attempt| {
+                let path = call.target.clone();
+                move |source| Refusal::Mount { attempt, path, source }
+            };
+            if let Some(old) = records.get(&call.id)?
+                && old.target != call.target
+            {
+                // A mount that is gone, for example with the boot or with a forced deletion, is no use.
+                if mounts::at(&old.target).is_ok_and(|at| at == At::Subvolume(live.info.uuid)) {
+                    return Err(Refusal::InUse { id: call.id, pod: old.stage.pod_uid, target: old.target });
+                }
+                records.remove(&call.id, &old)?;
+            }
+            records.put(&call.id, &Publication::new(call.target.clone(), stage))?;
+            match mounts::at(&call.target).map_err(mount_error("inspect"))? {
+                At::Subvolume(uuid) if uuid == live.info.uuid => Ok(()),
+                At::Nothing => {
+                    use std::os::fd::AsFd;
+                    mounts::bind(live.directory.as_fd(), &call.target).map_err(mount_error("mount the volume at"))
+                }
+                At::Subvolume(_) | At::Other => {
+                    Err(mount_error("mount the volume at")(std::io::Error::other("something else is mounted there")))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Unmounts the volume from a target and removes the records if they are of that target.
+    ///
+    /// # Errors
+    /// Something uses the mount, [`Refusal::Busy`].
+    pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
+        let _operation = self.begin(id)?;
+        let (records, id) = (self.records.clone(), id.clone());
+        blocking(move || {
+            let publication = records.get(&id)?.filter(|publication| publication.target == target);
+            mounts::unbind(&target).map_err(|source| Refusal::Mount { attempt: "unmount", path: target, source })?;
+            // Last, so that what is still mounted is still known to be.
+            if let Some(publication) = publication {
+                records.remove(&id, &publication)?;
+            }
+            Ok(())
+        })
+        .await?;
+        self.released.notify_one();
+        Ok(())
+    }
+
+    /// Bytes used and size of a volume that is mounted at a path; `None` where the kernel does not count.
+    ///
+    /// # Errors
+    /// The volume is not there, or not mounted at the path.
+    pub async fn stats(&self, id: &VolumeId, path: PathBuf) -> Result<Option<(u64, u64)>, Refusal> {
+        let (volumes, id) = (self.volumes.clone(), id.clone());
+        blocking(move || {
+            let live = volumes.get(&id)?;
+            match mounts::at(&path) {
+                Ok(At::Subvolume(uuid)) if uuid == live.info.uuid => {}
+                _ => return Err(Refusal::NotThere { id, path }),
+            }
+            Ok(volumes.usage(&id)?.map(|usage| (usage.used, usage.limit)))
+        })
+        .await
+    }
+
+    /// Destroys a volume whose object is being deleted.
+    ///
+    /// # Errors
+    /// [`VolumeError::Published`] while a pod has it, [`Refusal::Busy`], or the pool fails.
+    pub async fn destroy(&self, id: &VolumeId) -> Result<(), Refusal> {
+        let _operation = self.begin(id)?;
+        let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
+        blocking(move || {
+            if let Some(publication) = records.get(&id)? {
+                let mounted = mounts::at(&publication.target).is_ok_and(|at| matches!(at, At::Subvolume(_)));
+                if mounted {
+                    return Err(VolumeError::Published { id, pod: publication.stage.pod_uid }.into());
+                }
+                records.remove(&id, &publication)?;
+            }
+            Ok(volumes.delete(&id)?)
+        })
+        .await
+    }
+
+    fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {
+        self.operations.begin(id).ok_or_else(|| Refusal::Busy(id.clone()))
+    }
+
+    async fn object(&self, name: &VolumeName, id: &VolumeId) -> Result<EnvironmentVolume, Refusal> {
+        let object = self.directory.get(name).await?;
+        decide::identify(object.as_ref(), name, id).cloned()
+    }
+
+    /// Waits until the object is as wanted, or will not be, or the time is over.
+    async fn wait(
+        &self,
+        name: &VolumeName,
+        id: &VolumeId,
+        decide: impl Fn(&EnvironmentVolume, u64) -> Verdict,
+    ) -> Result<EnvironmentVolume, Refusal> {
+        let mut changes = self.directory.watch(name);
+        let deadline = tokio::time::sleep(self.wait);
+        tokio::pin!(deadline);
+        let mut last = None;
+        loop {
+            let change = tokio::select! {
+                change = changes.next() => change,
+                () = &mut deadline => {
+                    return Err(last.unwrap_or_else(|| Refusal::NoObject { name: name.clone(), id: id.clone() }));
+                }
+            };
+            let Some(object) = change else {
+                return Err(Refusal::CutOff(format!("the watch of EnvironmentVolume {name} ended")));
+            };
+            let object = object?;
+            match decide(decide::identify(object.as_ref(), name, id)?, self.wait.as_secs()) {
+                Verdict::Yes => return decide::identify(object.as_ref(), name, id).cloned(),
+                Verdict::Never(refusal) => return Err(refusal),
+                Verdict::NotYet(refusal) => last = Some(refusal),
+            }
+        }
+    }
+
+    async fn report(&self, object: &EnvironmentVolume, published: Option<Published>) {
+        let Some(published) = published else { return };
+        if let Err(error) = self.directory.report(object, published).await {
+            // The kubelet is told as well, and comes again.
+            tracing::warn!(%error, "the condition Published could not be written");
+        }
+    }
+}
+
+/// Layers of a volume, lowest first.
+fn layers(object: &EnvironmentVolume) -> Result<Vec<LayerDigest>, Refusal> {
+    object
+        .spec
+        .template
+        .layers
+        .iter()
+        .map(|layer| {
+            LayerDigest::parse(layer).map_err(|error| Refusal::Invalid {
+                field: "spec.template.layers",
+                value: layer.clone(),
+                message: error.to_string(),
+            })
+        })
+        .collect()
+}
+
+/// Size of a volume in bytes.
+pub(crate) fn size(object: &EnvironmentVolume) -> Result<u64, Refusal> {
+    let text = &object.spec.size.0;
+    parse_size(text).map_err(|message| Refusal::Invalid { field: "spec.size", value: text.clone(), message })
+}

@@ -1,0 +1,264 @@
+//! Why a volume is not handed out: one reason, told to the kubelet as a gRPC status and to people as the condition
+//! `Published` of the `EnvironmentVolume`.
+
+use std::path::PathBuf;
+
+use tonic::{Code, Status};
+
+use crate::directory::{DirectoryError, Published, VolumeName};
+use crate::ids::{IdError, VolumeId};
+use crate::pool::PoolError;
+use crate::template::TemplateError;
+use crate::volume::VolumeError;
+use crate::volume::record::RecordError;
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// A field of the request is not set.
+    #[error("the request has no {0}")]
+    Missing(&'static str),
+    /// A field of the request makes no sense.
+    #[error("{field} '{value}' of the request is wrong: {message}")]
+    Invalid {
+        /// Which one.
+        field: &'static str,
+        /// What is in it.
+        value: String,
+        /// What should be.
+        message: String,
+    },
+    /// The handle cannot be one.
+    #[error(transparent)]
+    BadId(#[from] IdError),
+    /// Another call is at it.
+    #[error("another operation on volume {0} is going on: try again when it has ended")]
+    Busy(VolumeId),
+    /// No such object.
+    #[error("there is no EnvironmentVolume {name} with uid {id}")]
+    NoObject {
+        /// Its name.
+        name: VolumeName,
+        /// The volume.
+        id: VolumeId,
+    },
+    /// Not staged, or no longer there.
+    #[error("volume {0} is not in the pool of this node: it has to be staged first")]
+    NotStaged(VolumeId),
+    /// The path does not show the volume.
+    #[error("volume {id} is not mounted at {}", path.display())]
+    NotThere {
+        /// The volume.
+        id: VolumeId,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The data is elsewhere.
+    #[error("the data of EnvironmentVolume {name} is on node {node}, not on this one: the pod has to run there")]
+    OtherNode {
+        /// The object.
+        name: VolumeName,
+        /// Where it is.
+        node: String,
+    },
+    /// The data should be here and is not.
+    #[error(
+        "EnvironmentVolume {name} was on this node before, but its data is not in the node's pool any more: bring the pool back, or delete the environment and create it again"
+    )]
+    DataMissing {
+        /// The object.
+        name: VolumeName,
+    },
+    /// The operator has not given the volume to this pod.
+    #[error(
+        "EnvironmentVolume {name} was not given to this node for epoch {epoch} within {seconds} s: its holder is {holder}"
+    )]
+    NotHolder {
+        /// The object.
+        name: VolumeName,
+        /// Of the pod.
+        epoch: u64,
+        /// How long was waited.
+        seconds: u64,
+        /// Who has it.
+        holder: String,
+    },
+    /// A newer incarnation has the volume.
+    #[error(
+        "EnvironmentVolume {name} is at epoch {current}, so the pod of epoch {epoch} is superseded and never gets it again"
+    )]
+    Superseded {
+        /// The object.
+        name: VolumeName,
+        /// Of the pod.
+        epoch: u64,
+        /// Of the volume.
+        current: u64,
+    },
+    /// The pod is not one of the environment's.
+    #[error("pod {pod} is no incarnation of the environment that uses EnvironmentVolume {name} ({environment})")]
+    NotItsPod {
+        /// The object.
+        name: VolumeName,
+        /// The pod.
+        pod: String,
+        /// Environment of the volume.
+        environment: String,
+    },
+    /// Mounted into another pod.
+    #[error("volume {id} is still mounted into pod {pod} at {}: it can be in one pod at a time", target.display())]
+    InUse {
+        /// The volume.
+        id: VolumeId,
+        /// UID of the pod.
+        pod: String,
+        /// Where.
+        target: PathBuf,
+    },
+    /// A layer is not there.
+    #[error("template layer {layer} of EnvironmentVolume {name} is not on this node: it has to be staged again")]
+    LayerMissing {
+        /// The object.
+        name: VolumeName,
+        /// The layer.
+        layer: String,
+    },
+    /// The layers could not be brought here.
+    #[error("the template of EnvironmentVolume {name} is not on this node: {source}")]
+    Template {
+        /// The object.
+        name: VolumeName,
+        /// Why not.
+        source: TemplateError,
+    },
+    /// The volume or pool.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The cluster.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A mount.
+    #[error("cannot {attempt} {}: {source}", path.display())]
+    Mount {
+        /// What was tried.
+        attempt: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A task of ours ended by itself.
+    #[error("the operation was cut off: {0}")]
+    CutOff(String),
+}
+
+impl From<PoolError> for Refusal {
+    fn from(error: PoolError) -> Self {
+        Self::Volume(VolumeError::Pool(error))
+    }
+}
+
+impl Refusal {
+    /// As the kubelet is told.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Missing(_) | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Busy(_) => Code::Aborted,
+            // An unknown handle that cannot even be one is still an unknown volume.
+            Self::BadId(_) | Self::NoObject { .. } | Self::NotThere { .. } | Self::Volume(VolumeError::NotFound(_)) => {
+                Code::NotFound
+            }
+            Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => Code::ResourceExhausted,
+            Self::Template { source, .. } if source.is_pool_full() => Code::ResourceExhausted,
+            Self::NotStaged(_)
+            | Self::OtherNode { .. }
+            | Self::DataMissing { .. }
+            | Self::NotHolder { .. }
+            | Self::Superseded { .. }
+            | Self::NotItsPod { .. }
+            | Self::InUse { .. }
+            | Self::LayerMissing { .. }
+            | Self::Template { .. }
+            | Self::Volume(VolumeError::TooSmall { .. } | VolumeError::Published { .. }) => Code::FailedPrecondition,
+            Self::Directory(_) => Code::Unavailable,
+            Self::Volume(_) | Self::Record(_) | Self::Mount { .. } | Self::CutOff(_) => Code::Internal,
+        }
+    }
+
+    /// As the condition `Published` tells; `None` for what is not about the volume or passes by itself.
+    #[must_use]
+    pub fn condition(&self) -> Option<Published> {
+        let reason = match self {
+            Self::Missing(_)
+            | Self::Invalid { .. }
+            | Self::BadId(_)
+            | Self::Busy(_)
+            | Self::NoObject { .. }
+            | Self::NotThere { .. }
+            | Self::Superseded { .. }
+            | Self::Directory(_)
+            | Self::CutOff(_) => return None,
+            Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",
+            Self::OtherNode { .. } => "OtherNode",
+            Self::NotHolder { .. } => "NotHolder",
+            Self::NotItsPod { .. } => "NotItsPod",
+            Self::InUse { .. } | Self::Volume(VolumeError::Published { .. }) => "InUse",
+            Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",
+            Self::Template { source, .. } if source.is_pool_full() => "PoolFull",
+            Self::LayerMissing { .. } | Self::Template { .. } => "TemplateMissing",
+            Self::Volume(VolumeError::TooSmall { .. }) => "DiskTooSmall",
+            Self::Volume(_) | Self::Record(_) | Self::Mount { .. } => "NodeError",
+        };
+        Some(Published { published: false, reason, message: self.to_string() })
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code(), refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_code_and_reason() {
+        let id = VolumeId::parse("v1").unwrap();
+        let name = VolumeName::parse("team-a/shop").unwrap();
+        let full = || PoolError::Full { free: 1, total: 10, wanted: 5 };
+        let cases: [(Refusal, Code, Option<&str>); 10] = [
+            (Refusal::Missing("volume id"), Code::InvalidArgument, None),
+            (IdError::Volume("../x".into()).into(), Code::NotFound, None),
+            (Refusal::Busy(id.clone()), Code::Aborted, None),
+            (Refusal::NoObject { name: name.clone(), id: id.clone() }, Code::NotFound, None),
+            (Refusal::NotStaged(id.clone()), Code::FailedPrecondition, Some("DataMissing")),
+            (full().into(), Code::ResourceExhausted, Some("PoolFull")),
+            (
+                Refusal::Template { name: name.clone(), source: TemplateError::Pool(full()) },
+                Code::ResourceExhausted,
+                Some("PoolFull"),
+            ),
+            (
+                VolumeError::TooSmall { id: id.clone(), used: 2, size: 1 }.into(),
+                Code::FailedPrecondition,
+                Some("DiskTooSmall"),
+            ),
+            (
+                Refusal::NotHolder { name: name.clone(), epoch: 1, seconds: 30, holder: "nobody".into() },
+                Code::FailedPrecondition,
+                Some("NotHolder"),
+            ),
+            (Refusal::Superseded { name, epoch: 1, current: 2 }, Code::FailedPrecondition, None),
+        ];
+        for (refusal, code, reason) in cases {
+            assert_eq!(refusal.code(), code, "{refusal}");
+            assert_eq!(refusal.condition().map(|c| c.reason), reason, "{refusal}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Volumes: the writable subvolumes of environments, one directory each, so that snapshots of many can be taken at once.
+//!
+//! `volumes/<id>/live/` is the subvolume; it holds `upper` and `work` for the overlay and `data` for what cannot lie on
+//! one. A volume is there whole or not at all: it is made and destroyed under another name. Everything of a volume,
+//! subvolumes that a tenant makes inside included, counts against one quota group `1/<subvolume>` with one limit.
+
+pub mod record;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode};
+use vivarium_sys::btrfs::{self, Qgroup, SubvolumeInfo};
+
+use crate::ids::VolumeId;
+use crate::pool::{Pool, PoolError, Quota, destroy_tree, open_beneath};
+
+/// Prefix of volumes that are being made.
+const PARTIAL: &str = ".partial-";
+/// Prefix of volumes that are being destroyed.
+const DELETED: &str = ".deleted-";
+/// The live subvolume of a volume.
+const LIVE: &str = "live";
+/// Room that a fresh volume is taken to need in the pool: its directories cost a few blocks.
+const FRESH: u64 = 1 << 20;
+/// Directories of a fresh volume, below the live subvolume, and their modes. Those in `data` are what
+/// [`vivarium_api::node::stage::default_binds`] mounts over the root.
+const LAYOUT: &[(&str, u32)] =
+    &[("upper", 0o755), ("work", 0o755), ("data", 0o755), ("data/docker", 0o711), ("data/containerd", 0o700)];
+
+/// Why something could not be done to a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// It is not in the pool.
+    #[error("volume {0} is not in the pool of this node")]
+    NotFound(VolumeId),
+    /// Its size would be less than it holds.
+    #[error(
+        "volume {id} holds {used} bytes, so it cannot be made {size} bytes large: free room in the environment, or set the disk to at least {used} bytes"
+    )]
+    TooSmall {
+        /// The volume.
+        id: VolumeId,
+        /// Bytes in use.
+        used: u64,
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// It may not be destroyed yet.
+    #[error("volume {id} is still mounted into pod {pod}: it is destroyed once that pod is gone")]
+    Published {
+        /// The volume.
+        id: VolumeId,
+        /// UID of the pod.
+        pod: String,
+    },
+    /// The pool is full, or fails.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A step failed.
+    #[error("cannot {attempt} of volume {id}: {source}")]
+    Io {
+        /// What was tried.
+        attempt: &'static str,
+        /// The volume.
+        id: VolumeId,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn failed<E: Into<io::Error>>(attempt: &'static str, id: &VolumeId) -> impl FnOnce(E) -> VolumeError {
+    move |source| VolumeError::Io { attempt, id: id.clone(), source: source.into() }
+}
+
+/// The live subvolume of a volume.
+#[derive(Debug)]
+pub struct Live {
+    /// Its root directory.
+    pub directory: OwnedFd,
+    /// Its number and UUID.
+    pub info: SubvolumeInfo,
+}
+
+/// How full a volume is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// In use, as of the newest transaction of the file system (at most 30 s ago).
+    pub used: u64,
+    /// Most that the kernel lets it hold: size and headroom.
+    pub limit: u64,
+}
+
+/// The limit that the kernel enforces for a size. It is higher than the size, because copy-on-write needs room for the
+/// new blocks before it gives the old ones back: a file cannot be overwritten in a volume that is full to the last block.
+#[must_use]
+pub fn limit_for(size: u64) -> u64 {
+    size.saturating_add((size / 50).max(16 << 20))
+}
+
+/// The volumes in the pool of this node.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    pool: Arc<Pool>,
+}
+
+impl Volumes {
+    /// Finishes what a crash left half done: volumes half made and half destroyed go away.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn open(pool: Arc<Pool>) -> Result<Self, PoolError> {
+        let volumes = Self { pool };
+        for name in volumes.names()? {
+            if name.starts_with(PARTIAL) || name.starts_with(DELETED) {
+                tracing::info!(name, "removing a volume that was half made or half destroyed");
+                let path = volumes.pool.volumes_path().join(&name);
+                volumes.destroy(&name).map_err(PoolError::io("remove", &path))?;
+            }
+        }
+        volumes.sweep_quota();
+        Ok(volumes)
+    }
+
+    /// Path of the live subvolume.
+    #[must_use]
+    pub fn live_path(&self, id: &VolumeId) -> PathBuf {
+        self.pool.volumes_path().join(id.as_str()).join(LIVE)
+    }
+
+    /// Every volume that is there.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn list(&self) -> Result<Vec<VolumeId>, PoolError> {
+        Ok(self.names()?.iter().filter_map(|name| VolumeId::parse(name).ok()).collect())
+    }
+
+    /// The live subvolume of a volume.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], or the pool fails.
+    pub fn get(&self, id: &VolumeId) -> Result<Live, VolumeError> {
+        let directory = match open_beneath(self.pool.volumes(), &Path::new(id.as_str()).join(LIVE)) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::NotFound(id.clone())),
+            Err(error) => return Err(failed("open the live subvolume", id)(error)),
+        };
+        let info = btrfs::subvolume_info(directory.as_fd()).map_err(failed("identify the live subvolume", id))?;
+        Ok(Live { directory, info })
+    }
+
+    /// Makes a volume, empty and with a limit of `size`.
+    ///
+    /// # Errors
+    /// The pool is full, or fails. What was made of it is gone again then, or at the next start.
+    pub fn create(&self, id: &VolumeId, size: u64) -> Result<Live, VolumeError> {
+        self.pool.require(FRESH)?;
+        let parent = self.pool.volumes();
+        let partial = format!("{PARTIAL}{id}");
+        self.destroy(&partial).map_err(failed("remove the remains", id))?;
+        let made = self.fill(id, &partial, size);
+        let made = made.and_then(|()| {
+            // Of two with one name the first stays.
+            rustix::fs::renameat_with(parent, &partial, parent, id.as_str(), rustix::fs::RenameFlags::NOREPLACE)
+                .map_err(failed("name the directory", id))
+        });
+        if let Err(error) = made {
+            if let Err(error) = self.destroy(&partial) {
+                tracing::warn!(%error, volume = %id, "a half-made volume could not be removed; it is tried again at the next start");
+            }
+            return Err(error);
+        }
+        self.get(id)
+    }
+
+    fn fill(&self, id: &VolumeId, partial: &str, size: u64) -> Result<(), VolumeError> {
+        let parent = self.pool.volumes();
+        rustix::fs::mkdirat(parent, partial, Mode::RWXU).map_err(failed("make the directory", id))?;
+        let directory = open_beneath(parent, Path::new(partial)).map_err(failed("open the directory", id))?;
+        btrfs::create_subvolume(directory.as_fd(), c"live").map_err(failed("make the live subvolume", id))?;
+        let live = open_beneath(directory.as_fd(), Path::new(LIVE)).map_err(failed("open the live subvolume", id))?;
+        let info = btrfs::subvolume_info(live.as_fd()).map_err(failed("identify the live subvolume", id))?;
+        if self.pool.quota() == Quota::Simple {
+            let group = Qgroup::new(1, info.id);
+            // First of all, so that everything that will be in the volume is counted.
+            btrfs::create_qgroup(self.pool.root(), group).map_err(failed("make the quota group", id))?;
+            btrfs::assign_qgroup(self.pool.root(), Qgroup::new(0, info.id), group)
+                .map_err(failed("assign the quota group", id))?;
+            btrfs::limit_qgroup(self.pool.root(), group, limit_for(size)).map_err(failed("set the size", id))?;
+        }
+        rustix::fs::fchmod(&live, Mode::from_raw_mode(0o755)).map_err(failed("set the mode", id))?;
+        for (path, mode) in LAYOUT {
+            rustix::fs::mkdirat(&live, *path, Mode::RWXU).map_err(failed("make a directory", id))?;
+            let made = open_beneath(live.as_fd(), Path::new(path)).map_err(failed("open a directory", id))?;
+            // Not by mkdir, which subtracts the umask.
+            rustix::fs::fchmod(&made, Mode::from_raw_mode(*mode)).map_err(failed("set the mode of a directory", id))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a volume, which may be in use.
+    ///
+    /// # Errors
+    /// [`VolumeError::TooSmall`] (nothing is changed then), [`VolumeError::NotFound`], or the pool fails.
+    pub fn set_size(&self, id: &VolumeId, size: u64) -> Result<(), VolumeError> {
+        let live = self.get(id)?;
+        let Some(usage) = self.usage_of(&live, id)? else { return Ok(()) };
+        let limit = limit_for(size);
+        if usage.limit == limit {
+            return Ok(());
+        }
+        if usage.used > size && limit < usage.limit {
+            return Err(VolumeError::TooSmall { id: id.clone(), used: usage.used, size });
+        }
+        btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, live.info.id), limit).map_err(failed("set the size", id))
+    }
+
+    /// How full a volume is; `None` where the kernel does not count.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], or the pool fails.
+    pub fn usage(&self, id: &VolumeId) -> Result<Option<Usage>, VolumeError> {
+        self.usage_of(&self.get(id)?, id)
+    }
+
+    fn usage_of(&self, live: &Live, id: &VolumeId) -> Result<Option<Usage>, VolumeError> {
+        if self.pool.quota() == Quota::None {
+            return Ok(None);
+        }
+        let (used, limit) = btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, live.info.id))
+            .map_err(failed("read the usage", id))?;
+        Ok(Some(Usage { used, limit }))
+    }
+
+    /// Destroys a volume and everything in it. One that is not there is destroyed already. Whether it is in use is for
+    /// the caller to know.
+    ///
+    /// # Errors
+    /// The pool fails. The volume is gone under its name then, the rest follows at the next start or call.
+    pub fn delete(&self, id: &VolumeId) -> Result<(), VolumeError> {
+        let parent = self.pool.volumes();
+        let deleted = format!("{DELETED}{id}");
+        self.destroy(&deleted).map_err(failed("remove the remains", id))?;
+        match rustix::fs::renameat(parent, id.as_str(), parent, &deleted) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(failed("set aside the directory", id)(error)),
+        }
+        self.destroy(&deleted).map_err(failed("destroy the subvolume", id))?;
+        self.sweep_quota();
+        Ok(())
+    }
+
+    /// Destroys a directory of a volume by its present name, if it is there.
+    fn destroy(&self, name: &str) -> io::Result<()> {
+        let parent = self.pool.volumes();
+        let directory = match open_beneath(parent, Path::new(name)) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in names_in(directory.as_fd())? {
+            destroy_tree(self.pool.root(), directory.as_fd(), &CString::new(entry)?)?;
+        }
+        Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes quota groups of volumes that are gone. The kernel refuses while blocks of the volume are still being
+    /// freed in the background, so it is done again at later occasions.
+    pub fn sweep_quota(&self) {
+        if self.pool.quota() == Quota::None {
+            return;
+        }
+        let used: Vec<u64> = match self.list() {
+            Ok(list) => list.iter().filter_map(|id| Some(self.get(id).ok()?.info.id)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
+                return;
+            }
+        };
+        let groups = match btrfs::qgroups(self.pool.uuid(), 1) {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
+                return;
+            }
+        };
+        for id in groups.into_iter().filter(|id| !used.contains(id)) {
+            match btrfs::remove_qgroup(self.pool.root(), Qgroup::new(1, id)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                Err(error) => {
+                    tracing::warn!(%error, group = id, "a quota group of a destroyed volume cannot be removed")
+                }
+            }
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>, PoolError> {
+        let path = self.pool.volumes_path();
+        names_in(self.pool.volumes()).map_err(PoolError::io("list", &path))
+    }
+}
+
+/// Names in a directory that only we write to.
+fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headroom_is_16_mib_or_a_fiftieth() {
+        assert_eq!(limit_for(16 << 20), 32 << 20);
+        assert_eq!(limit_for(10 << 30), (10 << 30) + (10 << 30) / 50);
+        assert_eq!(limit_for(u64::MAX), u64::MAX);
+    }
+}

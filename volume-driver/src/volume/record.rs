@@ -1,0 +1,131 @@
+//! What is published to which pod: a stage record for the shim, and beside it what only the driver needs. Both live where
+//! they end with the boot, because mounts do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vivarium_api::node::stage::StageRecord;
+
+use crate::files;
+use crate::ids::VolumeId;
+
+/// Version of [`Publication`] that this build writes and reads.
+const VERSION: u32 = 1;
+
+/// One volume that is mounted into a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Publication {
+    /// [`VERSION`].
+    version: u32,
+    /// Where the kubelet wants it.
+    pub target: PathBuf,
+    /// What the shim reads.
+    pub stage: StageRecord,
+}
+
+impl Publication {
+    /// A volume that is to be mounted at `target`.
+    #[must_use]
+    pub fn new(target: PathBuf, stage: StageRecord) -> Self {
+        Self { version: VERSION, target, stage }
+    }
+}
+
+/// A record that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {attempt} the record {}: {source}", path.display())]
+pub struct RecordError {
+    attempt: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The directories of records.
+#[derive(Clone, Debug)]
+pub struct Records {
+    /// One publication per volume, by volume.
+    published: PathBuf,
+    /// Stage records, by subvolume.
+    staged: PathBuf,
+}
+
+impl Records {
+    /// Makes the directories below the run directory, for root alone.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn open(run_dir: &Path) -> Result<Self, RecordError> {
+        let records = Self { published: run_dir.join("published"), staged: run_dir.join("volumes") };
+        for path in [&records.published, &records.staged] {
+            files::private_directory(path).map_err(failed("make the directory of", path))?;
+        }
+        Ok(records)
+    }
+
+    /// The pod that a volume is published to, if any.
+    ///
+    /// # Errors
+    /// The record cannot be read, or is of another version.
+    pub fn get(&self, id: &VolumeId) -> Result<Option<Publication>, RecordError> {
+        let path = self.path(id);
+        let read: Option<Publication> = files::read_json(&path).map_err(failed("read", &path))?;
+        match read {
+            Some(found) if found.version != VERSION => {
+                let other = io::Error::other(format!("it has version {}, this build knows {VERSION}", found.version));
+                Err(failed("read", &path)(other))
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// Writes both records. They are there before the mount is, so that a mount is never without them.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn put(&self, id: &VolumeId, publication: &Publication) -> Result<(), RecordError> {
+        let path = self.path(id);
+        files::write_json(&path, publication).map_err(failed("write", &path))?;
+        let path = self.stage_path(&publication.stage);
+        files::write_json(&path, &publication.stage).map_err(failed("write", &path))
+    }
+
+    /// Removes both records, the shim's first.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn remove(&self, id: &VolumeId, publication: &Publication) -> Result<(), RecordError> {
+        for path in [self.stage_path(&publication.stage), self.path(id)] {
+            files::remove(&path).map_err(failed("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the records of the shim alone, of every volume: no environment starts any more under the authority that
+    /// wrote them. What is mounted stays known.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn revoke_all(&self) -> Result<(), RecordError> {
+        let list = std::fs::read_dir(&self.staged).map_err(failed("list", &self.staged))?;
+        for entry in list {
+            let path = entry.map_err(failed("list", &self.staged))?.path();
+            files::remove(&path).map_err(failed("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, id: &VolumeId) -> PathBuf {
+        self.published.join(format!("{id}.json"))
+    }
+
+    fn stage_path(&self, stage: &StageRecord) -> PathBuf {
+        self.staged.join(format!("{}.json", stage.subvolume_uuid))
+    }
+}
+
+fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+    let path = path.to_owned();
+    move |source| RecordError { attempt, path, source }
+}

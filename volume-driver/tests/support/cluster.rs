@@ -1,0 +1,75 @@
+//! A cluster that holds one `EnvironmentVolume`.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
+use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
+use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus};
+use vivarium_node::directory::{DirectoryError, Published, VolumeDirectory, VolumeName};
+
+#[derive(Clone)]
+pub struct Cluster {
+    object: watch::Sender<Option<EnvironmentVolume>>,
+    pub reports: Arc<Mutex<Vec<Published>>>,
+}
+
+impl Cluster {
+    /// Object `team-a/shop` with the given uid, placed on n1 and held there at epoch 1.
+    pub fn new(uid: &str, image: &str, layers: Vec<String>, size: &str) -> Self {
+        let mut object = EnvironmentVolume::new(
+            "shop",
+            EnvironmentVolumeSpec {
+                template: VolumeTemplate { name: "t".into(), image: image.into(), layers },
+                size: Quantity(size.into()),
+                environment: Some("shop".into()),
+            },
+        );
+        object.metadata.uid = Some(uid.into());
+        object.metadata.namespace = Some("team-a".into());
+        let cluster = Self { object: watch::Sender::new(Some(object)), reports: Arc::default() };
+        cluster.give("n1", "s1", 1);
+        cluster
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut EnvironmentVolume)) {
+        self.object.send_modify(|object| change(object.as_mut().unwrap()));
+    }
+
+    pub fn status(&self, change: impl FnOnce(&mut EnvironmentVolumeStatus)) {
+        self.change(|object| change(object.status.get_or_insert_default()));
+    }
+
+    pub fn give(&self, node: &str, session: &str, epoch: u64) {
+        self.status(|status| {
+            status.holder = Some(Holder { node: node.into(), session: session.into() });
+            status.node = Some(node.into());
+            status.epoch = epoch;
+        });
+    }
+
+    /// Reasons of the condition `Published`, as reported.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        self.reports.lock().unwrap().iter().map(|report| report.reason).collect()
+    }
+}
+
+#[async_trait]
+impl VolumeDirectory for Cluster {
+    async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError> {
+        Ok(self.object.borrow().clone().filter(|_| volume.to_string() == "team-a/shop"))
+    }
+
+    fn watch(&self, _: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>> {
+        WatchStream::new(self.object.subscribe()).map(Ok).boxed()
+    }
+
+    async fn report(&self, _: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError> {
+        self.reports.lock().unwrap().push(published);
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! A registry in the process: the read half of the OCI distribution interface, over plain HTTP on loopback.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+type Store = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+
+pub struct Registry {
+    /// `127.0.0.1:<port>`.
+    pub address: String,
+    /// Documents by tag or digest: media type and content.
+    pub store: Store,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+#[derive(Clone, Copy)]
+pub enum Packing {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Registry {
+    pub async fn start() -> Self {
+        let store = Store::default();
+        let router = Router::new()
+            .route("/v2/", get(|| async { StatusCode::OK }))
+            .route("/v2/{name}/manifests/{reference}", get(document))
+            .route("/v2/{name}/blobs/{reference}", get(document))
+            .with_state(store.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, store, task }
+    }
+
+    pub fn put(&self, key: &str, kind: &str, bytes: Vec<u8>) {
+        self.store.lock().unwrap().insert(key.to_owned(), (kind.to_owned(), bytes));
+    }
+
+    /// Stores an image under a tag; tells its reference by digest and its layers' diff ids.
+    pub fn image(&self, tag: &str, layers: &[(Vec<u8>, Packing)]) -> (String, Vec<String>) {
+        let mut descriptors = Vec::new();
+        let mut diff_ids = Vec::new();
+        for (tar, packing) in layers {
+            diff_ids.push(digest(tar));
+            let (suffix, blob) = match packing {
+                Packing::None => ("", tar.clone()),
+                Packing::Gzip => {
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                    std::io::Write::write_all(&mut encoder, tar).unwrap();
+                    ("+gzip", encoder.finish().unwrap())
+                }
+                Packing::Zstd => ("+zstd", zstd::encode_all(&tar[..], 1).unwrap()),
+            };
+            let kind = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+            descriptors.push(json!({"mediaType": kind, "digest": digest(&blob), "size": blob.len()}));
+            self.put(&digest(&blob), "application/octet-stream", blob);
+        }
+        self.manifest(tag, &descriptors, &diff_ids)
+    }
+
+    pub fn manifest(&self, tag: &str, layers: &[serde_json::Value], diff_ids: &[String]) -> (String, Vec<String>) {
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = serde_json::to_vec(&config).unwrap();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": digest(&config), "size": config.len(),
+            },
+            "layers": layers,
+        });
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        let name = digest(&manifest);
+        self.put(&digest(&config), "application/octet-stream", config);
+        for key in [tag, &name] {
+            self.put(key, "application/vnd.oci.image.manifest.v1+json", manifest.clone());
+        }
+        (format!("{}/os@{name}", self.address), diff_ids.to_vec())
+    }
+
+    pub fn tagged(&self, tag: &str) -> String {
+        format!("{}/os:{tag}", self.address)
+    }
+}
+
+async fn document(State(store): State<Store>, Path((_, reference)): Path<(String, String)>) -> Response {
+    let found = store.lock().unwrap().get(&reference).cloned();
+    match found {
+        Some((kind, bytes)) => {
+            let digest = digest(&bytes);
+            ([("content-type", kind), ("docker-content-digest", digest)], bytes).into_response()
+        }
+        None => {
+            let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
+            (StatusCode::NOT_FOUND, [("content-type", "application/json")], body.to_string()).into_response()
+        }
+    }
+}

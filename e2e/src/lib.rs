@@ -167,8 +167,8 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for arguments in [
-                &["get", "ve,ev,pods,pvc,services", "-o", "wide"][..],
-                &["get", "ve,ev", "-o", "yaml", "--show-managed-fields=false"],
+                &["get", "ve,evol,pods,pvc,services", "-o", "wide"][..],
+                &["get", "ve,evol", "-o", "yaml", "--show-managed-fields=false"],
                 &["describe", "pods"],
                 &["get", "events", "--sort-by=.lastTimestamp"],
             ] {

@@ -20,7 +20,7 @@ fn one_template_serves_many_and_none_can_spoil_it() {
     assert_eq!(c.sh("find /usr/share -type f | wc -l"), count, "a new environment starts from a spoilt template");
     // A fresh environment costs less than 1 MiB of disk.
     let used = eventually("usage of a fresh volume", DEADLINE, || {
-        let volume = namespace.get("ev", "c").ok_or("no volume")?;
+        let volume = namespace.get("evol", "c").ok_or("no volume")?;
         volume["status"]["usedBytes"].as_i64().ok_or_else(|| volume["status"].to_string())
     });
     assert!(used < 1 << 20, "a fresh environment occupies {used} bytes");
@@ -46,7 +46,7 @@ fn deletion_leaves_nothing_anywhere() {
     ve.sh("mkdir -p /mnt/inner && mount -t tmpfs none /mnt/inner; systemd-run --quiet sleep 10000; echo x > /srv/x");
     let node = ve.node();
     let pod = ve.pod_object()["metadata"]["uid"].as_str().unwrap().to_owned();
-    let volume = namespace.get("ev", "shop").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let volume = namespace.get("evol", "shop").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
     let traces = |what: &str| {
         let line = format!(
             "grep -c -e {pod} -e {volume} /proc/self/mountinfo; ls /var/lib/vivarium/pool/volumes | grep -c {volume}; \
@@ -72,7 +72,7 @@ fn deletion_leaves_nothing_anywhere() {
             Err(format!("mounts, subvolumes, cgroups, directories, processes, records, reports: {after:?}"))
         }
     });
-    for kind in ["ve", "ev", "pods", "pvc", "services", "configmaps"] {
+    for kind in ["ve", "evol", "pods", "pvc", "services", "configmaps"] {
         let left: Vec<_> = namespace.names(kind).into_iter().filter(|n| n != "kube-root-ca.crt").collect();
         assert!(left.is_empty(), "{kind} left: {left:?}");
     }
@@ -85,7 +85,7 @@ fn a_retained_volume_comes_back_with_a_new_environment() {
     let ve = namespace.environment("shop").with("/volume/deletionPolicy", json!("Retain")).up();
     ve.sh("echo precious > /srv/kept; sync");
     ve.delete();
-    let volume = namespace.get("ev", "shop").expect("the volume is retained");
+    let volume = namespace.get("evol", "shop").expect("the volume is retained");
     assert!(volume["spec"]["environment"].is_null(), "{volume}");
     let heir = namespace.environment("heir").with("/volume/name", json!("shop")).up();
     assert_eq!(heir.sh("cat /srv/kept"), "precious");
@@ -110,7 +110,7 @@ fn twenty_at_once_come_and_go() {
     let ran = kubectl(&["-n", &namespace.name, "delete", "ve", "--all", "--timeout=300s"]);
     assert!(ran.ok, "{}{}", ran.stdout, ran.stderr);
     eventually("no pods, claims or volumes left", DEADLINE, || {
-        let left: Vec<_> = ["pods", "pvc", "ev"].iter().flat_map(|kind| namespace.names(kind)).collect();
+        let left: Vec<_> = ["pods", "pvc", "evol"].iter().flat_map(|kind| namespace.names(kind)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
 }

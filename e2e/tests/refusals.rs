@@ -145,7 +145,7 @@ fn a_retained_volume_does_not_fit_into_a_smaller_disk() {
         .up();
     ve.sh("dd if=/dev/urandom of=/srv/big bs=1M count=100 conv=fsync 2>/dev/null");
     eventually("usage in status", DEADLINE, || {
-        let volume = namespace.get("ev", "shop").ok_or("no volume")?;
+        let volume = namespace.get("evol", "shop").ok_or("no volume")?;
         volume["status"]["usedBytes"]
             .as_i64()
             .filter(|b| *b > 90 << 20)

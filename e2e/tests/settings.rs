@@ -49,7 +49,7 @@ fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
         if now == "384Mi" { Ok(()) } else { Err(pod["status"].to_string()) }
     });
     eventually("the larger disk", vivarium_e2e::DEADLINE, || {
-        let volume = namespace.get("ev", "shop").ok_or("no volume")?;
+        let volume = namespace.get("evol", "shop").ok_or("no volume")?;
         let capacity = volume["status"]["capacityBytes"].as_i64().unwrap_or_default();
         if capacity >= 2 << 30 { Ok(()) } else { Err(volume["status"].to_string()) }
     });
@@ -82,7 +82,7 @@ fn the_disk_is_as_large_as_the_spec_says_and_grows_live() {
     ve.apply();
     ve.sh_eventually("dd if=/dev/urandom of=/srv/big bs=1M count=128 conv=fsync");
     let written = eventually("usage in status", vivarium_e2e::DEADLINE, || {
-        let volume = namespace.get("ev", "shop").ok_or("no volume")?;
+        let volume = namespace.get("evol", "shop").ok_or("no volume")?;
         volume["status"]["usedBytes"].as_i64().filter(|b| *b > 100 << 20).ok_or_else(|| volume["status"].to_string())
     });
     assert!(written < 512 << 20);

@@ -64,4 +64,19 @@ mod tests {
     fn a_missing_library_is_named() {
         assert_eq!(libraries("\tlibx.so.2 => not found\n"), Err("libx.so.2".into()));
     }
+
+    #[test]
+    fn a_program_runs_with_nothing_but_its_closure() {
+        assert!(rustix::process::geteuid().is_root(), "run this test as root: it needs chroot(2)");
+        let program = Path::new(crate::image::MKFS);
+        let root = tempfile::tempdir().unwrap();
+        for file in of(program).unwrap().into_iter().chain([program.into()]) {
+            let copy = root.path().join(file.strip_prefix("/").unwrap());
+            std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            std::fs::copy(&file, &copy).unwrap();
+        }
+        let root = root.path().to_str().unwrap();
+        let printed = command::run(&mut command("chroot", [root, crate::image::MKFS, "--version"])).unwrap();
+        assert!(printed.contains("mkfs.btrfs"), "{printed}");
+    }
 }

@@ -1,0 +1,82 @@
+//! The shim's side of an environment's guest: its report, and what its init says.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use vivarium_api::node::guest::GuestState;
+
+use super::lock;
+use crate::environment::notify::{Listener, Said};
+use crate::environment::report::Reporter;
+
+/// A guest.
+pub(super) struct Guest {
+    report: Mutex<Option<Reporter>>,
+    init: AtomicI32,
+    /// Counts boots, so that whoever waits for the next one can.
+    pub boots: watch::Sender<u32>,
+    pub config: PathBuf,
+    pub key_files: u32,
+}
+
+impl Guest {
+    pub fn new(config: PathBuf, key_files: u32) -> Self {
+        Self {
+            report: Mutex::default(),
+            init: AtomicI32::new(0),
+            boots: watch::Sender::new(1),
+            config,
+            key_files,
+        }
+    }
+
+    pub fn set_init(&self, pid: i32) {
+        self.init.store(pid, Ordering::Relaxed);
+    }
+
+    pub fn begin(&self, reporter: Reporter) {
+        *lock(&self.report) = Some(reporter);
+    }
+
+    pub fn report(&self, state: GuestState, message: &str) {
+        if let Some(report) = lock(&self.report).as_mut() {
+            report.set(state, message);
+        }
+    }
+
+    pub fn booted_again(&self) {
+        if let Some(report) = lock(&self.report).as_mut() {
+            report.booting_again();
+        }
+        self.boots.send_modify(|boots| *boots += 1);
+    }
+
+    fn said(&self, said: Said) {
+        let mut report = lock(&self.report);
+        let Some(report) = report.as_mut() else { return };
+        match (said, report.state()) {
+            // A late READY of a guest that was told to stop is no news.
+            (Said::Ready, GuestState::Booting | GuestState::Running) => report.set(GuestState::Running, ""),
+            (Said::Ready, _) => {}
+            (Said::Rebooting, _) => report.set(GuestState::Rebooting, ""),
+            // systemd announces that it stops before it says what for.
+            (Said::Stopping, GuestState::Rebooting) => {}
+            (Said::Stopping, _) => report.set(GuestState::Stopping, ""),
+        }
+    }
+
+    /// Listens to init for as long as it is polled.
+    pub async fn listen(self: Arc<Self>, listener: Listener) {
+        loop {
+            match listener.next(|| self.init.load(Ordering::Relaxed)).await {
+                Ok(said) => self.said(said),
+                Err(error) => {
+                    log::error!("the environment's init is not heard any more: {error}");
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Kill, Pause and Resume.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
+use vivarium_api::node::guest::GuestState;
+
+use super::Pod;
+use super::container::Container;
+use crate::error::{Attempt, Error, Result};
+use crate::supervisor::{Phase, Who};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+/// `SIGRTMIN+3`, which systemd takes for "halt" (systemd CONTAINER_INTERFACE); SIGTERM would make it execute itself
+/// again. The kernel's first realtime signal is 32, of which the C library keeps two.
+const SIGRTMIN_PLUS_3: i32 = 37;
+
+/// The signal that an environment's init gets for one that containerd sends.
+pub(super) fn for_guest(signal: i32) -> i32 {
+    if signal == SIGTERM { SIGRTMIN_PLUS_3 } else { signal }
+}
+
+/// Carries out Kill.
+pub(super) async fn kill(container: &Arc<Container>, who: Who, signal: u32, all: bool) -> Result<()> {
+    let signal = i32::try_from(signal).ok().filter(|s| (1..=64).contains(s));
+    let signal = signal.ok_or_else(|| Error::Refused("there is no such signal".into()))?;
+    if all {
+        return kill_all(container, signal).await;
+    }
+    let mut inner = container.lock();
+    let (phase, ..) = inner.life.look(&who)?;
+    if phase == Phase::Stopped {
+        return Err(Error::NotFound("the process has ended already".into()));
+    }
+    let mut signal_sent = signal;
+    if who == Who::Init && let Some(guest) = &container.guest {
+        if matches!(signal, SIGKILL | SIGTERM | SIGRTMIN_PLUS_3) {
+            // SIGKILL outdoes what was asked before.
+            if inner.stop != Some(SIGKILL) {
+                inner.stop = Some(signal);
+            }
+            guest.report(GuestState::Stopping, "");
+            if inner.rebooting {
+                return Ok(());
+            }
+        }
+        signal_sent = for_guest(signal);
+    }
+    let pidfd = inner.member(&who)?.pidfd.clone();
+    drop(inner);
+    let pidfd = pidfd.ok_or_else(|| Error::WrongState("the process was not started".into()))?;
+    match vivarium_sys::process::send_signal(pidfd.as_fd(), signal_sent) {
+        Err(error) if error.raw_os_error() == Some(3) => Err(Error::NotFound("the process has ended already".into())),
+        other => other.attempt(|| format!("send signal {signal}")),
+    }
+}
+
+async fn kill_all(container: &Arc<Container>, signal: i32) -> Result<()> {
+    let container = container.clone();
+    let work = move || {
+        if signal == SIGKILL {
+            return container.group.kill();
+        }
+        for pid in container.group.pids()? {
+            if let (Some(pid), Some(signal)) =
+                (rustix::process::Pid::from_raw(pid as i32), rustix::process::Signal::from_named_raw(signal))
+            {
+                // One that ends meanwhile needs no signal.
+                rustix::process::kill_process(pid, signal).ok();
+            }
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Failed(format!("The signal was not sent: {e}.")))?
+}
+
+/// Carries out Pause and Resume.
+pub(super) async fn freeze(pod: &Pod, container: &Arc<Container>, frozen: bool) -> Result<()> {
+    let (_, runs) = container.init_pid();
+    if !runs {
+        return Err(Error::WrongState("the container's init does not run".into()));
+    }
+    let worker = container.clone();
+    tokio::task::spawn_blocking(move || worker.group.freeze(frozen))
+        .await
+        .map_err(|e| Error::Failed(format!("The container was not frozen or thawed: {e}.")))??;
+    container.lock().paused = frozen;
+    let container_id = container.id.clone();
+    if frozen {
+        pod.publisher.publish("/tasks/paused", &TaskPaused { container_id, ..TaskPaused::default() })
+    } else {
+        pod.publisher.publish("/tasks/resumed", &TaskResumed { container_id, ..TaskResumed::default() })
+    }
+}

@@ -25,9 +25,15 @@
 pub mod csi;
 pub mod directory;
 mod files;
+pub mod health;
 pub mod ids;
+pub mod kube;
 pub mod pool;
 pub mod publish;
+pub mod registration;
+pub mod runtime_install;
+pub mod serve;
+pub mod session;
 pub mod settings;
 pub mod template;
 pub mod volume;

@@ -82,8 +82,8 @@ pub struct Publisher {
     pub records: Records,
     /// What is going on.
     pub operations: Operations,
-    /// Told whenever a volume was taken back: a deletion may wait for it.
-    pub released: Arc<Notify>,
+    /// Told whenever a volume was made or taken back: its object's status, or a deletion, may wait for it.
+    pub changed: Arc<Notify>,
     /// How long a call waits for the operator: [`WAIT`].
     pub wait: Duration,
 }
@@ -102,8 +102,9 @@ impl Publisher {
         let _operation = self.begin(&call.id)?;
         let object = self.object(&call.name, &call.id).await?;
         let result = self.stage_object(&call, &object).await;
-        if let Err(refusal) = &result {
-            self.report(&object, refusal.condition()).await;
+        match &result {
+            Ok(()) => self.changed.notify_one(),
+            Err(refusal) => self.report(&object, refusal.condition()).await,
         }
         result
     }
@@ -246,7 +247,7 @@ impl Publisher {
             Ok(())
         })
         .await?;
-        self.released.notify_one();
+        self.changed.notify_one();
         Ok(())
     }
 
@@ -265,6 +266,15 @@ impl Publisher {
             Ok(volumes.usage(&id)?.map(|usage| (usage.used, usage.limit)))
         })
         .await
+    }
+
+    /// Whether a pod has the volume.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub async fn is_published(&self, id: &VolumeId) -> Result<bool, Refusal> {
+        let (records, id) = (self.records.clone(), id.clone());
+        blocking(move || Ok(records.get(&id)?.is_some())).await
     }
 
     /// Destroys a volume whose object is being deleted.

@@ -21,6 +21,7 @@ use crate::ids::LayerDigest;
 use crate::pool::{Pool, PoolError, destroy_tree, open_beneath};
 pub use check::OperatingSystem;
 pub use registry::Image;
+pub(crate) use registry::digest_of;
 use registry::{Layer, Registry};
 use unpack::{Limits, UnpackError};
 
@@ -174,7 +175,28 @@ pub struct TemplateCache {
     registry: Registry,
     limits: Limits,
     in_flight: InFlight,
+    /// Layers that must stay although no object names them yet, and how many want that.
+    pinned: Arc<std::sync::Mutex<HashMap<LayerDigest, usize>>>,
     slots: Semaphore,
+}
+
+/// Keeps layers from being collected until it is dropped.
+#[must_use]
+pub struct Pin {
+    pinned: Arc<std::sync::Mutex<HashMap<LayerDigest, usize>>>,
+    layers: Vec<LayerDigest>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        for layer in &self.layers {
+            if let Some(count) = pinned.get_mut(layer) {
+                *count -= 1;
+            }
+        }
+        pinned.retain(|_, count| *count > 0);
+    }
 }
 
 impl TemplateCache {
@@ -184,7 +206,14 @@ impl TemplateCache {
     /// The pool fails.
     pub fn open(pool: Arc<Pool>, plain_http: Vec<String>, limits: Limits) -> Result<Self, TemplateError> {
         let registry = Registry::new(plain_http)?;
-        let cache = Self { pool, registry, limits, in_flight: InFlight::default(), slots: Semaphore::new(PARALLEL) };
+        let cache = Self {
+            pool,
+            registry,
+            limits,
+            in_flight: InFlight::default(),
+            pinned: Arc::default(),
+            slots: Semaphore::new(PARALLEL),
+        };
         for name in cache.names()? {
             let path = cache.pool.templates_path().join(&name);
             let removed = if name.starts_with(PARTIAL) {
@@ -228,6 +257,7 @@ impl TemplateCache {
         if layers.iter().all(|layer| self.has(layer)) {
             return Ok(());
         }
+        let _pin = self.pin(layers);
         let resolved = self.resolve(image).await?;
         if resolved.layers() != layers {
             return Err(TemplateError::OtherLayers { image: image.to_owned() });
@@ -282,6 +312,15 @@ impl TemplateCache {
         lock
     }
 
+    /// Keeps layers from being collected.
+    pub fn pin(&self, layers: &[LayerDigest]) -> Pin {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        for layer in layers {
+            *pinned.entry(layer.clone()).or_default() += 1;
+        }
+        Pin { pinned: self.pinned.clone(), layers: layers.to_vec() }
+    }
+
     /// What operating system layers make, lowest first.
     ///
     /// # Errors
@@ -313,7 +352,10 @@ impl TemplateCache {
     /// The pool fails.
     pub fn collect(&self, keep: &HashSet<LayerDigest>) -> Result<Option<LayerDigest>, TemplateError> {
         let in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        let busy = |layer: &LayerDigest| in_flight.get(layer).is_some_and(|lock| lock.strong_count() > 0);
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = |layer: &LayerDigest| {
+            pinned.contains_key(layer) || in_flight.get(layer).is_some_and(|lock| lock.strong_count() > 0)
+        };
         let Some(layer) = self.list()?.into_iter().find(|layer| !keep.contains(layer) && !busy(layer)) else {
             return Ok(None);
         };

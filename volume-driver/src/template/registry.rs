@@ -284,7 +284,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn digest_of(bytes: &[u8]) -> String {
+/// `sha256:` and the digest of bytes.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 

@@ -77,7 +77,7 @@ impl TestNode {
             templates: self.templates(pool, registry),
             records: Records::open(&self.run()).unwrap(),
             operations: Operations::default(),
-            released: Arc::new(Notify::new()),
+            changed: Arc::new(Notify::new()),
             wait: Duration::from_secs(1),
         };
         Node { publisher: Arc::new(publisher), name: "n1".into() }

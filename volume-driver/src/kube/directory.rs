@@ -1,0 +1,116 @@
+//! `EnvironmentVolume`s as the API server has them.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::watcher::watch_object;
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
+use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
+
+use super::{FIELD_MANAGER, is_gone};
+use crate::directory::{DirectoryError, Published, VolumeDirectory, VolumeName};
+
+/// Type of the condition.
+pub(super) const PUBLISHED: &str = "Published";
+/// An API server that does not answer for so long does not answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The cluster.
+#[derive(Clone)]
+pub struct ClusterDirectory {
+    /// Its API server.
+    pub client: Client,
+}
+
+impl ClusterDirectory {
+    fn api(&self, namespace: &str) -> Api<EnvironmentVolume> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+fn failed<E: ToString>(attempt: &'static str, volume: &VolumeName) -> impl FnOnce(E) -> DirectoryError + use<E> {
+    let volume = volume.clone();
+    move |error| DirectoryError { attempt, volume, message: error.to_string() }
+}
+
+async fn in_time<T>(
+    attempt: &'static str,
+    volume: &VolumeName,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, DirectoryError> {
+    match tokio::time::timeout(TIMEOUT, call).await {
+        Ok(result) => result.map_err(failed(attempt, volume)),
+        Err(_) => Err(failed(attempt, volume)("the API server does not answer")),
+    }
+}
+
+#[async_trait]
+impl VolumeDirectory for ClusterDirectory {
+    async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError> {
+        in_time("read", volume, self.api(&volume.namespace).get_opt(&volume.name)).await
+    }
+
+    fn watch(&self, volume: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>> {
+        let name = volume.clone();
+        watch_object(self.api(&volume.namespace), &volume.name)
+            .map_err(move |error| failed("watch", &name)(error))
+            .boxed()
+    }
+
+    async fn report(&self, volume: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        let conditions = volume.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        let new = Condition {
+            type_: PUBLISHED.into(),
+            status: if published.published { ConditionStatus::True } else { ConditionStatus::False },
+            observed_generation: volume.metadata.generation,
+            last_transition_time: Timestamp::now(),
+            reason: published.reason.into(),
+            message: published.message,
+        };
+        let mut list = conditions.to_vec();
+        condition::set(&mut list, new);
+        let Some(new) = condition::find(&list, PUBLISHED) else { return Ok(()) };
+        if condition::find(conditions, PUBLISHED) == Some(new) {
+            return Ok(());
+        }
+        apply(&self.api(&name.namespace), &name, volume, "published", json!({"conditions": [new]})).await
+    }
+}
+
+/// Applies a part of the status of the very object that was seen, not of one made later under its name.
+pub(super) async fn apply(
+    api: &Api<EnvironmentVolume>,
+    name: &VolumeName,
+    seen: &EnvironmentVolume,
+    concern: &str,
+    status: serde_json::Value,
+) -> Result<(), DirectoryError> {
+    let patch = json!({
+        "apiVersion": "vivarium.dev/v1alpha1",
+        "kind": "EnvironmentVolume",
+        "metadata": {"name": name.name, "uid": seen.metadata.uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(&format!("{FIELD_MANAGER}-{concern}")).force();
+    let patch = Patch::Apply(&patch);
+    let call = async {
+        match api.patch_status(&name.name, &params, &patch).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    in_time("write the status of", name, call).await
+}
+
+/// The status, or that of an object that has none yet.
+pub(super) fn status(volume: &EnvironmentVolume) -> EnvironmentVolumeStatus {
+    volume.status.clone().unwrap_or_default()
+}

@@ -1,0 +1,250 @@
+//! `EnvironmentVolume`s whose data is on this node: their size is carried out, how full they are is told, and the data of
+//! deleted ones is destroyed before their finalizer goes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, future};
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::Store;
+use kube::runtime::watcher::{self, watcher};
+use kube::runtime::{WatchStreamExt, reflector};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::Notify;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::condition;
+
+use super::directory::{PUBLISHED, apply, status};
+use super::{ApiError, failed, is_gone};
+use crate::directory::{DirectoryError, Published, VolumeName};
+use crate::ids::{IdError, VolumeId};
+use crate::publish::{Publisher, Refusal, size};
+use crate::volume::VolumeError;
+
+const CONCURRENCY: u16 = 8;
+/// How long until what failed is tried again by itself.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often usage is read.
+const USAGE_EVERY: Duration = Duration::from_secs(30);
+/// A change of usage that is told: this many bytes, or one part in so many.
+const TELL_BYTES: u64 = 1 << 20;
+const TELL_PART: u64 = 100;
+const DISK_TOO_SMALL: &str = "DiskTooSmall";
+
+/// Why an object could not be carried out; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeTaskError {
+    /// The node.
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
+    /// The cluster.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The cluster.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The object has no uid that could name a volume.
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+/// What works on the objects of this node's volumes.
+pub struct VolumeObjects {
+    /// The cluster.
+    pub client: Client,
+    /// The volumes.
+    pub publisher: Arc<Publisher>,
+    /// Told when a volume was deleted: its layers may have lost their last user.
+    pub collect: Arc<Notify>,
+}
+
+impl VolumeObjects {
+    /// Works until the process ends.
+    pub async fn run(self: Arc<Self>) {
+        let api: Api<EnvironmentVolume> = Api::all(self.client.clone());
+        let node = self.publisher.me.node.clone();
+        let (reader, writer) = reflector::store();
+        let stream = watcher(api, watcher::Config::default())
+            .default_backoff()
+            .modify(|volume| {
+                volume.managed_fields_mut().clear();
+                volume.annotations_mut().clear();
+            })
+            .reflect(writer)
+            .applied_objects()
+            .try_filter(move |volume| future::ready(is_on(volume, &node)));
+        let changed = {
+            let changed = self.publisher.changed.clone();
+            futures::stream::unfold(changed, |changed| async {
+                changed.notified().await;
+                Some(((), changed))
+            })
+        };
+        let usage = self.clone().report_usage(reader.clone());
+        let controller = Controller::for_stream(stream, reader)
+            .with_config(Config::default().concurrency(CONCURRENCY))
+            .reconcile_all_on(changed)
+            .run(
+                |volume, this| async move { this.reconcile(&volume).await },
+                |_, error: &VolumeTaskError, _| {
+                    tracing::warn!(%error, "a volume is tried again");
+                    Action::requeue(RETRY)
+                },
+                self,
+            )
+            .for_each(|_| async {});
+        future::join(controller, usage).await;
+    }
+
+    async fn reconcile(&self, volume: &EnvironmentVolume) -> Result<Action, VolumeTaskError> {
+        if !is_on(volume, &self.publisher.me.node) {
+            return Ok(Action::await_change());
+        }
+        let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
+        if volume.metadata.deletion_timestamp.is_some() {
+            self.destroy(volume, &id).await?;
+            return Ok(Action::await_change());
+        }
+        self.carry_out_size(volume, &id).await?;
+        Ok(Action::await_change())
+    }
+
+    async fn destroy(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
+        if !volume.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER_VOLUME) {
+            return Ok(());
+        }
+        match self.publisher.destroy(id).await {
+            Ok(()) => {}
+            // Told when the pod gives it back; nothing to complain about until then.
+            Err(Refusal::Volume(VolumeError::Published { .. })) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let name = name(volume);
+        let api: Api<EnvironmentVolume> = Api::namespaced(self.client.clone(), &name.namespace);
+        // From the object as it is now, so that the finalizer of another is never taken away.
+        let Some(latest) = api.get_opt(&name.name).await.map_err(failed("read volume", &name))? else { return Ok(()) };
+        if latest.uid() != volume.uid() {
+            return Ok(());
+        }
+        let finalizers: Vec<_> = latest.finalizers().iter().filter(|f| *f != names::FINALIZER_VOLUME).collect();
+        let patch = json!({
+            "metadata": {"resourceVersion": latest.metadata.resource_version, "finalizers": finalizers},
+        });
+        match api.patch(&name.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => tracing::info!(volume = %id, object = %name, "destroyed the data of a deleted volume"),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(failed("remove the finalizer of volume", &name)(error).into()),
+        }
+        self.collect.notify_one();
+        Ok(())
+    }
+
+    /// Sets the size that the spec wants, and says so.
+    async fn carry_out_size(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
+        let size = size(volume)?;
+        let (volumes, id) = (self.publisher.volumes.clone(), id.clone());
+        let set = tokio::task::spawn_blocking(move || volumes.set_size(&id, size)).await;
+        let set = set.unwrap_or_else(|error| {
+            Err(VolumeError::Pool(crate::pool::PoolError::Io {
+                attempt: "set a size in",
+                path: "the pool".into(),
+                source: std::io::Error::other(error),
+            }))
+        });
+        match set {
+            Ok(()) => {}
+            Err(VolumeError::NotFound(_)) => return Ok(()), // Nobody has used it yet.
+            Err(error @ VolumeError::TooSmall { .. }) => {
+                let message = error.to_string();
+                let published = Published { published: false, reason: DISK_TOO_SMALL, message };
+                return Ok(self.publisher.directory.report(volume, published).await?);
+            }
+            Err(error) => return Err(Refusal::from(error).into()),
+        }
+        let was = status(volume);
+        let name = name(volume);
+        let generation = volume.metadata.generation.unwrap_or_default();
+        let capacity = i64::try_from(size).unwrap_or(i64::MAX);
+        if was.observed_generation != generation || was.capacity_bytes != Some(capacity) {
+            let api = Api::namespaced(self.client.clone(), &name.namespace);
+            let new = json!({"observedGeneration": generation, "capacityBytes": capacity});
+            apply(&api, &name, volume, "size", new).await?;
+        }
+        let complained = condition::find(&was.conditions, PUBLISHED).is_some_and(|c| c.reason == DISK_TOO_SMALL);
+        if complained && self.publisher.is_published(&VolumeId::parse(&volume.uid().unwrap_or_default())?).await? {
+            let message = "mounted, and large enough again".into();
+            let published = Published { published: true, reason: "Published", message };
+            self.publisher.directory.report(volume, published).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells how full volumes are, now and then and only what has changed.
+    async fn report_usage(self: Arc<Self>, objects: Store<EnvironmentVolume>) {
+        let mut told: HashMap<VolumeId, u64> = HashMap::new();
+        let mut now_and_then = tokio::time::interval(USAGE_EVERY);
+        loop {
+            now_and_then.tick().await;
+            let volumes = self.publisher.volumes.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                volumes.sweep_quota();
+                let list = volumes.list().unwrap_or_default();
+                list.into_iter().filter_map(|id| Some((id.clone(), volumes.usage(&id).ok()??.used))).collect::<Vec<_>>()
+            });
+            let Ok(usage) = read.await else { continue };
+            told.retain(|id, _| usage.iter().any(|(there, _)| there == id));
+            for (id, used) in usage {
+                if !is_worth_telling(told.get(&id).copied(), used) {
+                    continue;
+                }
+                let object = objects.find(|object| object.metadata.uid.as_deref() == Some(id.as_str()));
+                let Some(object) = object else { continue };
+                let name = name(&object);
+                let api = Api::namespaced(self.client.clone(), &name.namespace);
+                match apply(&api, &name, &object, "usage", json!({"usedBytes": used})).await {
+                    Ok(()) => drop(told.insert(id, used)),
+                    Err(error) => tracing::warn!(%error, "the usage of a volume is told later"),
+                }
+            }
+        }
+    }
+}
+
+fn is_worth_telling(told: Option<u64>, used: u64) -> bool {
+    told.is_none_or(|told| {
+        let change = told.abs_diff(used);
+        change > TELL_BYTES || change > told / TELL_PART
+    })
+}
+
+fn is_on(volume: &EnvironmentVolume, node: &str) -> bool {
+    volume.status.as_ref().and_then(|status| status.node.as_deref()) == Some(node)
+}
+
+fn name(volume: &EnvironmentVolume) -> VolumeName {
+    VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_told_when_it_changed_by_a_mebibyte_or_a_hundredth() {
+        for (told, used, expected) in [
+            (None, 0, true),
+            (Some(100 << 20), 100 << 20, false),
+            (Some(100 << 20), (100 << 20) + 4096, false),
+            (Some(100 << 20), 99 << 20, false),
+            (Some(100 << 20), 98 << 20, true),
+            (Some(65536), 69632, true),
+            (Some(10 << 30), (10 << 30) + (2 << 20), true),
+        ] {
+            assert_eq!(is_worth_telling(told, used), expected, "{told:?} {used}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `vivarium-node serve`: puts the parts together and runs them until the process is told to end. What is mounted stays
+//! mounted; the next process takes it over.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tonic::transport::Server;
+
+use crate::csi::identity::Identity;
+use crate::csi::node::Node;
+use crate::csi::server::{ListenError, listen};
+use crate::health::{self, Health};
+use crate::kube::directory::ClusterDirectory;
+use crate::kube::guests::Guests;
+use crate::kube::lease;
+use crate::kube::templates::Templates;
+use crate::kube::volumes::VolumeObjects;
+use crate::pool::{Pool, PoolError, PoolSource};
+use crate::proto::csi::identity_server::IdentityServer;
+use crate::proto::csi::node_server::NodeServer;
+use crate::proto::registration::registration_server::RegistrationServer;
+use crate::publish::guard::Operations;
+use crate::publish::{Me, Publisher, WAIT};
+use crate::registration::Registration;
+use crate::runtime_install;
+use crate::session::{Session, SessionError};
+use crate::settings::ServeArgs;
+use crate::template::unpack::Limits;
+use crate::template::{TemplateCache, TemplateError};
+use crate::volume::Volumes;
+use crate::volume::record::{RecordError, Records};
+
+/// Why the driver ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Records.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// The template cache.
+    #[error(transparent)]
+    Templates(#[from] TemplateError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The cluster.
+    #[error("cannot find the API server: {0}. In a pod this is a missing service account token")]
+    Cluster(#[from] ::kube::Error),
+    /// The kubelet refused.
+    #[error("the kubelet did not register the driver: {0}")]
+    NotRegistered(String),
+    /// A server or task ended that never should.
+    #[error("the {0} ended: {1}")]
+    Ended(&'static str, String),
+}
+
+/// Runs the driver until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`ServeError`]; the process should end then and be started again.
+pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
+    let session = Session::open(&args.run_dir)?;
+    let records = Records::open(&args.run_dir)?;
+    if session.resumed {
+        tracing::info!(session = session.id, "resumed the session of this boot");
+    } else {
+        // Nothing that was published under another authority may start.
+        records.revoke_all()?;
+        tracing::info!(session = session.id, "began a session");
+    }
+    let (pool, volumes, templates) = {
+        let args = args.clone();
+        let open = move || -> Result<_, ServeError> {
+            let source = match args.pool_device {
+                Some(device) => PoolSource::Device(device),
+                None => PoolSource::File { size: args.pool_size },
+            };
+            let pool = Arc::new(Pool::open(&source, &args.state_dir)?);
+            let limits = Limits { entries: args.max_layer_entries, bytes: args.max_layer_size };
+            let volumes = Volumes::open(pool.clone())?;
+            let templates = TemplateCache::open(pool.clone(), args.plain_http_registries, limits)?;
+            Ok((pool, volumes, Arc::new(templates)))
+        };
+        let opened = tokio::task::spawn_blocking(open).await;
+        opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))??
+    };
+    let client = ::kube::Client::try_default().await?;
+    let publisher = Arc::new(Publisher {
+        me: Me { node: args.node_name.clone(), session: session.id.clone() },
+        directory: Arc::new(ClusterDirectory { client: client.clone() }),
+        volumes,
+        templates: templates.clone(),
+        records,
+        operations: Operations::default(),
+        changed: Arc::new(Notify::new()),
+        wait: WAIT,
+    });
+
+    let mut tasks: JoinSet<ServeError> = JoinSet::new();
+    start_cluster_tasks(&mut tasks, &args, &client, &session, &publisher, templates);
+    let stop = Arc::new(Notify::new());
+    let servers = start_servers(&mut tasks, &args, &pool, &publisher, &stop)?;
+
+    let failed = |error| ServeError::Ended("signal handler", std::io::Error::to_string(&error));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = tasks.join_next() => {
+            Err(ended.unwrap_or_else(|error| ServeError::Ended("task", error.to_string())))
+        }
+    };
+    // Calls that are under way are finished; the kubelet repeats those that come later.
+    stop.notify_waiters();
+    servers.await;
+    tracing::info!("ended; what is mounted stays");
+    result
+}
+
+/// What watches and writes objects.
+fn start_cluster_tasks(
+    tasks: &mut JoinSet<ServeError>,
+    args: &ServeArgs,
+    client: &::kube::Client,
+    session: &Session,
+    publisher: &Arc<Publisher>,
+    templates: Arc<TemplateCache>,
+) {
+    let collect = Arc::new(Notify::new());
+    let identity = lease::Identity {
+        namespace: args.namespace.clone(),
+        node: args.node_name.clone(),
+        session: session.id.clone(),
+    };
+    let runtime = args.runtime.clone();
+    let uninstall = move || {
+        let runtime = runtime.clone();
+        async move { runtime_install::uninstall(&runtime).await.map_err(|error| error.to_string()) }
+    };
+    let lease = lease::keep(client.clone(), identity, uninstall);
+    tasks.spawn(async move {
+        lease.await;
+        ServeError::Ended("lease", "its watch ended".into())
+    });
+
+    let templates = Arc::new(Templates {
+        client: client.clone(),
+        node: args.node_name.clone(),
+        cache: templates,
+        collect: collect.clone(),
+    });
+    tasks.spawn({
+        let templates = templates.clone();
+        async move {
+            templates.run().await;
+            ServeError::Ended("template watch", "its stream ended".into())
+        }
+    });
+    tasks.spawn(async move {
+        templates.collect().await;
+        ServeError::Ended("collection of layers", "its watch ended".into())
+    });
+
+    let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });
+    tasks.spawn(async move {
+        volumes.run().await;
+        ServeError::Ended("volume watch", "its stream ended".into())
+    });
+
+    let guests =
+        Guests { client: client.clone(), node: args.node_name.clone(), directory: args.run_dir.join("guests") };
+    tasks.spawn(async move {
+        let end = guests.run().await.map_or_else(|error| error.to_string(), |()| "its watch ended".into());
+        ServeError::Ended("watch of guests", end)
+    });
+}
+
+/// What answers on sockets. The future ends when `stop` was told and every call is finished.
+fn start_servers(
+    tasks: &mut JoinSet<ServeError>,
+    args: &ServeArgs,
+    pool: &Arc<Pool>,
+    publisher: &Arc<Publisher>,
+    stop: &Arc<Notify>,
+) -> Result<impl Future<Output = ()> + use<>, ServeError> {
+    let csi_socket = args.csi_socket();
+    let stopped = |stop: &Arc<Notify>| {
+        let stop = stop.clone();
+        async move { stop.notified().await }
+    };
+    let csi = Server::builder()
+        .add_service(IdentityServer::new(Identity { pool: pool.clone() }))
+        .add_service(NodeServer::new(Node { publisher: publisher.clone(), name: args.node_name.clone() }))
+        .serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
+    let csi = tokio::spawn(csi);
+
+    let (refused, mut refusals) = mpsc::channel(1);
+    let registration = Registration { csi_socket: csi_socket.clone(), refused };
+    // Last of the sockets: the kubelet calls as soon as it sees it.
+    let registration_socket = args.registration_socket();
+    let registration = Server::builder()
+        .add_service(RegistrationServer::new(registration))
+        .serve_with_incoming_shutdown(listen(&registration_socket)?, stopped(stop));
+    let registration = tokio::spawn(registration);
+    tasks.spawn(async move {
+        let error = refusals.recv().await.unwrap_or_default();
+        ServeError::NotRegistered(error)
+    });
+
+    let (address, health) = (args.health_address, Health { pool: pool.clone(), csi_socket });
+    tasks.spawn(async move {
+        let end = health::serve(address, health).await;
+        ServeError::Ended("health server", end.map_or_else(|error| error.to_string(), |()| String::new()))
+    });
+    Ok(async move {
+        for server in [csi, registration] {
+            match server.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a server ended with an error"),
+                Err(error) => tracing::error!(%error, "a server ended with an error"),
+            }
+        }
+        // The kubelet forgets a driver whose socket is gone.
+        if let Err(error) = crate::files::remove(&registration_socket) {
+            tracing::warn!(%error, "the registration socket stays behind");
+        }
+    })
+}

@@ -6,12 +6,13 @@ use crate::plan::Form;
 
 /// Where the disk with the programs is mounted in the machine.
 pub const PROGRAMS: &str = "/opt/machine";
-/// Disk with the operating system, read and written.
+/// Disk with the operating system, read and written. The only one whose driver is in the kernel itself, and alone there:
+/// since Linux 6.12 the disks of that driver are found side by side and numbered in any order.
 pub const SYSTEM_DISK: &str = "/dev/nvme0n1";
 /// Disk with the programs, an ext4 file system.
-pub const PROGRAMS_DISK: &str = "/dev/nvme0n2";
+pub const PROGRAMS_DISK: &str = "/dev/vda";
 /// Disk with the pool, a btrfs file system holding the layers of a template.
-pub const POOL_DISK: &str = "/dev/nvme0n3";
+pub const POOL_DISK: &str = "/dev/vdb";
 /// Name of the options' file below [`PROGRAMS`].
 pub const FILE: &str = "options.json";
 /// Name that the image with this program has.

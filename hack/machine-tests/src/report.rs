@@ -58,18 +58,13 @@ pub fn run() -> ExitCode {
     report.remark(&format!("prepared in {:.1} s", begun.elapsed().as_secs_f32()));
     let mut logged = false;
     for (number, check) in plan(context.options.form).into_iter().enumerate() {
-        let begun = Instant::now();
         let outcome = checks::run(check, &mut context);
-        let name = format!("{} ({:.1} s)", check.name(), begun.elapsed().as_secs_f32());
         report.line(&Line::Outcome { number: number + 1, name: check.name().into(), passed: outcome.is_ok() });
-        match outcome {
-            Ok(()) => report.remark(&name),
-            Err(failure) => {
-                report.remark(&format!("{name}: {failure}"));
-                // The first failure is the one to look at; what follows may only be its echo.
-                if !std::mem::replace(&mut logged, true) {
-                    report.remark(&logs());
-                }
+        if let Err(failure) = outcome {
+            report.remark(&failure.to_string());
+            // The first failure is the one to look at; what follows may only be its echo.
+            if !std::mem::replace(&mut logged, true) {
+                report.remark(&logs());
             }
         }
     }

@@ -15,6 +15,7 @@ mod deny;
 mod image;
 mod install;
 mod lab;
+mod machine;
 mod oci;
 mod progress;
 mod quickstart;
@@ -39,6 +40,8 @@ enum Command {
     Templates(template::Args),
     /// Lints and renders the charts and checks what they promise.
     Charts(charts::Args),
+    /// The runtime's tests in an emulated machine with pure cgroup v2.
+    Machine(machine::Args),
     /// Licences, advisories and sources of the dependencies.
     Deny,
     /// From nothing to a virtual environment that answers.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Images(arguments) => image::run(&arguments),
         Command::Templates(arguments) => template::run(&arguments),
         Command::Charts(arguments) => charts::run(&arguments),
+        Command::Machine(arguments) => machine::run(&arguments),
         Command::Deny => deny::run(),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),

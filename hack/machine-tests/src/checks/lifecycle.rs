@@ -43,7 +43,9 @@ pub fn boots(context: &mut Context) -> Result<(), Failure> {
         )));
     }
     let init = cri::exec_output(&container, &["cat", "/proc/1/comm"])?;
-    ensure(init == "systemd", || format!("PID 1 is {init}"))
+    ensure(init == "systemd", || format!("PID 1 is {init}"))?;
+    context.environment.iter_mut().for_each(|running| running.booted = true);
+    Ok(())
 }
 
 fn start(context: &mut Context) -> Result<Running, Failure> {
@@ -52,7 +54,7 @@ fn start(context: &mut Context) -> Result<Running, Failure> {
     let environment = Environment::publish(context.environments, &context.options)?;
     let sandbox = cri::run_pod(RUNTIME_CLASS, &environment.pod)?;
     let container = cri::launch(&sandbox, &environment.container(), &environment.pod)?;
-    Ok(Running { environment, sandbox, container, baseline })
+    Ok(Running { environment, sandbox, container, baseline, booted: false })
 }
 
 fn wait_for_state(sandbox: &str, container: &str, state: GuestState, boots: u32) -> Result<(), Failure> {
@@ -142,13 +144,12 @@ pub fn orderly_stop(running: &Running) -> Result<(), Failure> {
 
 /// Removes the environment of the checks before.
 pub fn leaves_nothing(context: &mut Context) -> Result<(), Failure> {
-    context.running()?;
-    let Some(running) = context.environment.take() else { return Ok(()) };
-    remove(&running)
+    let running = context.environment.take();
+    remove(&running.ok_or_else(|| Failure("there is no environment: it was not created".into()))?)
 }
 
 fn remove(running: &Running) -> Result<(), Failure> {
-    let Running { environment, sandbox, container, baseline } = running;
+    let Running { environment, sandbox, container, baseline, .. } = running;
     cri::crictl(&["stopp", sandbox])?;
     cri::crictl(&["rm", "--force", container])?;
     cri::crictl(&["rmp", sandbox])?;

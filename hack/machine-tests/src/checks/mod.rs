@@ -30,6 +30,8 @@ pub struct Running {
     sandbox: String,
     container: String,
     baseline: Baseline,
+    /// What the other checks look at is only there then.
+    booted: bool,
 }
 
 impl Context {
@@ -39,7 +41,8 @@ impl Context {
     }
 
     fn running(&self) -> Result<&Running, Failure> {
-        self.environment.as_ref().ok_or_else(|| Failure("there is no environment: it did not start".into()))
+        let booted = self.environment.as_ref().filter(|running| running.booted);
+        booted.ok_or_else(|| Failure("there is no environment: it did not boot".into()))
     }
 
     fn plain(&self) -> Result<&plain::Plain, Failure> {

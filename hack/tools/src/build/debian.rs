@@ -5,8 +5,11 @@ use std::{path::Path, process::Command};
 use super::Error;
 use crate::{command, progress::Step};
 
-/// Package, and a file whose presence says that it is not needed any more (another package may bring it).
-const PACKAGES: &[(&str, &[&str])] = &[
+/// Name, and files any of which says that the package is not needed any more (another one may bring it).
+pub type Package = (&'static str, &'static [&'static str]);
+
+/// What the lab and every build need.
+const PACKAGES: &[Package] = &[
     ("btrfs-progs", &["/usr/bin/btrfs", "/bin/btrfs", "/sbin/btrfs"]),
     // Debian's `busybox` puts the same file in the same place, but linked dynamically.
     ("busybox-static", &["/usr/share/doc/busybox-static"]),
@@ -26,13 +29,18 @@ const PACKAGES: &[(&str, &[&str])] = &[
 ];
 
 /// Packages of the table none of whose files are there.
-fn missing(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    PACKAGES.iter().filter(|(_, files)| !files.iter().any(|file| exists(file))).map(|(package, _)| *package).collect()
+fn missing(table: &[Package], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    table.iter().filter(|(_, files)| !files.iter().any(|file| exists(file))).map(|(package, _)| *package).collect()
+}
+
+/// Installs what the lab and every build need and lack.
+pub fn ensure_packages() -> Result<(), Error> {
+    ensure(PACKAGES)
 }
 
 /// Installs what is missing with apt-get and says what.
-pub fn ensure_packages() -> Result<(), Error> {
-    let packages = missing(|file| Path::new(file).exists());
+pub fn ensure(table: &[Package]) -> Result<(), Error> {
+    let packages = missing(table, |file| Path::new(file).exists());
     if packages.is_empty() {
         return Ok(());
     }
@@ -62,9 +70,9 @@ mod tests {
 
     #[test]
     fn a_package_is_missing_when_none_of_its_files_is_there() {
-        assert!(missing(|_| true).is_empty());
-        assert_eq!(missing(|_| false).len(), PACKAGES.len());
-        assert_eq!(missing(|file| file != "/usr/sbin/nft"), ["nftables"]);
-        assert!(!missing(|file| file == "/sbin/ip").contains(&"iproute2"), "the old place counts too");
+        assert!(missing(PACKAGES, |_| true).is_empty());
+        assert_eq!(missing(PACKAGES, |_| false).len(), PACKAGES.len());
+        assert_eq!(missing(PACKAGES, |file| file != "/usr/sbin/nft"), ["nftables"]);
+        assert!(!missing(PACKAGES, |file| file == "/sbin/ip").contains(&"iproute2"), "the old place counts too");
     }
 }

@@ -10,6 +10,7 @@
 //! | [`crds`], [`uninstall`], [`run`] | the subcommands |
 
 pub mod cache;
+pub mod check;
 pub mod crds;
 pub mod environment;
 pub mod error;

@@ -42,6 +42,8 @@ enum Command {
     /// Prepares the nodes for the removal of Vivarium: refuses while environments run, then has each node driver take
     /// the runtime out of its node's containerd.
     Uninstall(UninstallArguments),
+    /// Makes an environment, waits until it is Ready and deletes it: the test of the chart.
+    Check(CheckArguments),
     /// Prints the custom resource definitions as YAML.
     Crds,
 }
@@ -72,6 +74,16 @@ struct UninstallArguments {
     namespace: String,
 }
 
+#[derive(clap::Args)]
+struct CheckArguments {
+    /// Namespace that the environment is made in.
+    #[arg(long, env = "NAMESPACE")]
+    namespace: String,
+    /// Template that it is made from.
+    #[arg(long)]
+    template: String,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
@@ -83,6 +95,7 @@ fn main() -> ExitCode {
             identity: run.identity,
             leader_elect: run.leader_elect,
         }),
+        Command::Check(check) => vivarium_operator::check::run(&check.namespace, &check.template),
         Command::Uninstall(uninstall) => vivarium_operator::uninstall::run(&uninstall.namespace),
     };
     match done {

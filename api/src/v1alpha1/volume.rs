@@ -61,7 +61,7 @@ pub struct VolumeTemplate {
     pub layers: Vec<String>,
 }
 
-/// What is observed of a volume. `holder` and `epoch` are compare-and-swapped by the operator; the rest is the node driver's.
+/// What is observed of a volume. `holder`, `holderPod` and `epoch` are compare-and-swapped by the operator; the rest is the node driver's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentVolumeStatus {
@@ -71,6 +71,10 @@ pub struct EnvironmentVolumeStatus {
     /// Who may write the volume now; none: nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
+    /// UID of the pod that the holder may mount the volume into. A pod that was made late under a name that was used
+    /// before has another UID, and is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder_pod: Option<String>,
     /// Number of the newest incarnation that was given the volume; grows at each.
     #[serde(default)]
     pub epoch: u64,

@@ -77,9 +77,12 @@ pub async fn from_server(
     let templates: Api<EnvironmentTemplate> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
-    let (template, volume, claim, config_map, service, pods, secrets) = futures::try_join!(
+    // The volume is read before the pods. So a pod that got the volume earlier is among the pods, and for one that gets it
+    // later, the compare-and-swap of what was read here fails.
+    let volume: Option<Arc<EnvironmentVolume>> =
+        get(client, namespace, &volume_name).await.map_err(error("the volume"))?;
+    let (template, claim, config_map, service, pods, secrets) = futures::try_join!(
         async { templates.get_opt(&environment.spec.template.name).await.map_err(error("the template")) },
-        async { get::<EnvironmentVolume>(client, namespace, &volume_name).await.map_err(error("the volume")) },
         async { get(client, namespace, &names::claim(&volume_name)).await.map_err(error("the claim")) },
         async { get(client, namespace, &names::boot_config_map(name)).await.map_err(error("the boot configuration")) },
         async { get(client, namespace, name).await.map_err(error("the Service")) },

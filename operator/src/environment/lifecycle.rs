@@ -14,7 +14,7 @@ use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, condition};
 
 use super::build::{self, StartedWith};
 use super::decision::{Action, Decision, Refusal};
-use super::holder::{self, Claim};
+use super::holder::{self, Bidder, Claim};
 use super::incarnation::{self, Stage, Trouble};
 use super::resize::{self, Resize};
 use super::status::{Outlook, Progress, Verdict, compose};
@@ -247,7 +247,14 @@ impl Life<'_> {
         let (Some(volume), Some(node)) = (self.volume, incarnation::node(pod)) else { return Ok(()) };
         let session = self.world.nodes.session.as_deref();
         let epoch = self.world.epoch_of(pod);
-        match holder::claim(volume, epoch, node, session, incarnation::was_started(pod)) {
+        // An older pod may have the volume and run. A pod that is late under an old name can be there beside the newest.
+        let uid = pod.metadata.uid.as_deref();
+        if self.world.pods.len() > 1 && !holder::holds(volume, uid) {
+            let message = format!("pod {} waits until the pod of the former incarnation is gone", pod.name_any());
+            return Err(Refusal::waiting("Terminating", message));
+        }
+        let bidder = Bidder { uid: uid.unwrap_or_default(), epoch, node, started: incarnation::was_started(pod) };
+        match holder::claim(volume, bidder, session) {
             Claim::Holds => Ok(()),
             Claim::Take(volume) => {
                 self.actions.push(Action::ReplaceVolumeStatus(volume));
@@ -320,7 +327,7 @@ impl Life<'_> {
     /// What the node driver says of the volume, as long as it speaks of this incarnation.
     fn storage_verdict(&self, pod: &Pod) -> Verdict {
         let Some(volume) = self.volume else { return Verdict::no("NotPublished", "there is no volume") };
-        if !holder::holds(volume, self.world.epoch_of(pod)) {
+        if !holder::holds(volume, pod.metadata.uid.as_deref()) {
             return Verdict::no("NotPublished", "the volume is not yet given to the node of this incarnation");
         }
         let conditions = volume.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();

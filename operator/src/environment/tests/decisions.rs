@@ -283,6 +283,7 @@ fn a_pod_whose_epoch_is_over_is_deleted_and_never_gets_the_volume() {
         json!({"observedGeneration": 1, "epoch": 5, "node": "n1"}),
         json!({"observedGeneration": 1, "epoch": 3, "node": "n1"}),
         json!({"observedGeneration": 1, "epoch": 2, "node": "n2"}),
+        json!({"observedGeneration": 1, "epoch": 3, "node": "n1", "holder": {"node": "n1", "session": "s1"}, "holderPod": "its-namesake"}),
     ] {
         let mut world = with_pod(&json!({}), 3, &json!({"phase": "Pending"}));
         world.volume = Some(Arc::new(volume(&status)));
@@ -305,6 +306,18 @@ fn of_several_pods_only_the_newest_stays() {
     let mut world = with_pod(&json!({}), 3, &running());
     world.pods.push(Arc::new(pod(&world, 2, Some("n1"), &running())));
     assert_eq!(short(&decided(&world)), ["delete pod shop-2"]);
+}
+
+#[test]
+fn the_newest_pod_does_not_get_the_volume_while_another_is_there() {
+    let mut world = with_pod(&json!({}), 2, &running());
+    world.pods.push(Arc::new(pod(&world, 3, Some("n1"), &json!({"phase": "Pending"}))));
+    assert_eq!(short(&decided(&world)), ["delete pod shop-2"]);
+    let old = terminating(world.pods[0].as_ref().clone());
+    world.pods[0] = Arc::new(old);
+    assert_eq!(short(&decided(&world)), NOTHING);
+    world.pods.remove(0);
+    assert_eq!(short(&decided(&world)), ["hold n1 s1 3"]);
 }
 
 #[test]
@@ -420,7 +433,7 @@ fn trouble_of_kubelet_and_node_driver_is_passed_on() {
     assert!(ready(&decision).message.contains("no zone Europe/Atlantis"));
 
     let mut world = with_pod(&json!({}), 1, &json!({"phase": "Pending"}));
-    let full = json!({"observedGeneration": 1, "epoch": 1, "node": "n1", "holder": {"node": "n1", "session": "s1"},
+    let full = json!({"observedGeneration": 1, "epoch": 1, "node": "n1", "holder": {"node": "n1", "session": "s1"}, "holderPod": "pod-1",
         "conditions": [condition_json("Published", "False", "PoolFull", "the pool of n1 is full")]});
     world.volume = Some(Arc::new(volume(&full)));
     let decision = decided(&world);

@@ -108,7 +108,7 @@ pub fn pod(world: &World, epoch: u64, node: Option<&str>, status: &Value) -> Pod
 pub fn with_pod(spec: &Value, epoch: u64, status: &Value) -> World {
     let mut world = prepared(spec);
     world.pods = vec![Arc::new(pod(&world, epoch, Some("n1"), status))];
-    let held = json!({"observedGeneration": 1, "epoch": epoch, "node": "n1", "holder": {"node": "n1", "session": "s1"},
+    let held = json!({"observedGeneration": 1, "epoch": epoch, "node": "n1", "holder": {"node": "n1", "session": "s1"}, "holderPod": format!("pod-{epoch}"),
         "conditions": [condition_json("Published", "True", "Published", "")]});
     world.volume = Some(Arc::new(volume(&held)));
     world.nodes.of_volume = Some(NodeState::Ready);

@@ -330,7 +330,7 @@ pub fn assign_qgroup(directory: BorrowedFd<'_>, member: Qgroup, group: Qgroup) -
     ioctl(directory, QGROUP_ASSIGN, &mut [1, member.0, group.0])
 }
 
-/// Limits what a quota group may hold, in bytes.
+/// Limits what a quota group may hold, in bytes; `u64::MAX` takes the limit off.
 pub fn limit_qgroup(directory: BorrowedFd<'_>, group: Qgroup, bytes: u64) -> io::Result<()> {
     let mut args = QgroupLimit {
         qgroup: group.0,

@@ -16,7 +16,7 @@ use vivarium_sys::btrfs;
 use super::registry::{Layer, Packing, hex};
 use super::unpack::{self, Limits, UnpackError};
 use super::{PARTIAL, TemplateError};
-use crate::pool::{Pool, destroy_tree, open_beneath};
+use crate::pool::{Pool, PoolError, destroy_tree, open_beneath};
 
 /// What headers and padding of an entry may add to its content.
 const OVERHEAD: u64 = 4096;
@@ -77,7 +77,16 @@ fn fill(
     let left = limits.bytes.saturating_add(limits.entries.saturating_mul(OVERHEAD));
     let mut stream = Metered { reader: unpacked, hash: Sha256::new(), left };
     let unpack_error = |source| TemplateError::Layer { layer: layer.digest.clone(), source };
-    let totals = unpack::unpack(root.as_fd(), &mut stream, limits, &mut || pool.require(0)).map_err(unpack_error)?;
+    // What was written lately is not on the device yet and does not show in the free room: count it against what there
+    // was in the beginning.
+    let budget = pool.space().map_err(TemplateError::Pool)?;
+    let mut room = |written: u64| {
+        if written <= budget.usable() {
+            return pool.require(0);
+        }
+        Err(PoolError::Full { free: budget.free, total: budget.total, wanted: written })
+    };
+    let totals = unpack::unpack(root.as_fd(), &mut stream, limits, &mut room).map_err(unpack_error)?;
     // Behind the archive's end there may be padding, which belongs to what was hashed.
     io::copy(&mut stream, &mut io::sink())
         .map_err(|source| unpack_error(UnpackError::Corrupt { entry: "(end)".into(), source }))?;

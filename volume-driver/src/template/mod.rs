@@ -146,8 +146,11 @@ impl TemplateError {
                 UnpackError::Corrupt { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => "LayerTooLarge",
                 UnpackError::Corrupt { .. } => "InvalidImage",
                 UnpackError::Pool(PoolError::Full { .. }) => "PoolFull",
+                // Others fill the pool as well.
+                UnpackError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "PoolFull",
                 UnpackError::Io { .. } | UnpackError::Pool(_) => "NodeError",
             },
+            Self::Blob(source) if source.kind() == io::ErrorKind::StorageFull => "PoolFull",
             Self::Pool(PoolError::Full { .. }) => "PoolFull",
             Self::Pool(_) | Self::Io { .. } | Self::Tree { .. } | Self::Blob(_) => "NodeError",
         }

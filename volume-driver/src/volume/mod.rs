@@ -264,9 +264,24 @@ impl Volumes {
             Err(error) => return Err(error),
         };
         for entry in names_in(directory.as_fd())? {
+            self.lift_limit(directory.as_fd(), Path::new(&entry));
             destroy_tree(self.pool.root(), directory.as_fd(), &CString::new(entry)?)?;
         }
         Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Takes the limit off a subvolume that is to be destroyed: in one that is full even that would exceed the quota.
+    fn lift_limit(&self, parent: BorrowedFd<'_>, name: &Path) {
+        if self.pool.quota() == Quota::None {
+            return;
+        }
+        let lifted = open_beneath(parent, name)
+            .and_then(|live| btrfs::subvolume_info(live.as_fd()))
+            .and_then(|info| btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), u64::MAX));
+        if let Err(error) = lifted {
+            // Half made, perhaps, and without a group. If it matters, the destruction says so.
+            tracing::debug!(%error, name = %name.display(), "the limit of a volume was not lifted");
+        }
     }
 
     /// Removes quota groups of volumes that are gone. The kernel refuses while blocks of the volume are still being

@@ -96,7 +96,8 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// Unpacks a tar stream into the empty directory `root`. `room` is asked now and then whether there still is some.
+/// Unpacks a tar stream into the empty directory `root`. `room` is asked now and then whether there still is
+/// some, with the bytes that were written so far.
 ///
 /// # Errors
 /// Any [`UnpackError`]; what was made until then is left for the caller to destroy.
@@ -104,7 +105,7 @@ pub fn unpack(
     root: BorrowedFd<'_>,
     reader: impl Read,
     limits: Limits,
-    room: &mut dyn FnMut() -> Result<(), PoolError>,
+    room: &mut dyn FnMut(u64) -> Result<(), PoolError>,
 ) -> Result<Totals, UnpackError> {
     let mut unpacker = Unpacker {
         root,
@@ -139,7 +140,7 @@ struct Metadata {
 struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     limits: Limits,
-    room: &'a mut dyn FnMut() -> Result<(), PoolError>,
+    room: &'a mut dyn FnMut(u64) -> Result<(), PoolError>,
     totals: Totals,
     /// Bytes written since room was last asked for.
     unchecked: u64,
@@ -357,7 +358,7 @@ impl Unpacker<'_> {
         self.unchecked += bytes;
         if self.unchecked >= CHECK_EVERY {
             self.unchecked = 0;
-            (self.room)()?;
+            (self.room)(self.totals.bytes)?;
         }
         Ok(())
     }
@@ -483,7 +484,7 @@ impl Unpacker<'_> {
 
     /// Sets the times of directories and asks for room a last time.
     fn finish(mut self) -> Result<Totals, UnpackError> {
-        (self.room)()?;
+        (self.room)(self.totals.bytes)?;
         for (path, mtime) in std::mem::take(&mut self.directories) {
             self.name = path.display().to_string();
             let directory = self.resolve(&path).map_err(self.io("find a directory"))?;

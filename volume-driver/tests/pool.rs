@@ -1,0 +1,147 @@
+//! The pool and the volumes in it: sizes, growth, and what tenants can do inside.
+
+mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use support::{POOL_SIZE, TestNode, id};
+use vivarium_node::pool::{Pool, PoolError, PoolSource, Quota};
+use vivarium_node::volume::{VolumeError, Volumes};
+use vivarium_sys::btrfs;
+
+/// Writes until the file system refuses; tells how much went in.
+fn fill(path: &Path) -> (u64, ErrorKind) {
+    let mut file = fs::File::create(path).unwrap();
+    let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 31 >> 3) as u8).collect();
+    let mut written = 0;
+    loop {
+        match file.write_all(&block).and_then(|()| file.sync_data()) {
+            Ok(()) => written += block.len() as u64,
+            Err(error) => return (written, error.kind()),
+        }
+        assert!(written < POOL_SIZE, "nothing stops the writer");
+    }
+}
+
+fn volumes(pool: &Arc<Pool>) -> Volumes {
+    Volumes::open(pool.clone()).unwrap()
+}
+
+#[test]
+fn a_volume_takes_its_size_and_no_more() {
+    let node = TestNode::new();
+    let pool = node.pool();
+    assert_eq!(pool.quota(), Quota::Simple, "these tests need Linux 6.7 or later");
+    let volumes = volumes(&pool);
+    let volume = id("v1");
+    volumes.create(&volume, 40 << 20).unwrap();
+    pool.sync().unwrap();
+    let fresh = volumes.usage(&volume).unwrap().unwrap();
+    assert!(fresh.used < 1 << 20, "a fresh volume costs {} bytes", fresh.used);
+    let live = volumes.live_path(&volume);
+
+    let (written, error) = fill(&live.join("upper/big"));
+    assert_eq!(error, ErrorKind::QuotaExceeded);
+    assert!((40 << 20..=56 << 20).contains(&written), "size and headroom: {written}");
+
+    // It grows while it is full and in use.
+    volumes.set_size(&volume, 80 << 20).unwrap();
+    let (more, error) = fill(&live.join("upper/more"));
+    assert_eq!(error, ErrorKind::QuotaExceeded);
+    assert!((80 << 20..=96 << 20).contains(&(written + more)), "{}", written + more);
+
+    pool.sync().unwrap();
+    let refused = volumes.set_size(&volume, 20 << 20).unwrap_err();
+    assert!(matches!(refused, VolumeError::TooSmall { size: 20_971_520, .. }), "{refused}");
+    assert_eq!(volumes.usage(&volume).unwrap().unwrap().limit, 96 << 20, "and nothing was changed");
+}
+
+#[test]
+fn subvolumes_that_a_tenant_makes_count_and_go_with_the_volume() {
+    let node = TestNode::new();
+    let pool = node.pool();
+    let volumes = volumes(&pool);
+    let volume = id("v1");
+    let live = volumes.create(&volume, 16 << 20).unwrap();
+    let data = volumes.live_path(&volume).join("data/docker");
+    let directory = fs::File::open(&data).unwrap();
+    for name in [c"a", c"b"] {
+        btrfs::create_subvolume(directory.as_fd(), name).unwrap();
+    }
+    let inner = fs::File::open(data.join("a")).unwrap();
+    btrfs::create_subvolume(inner.as_fd(), c"deep").unwrap();
+    let (written, error) = fill(&data.join("a/deep/big"));
+    assert_eq!(error, ErrorKind::QuotaExceeded);
+    assert!(written <= 32 << 20, "{written} bytes escaped into a subvolume");
+    drop((inner, directory, live));
+
+    volumes.delete(&volume).unwrap();
+    volumes.delete(&volume).unwrap();
+    assert_eq!(fs::read_dir(pool.volumes_path()).unwrap().count(), 0);
+    // What remains of the pool's subvolumes, by the tree of roots.
+    assert_eq!(btrfs::children(pool.root(), 5).unwrap(), Vec::<u64>::new());
+}
+
+#[test]
+fn the_pool_grows_and_is_found_again() {
+    let node = TestNode::new();
+    let total = node.pool().space().unwrap().total;
+    assert_eq!(total, POOL_SIZE);
+    let pool = node.pool_of(POOL_SIZE + (256 << 20));
+    assert_eq!(pool.space().unwrap().total, POOL_SIZE + (256 << 20), "while it is mounted");
+    volumes(&pool).create(&id("v1"), 16 << 20).unwrap();
+    drop(pool);
+    rustix::mount::unmount(node.state().join("pool"), rustix::mount::UnmountFlags::empty()).unwrap();
+    let pool = node.pool();
+    assert_eq!(pool.space().unwrap().total, POOL_SIZE + (256 << 20), "it never shrinks");
+    assert_eq!(pool.quota(), Quota::Simple);
+    assert_eq!(volumes(&pool).list().unwrap(), [id("v1")]);
+}
+
+#[test]
+fn the_pool_is_for_root_alone_and_its_mount_gives_nothing_away() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = TestNode::new();
+    let pool = node.pool();
+    assert_eq!(fs::metadata(pool.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(4) == pool.path().to_str()).unwrap();
+    for option in ["nosuid", "nodev", "noatime"] {
+        assert!(line.contains(option), "{line}");
+    }
+}
+
+#[test]
+fn what_holds_data_is_never_formatted() {
+    let node = TestNode::new();
+    fs::create_dir_all(node.state()).unwrap();
+    let image = node.state().join("pool.img");
+    fs::write(&image, vec![b'x'; 1 << 20]).unwrap();
+    let source = PoolSource::File { size: POOL_SIZE };
+    let refused = Pool::open(&source, &node.state()).unwrap_err();
+    assert!(matches!(refused, PoolError::Io { attempt: "mount the pool at", .. }), "{refused}");
+    assert!(fs::read(&image).unwrap().starts_with(b"xxxx"));
+
+    // A device with another file system is refused by name.
+    let other = node.state().join("other.img");
+    fs::File::create(&other).unwrap().set_len(POOL_SIZE).unwrap();
+    let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&other).status().unwrap();
+    assert!(made.success());
+    let file = fs::File::options().read(true).write(true).open(&other).unwrap();
+    let device = vivarium_sys::loopdev::LoopDevice::attach(&file).unwrap();
+    fs::remove_file(&image).unwrap();
+    let refused = Pool::open(&PoolSource::Device(device.path().to_owned()), &node.state()).unwrap_err();
+    assert!(matches!(refused, PoolError::Format { .. }), "{refused}");
+    assert!(refused.to_string().contains("wipefs"), "{refused}");
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_refused() {
+    let node = TestNode::new();
+    let refused = Pool::open(&PoolSource::File { size: 1 << 20 }, &node.state()).unwrap_err();
+    assert!(matches!(refused, PoolError::TooSmall { size: 1_048_576 }), "{refused}");
+}

@@ -51,7 +51,9 @@ pub fn uuid_of_root(directory: BorrowedFd<'_>) -> io::Result<Option<String>> {
     // SAFETY: the request number carries the size of `info`, which the kernel fills and which outlives the call; the
     // descriptor was found to be of btrfs, so no other driver interprets the number.
     let result = unsafe { libc::ioctl(directory.as_raw_fd(), GET_SUBVOL_INFO, &raw mut info) };
-    if result != 0 {
+    // The kernel (6.18) answers 1 if it finds no back reference behind the last item of a leaf; what is read here has
+    // been filled in by then.
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(Some(format_uuid(&info.uuid)))

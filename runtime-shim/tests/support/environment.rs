@@ -1,0 +1,170 @@
+//! A pool of one loop file with a template layer and a volume, as the node driver makes them.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use vivarium_api::names;
+use vivarium_api::node::boot::BootConfig;
+use vivarium_api::node::guest::GuestReport;
+use vivarium_api::node::stage::{StageRecord, VERSION, default_binds};
+
+use super::{Lab, Plan, Streams};
+
+pub const POD_UID: &str = "0b5f1e7c-pod";
+
+/// A mounted btrfs.
+pub struct Pool {
+    dir: tempfile::TempDir,
+    records: Vec<PathBuf>,
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Pool {
+    pub fn new(size: &str) -> Self {
+        super::require_root();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (image, mount) = (dir.path().join("image"), dir.path().join("pool"));
+        fs::create_dir(&mount).unwrap();
+        let (image, mount) = (image.to_str().unwrap(), mount.to_str().unwrap());
+        run("truncate", &["-s", size, image]);
+        run("mkfs.btrfs", &["-q", image]);
+        run("mount", &["-o", "loop", image, mount]);
+        Self { dir, records: Vec::new() }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("pool")
+    }
+
+    /// A template layer.
+    pub fn layer(&self, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+        let layer = self.path().join(name);
+        run("btrfs", &["-q", "subvolume", "create", layer.to_str().unwrap()]);
+        fill(&layer);
+        layer
+    }
+
+    /// A live volume with its record.
+    pub fn volume(&mut self, name: &str, layers: &[PathBuf], pod_uid: &str) -> PathBuf {
+        let live = self.path().join(name);
+        run("btrfs", &["-q", "subvolume", "create", live.to_str().unwrap()]);
+        for dir in ["upper", "work", "data/docker", "data/containerd"] {
+            fs::create_dir_all(live.join(dir)).unwrap();
+        }
+        let directory = fs::File::open(&live).unwrap();
+        let uuid = vivarium_sys::subvolume::uuid_of_root(directory.as_fd()).unwrap().unwrap();
+        let record = StageRecord {
+            version: VERSION,
+            volume_id: format!("volume-{name}"),
+            subvolume_uuid: uuid.clone(),
+            pod_uid: pod_uid.into(),
+            epoch: 7,
+            session: "test".into(),
+            layers: layers.to_vec(),
+            binds: default_binds(),
+        };
+        fs::create_dir_all(names::STAGE_RECORDS).unwrap();
+        let path = Path::new(names::STAGE_RECORDS).join(format!("{uuid}.json"));
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+        self.records.push(path);
+        live
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for record in &self.records {
+            fs::remove_file(record).ok();
+        }
+        run("umount", &["--lazy", self.path().to_str().unwrap()]);
+    }
+}
+
+pub fn boot_config() -> BootConfig {
+    BootConfig {
+        version: 1,
+        machine_uuid: "6b2c9a34-11d2-4c7e-9f0a-5d8e7a6b4c3d".into(),
+        hostname: "shop".into(),
+        timezone: None,
+        locale: None,
+        sysctls: Vec::new(),
+        limits: Vec::new(),
+        authorized_keys: 1,
+    }
+}
+
+/// Writes the projected volume as the kubelet lays it out.
+pub fn write_config(dir: &Path, boot: &BootConfig, key: &str) {
+    let version = format!("..{}", fs::read_dir(dir).map_or(0, Iterator::count));
+    let data = dir.join(&version);
+    fs::create_dir_all(data.join("authorized-keys")).unwrap();
+    fs::write(data.join("boot.json"), serde_json::to_vec(boot).unwrap()).unwrap();
+    fs::write(data.join("authorized-keys/0"), key).unwrap();
+    std::os::unix::fs::symlink(&version, dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    for name in ["boot.json", "authorized-keys"] {
+        if fs::symlink_metadata(dir.join(name)).is_err() {
+            std::os::unix::fs::symlink(format!("..data/{name}"), dir.join(name)).unwrap();
+        }
+    }
+}
+
+impl Lab {
+    /// The pod's sandbox container, which says which pod it is.
+    pub async fn up_sandbox(&self, pod_uid: &str) -> Streams {
+        let plan = Plan::shell("trap exit TERM; while :; do sleep 1000 & wait; done");
+        let mut spec = self.spec("sandbox", &plan);
+        spec["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-uid": pod_uid,
+            "io.kubernetes.cri.sandbox-name": "shop-7",
+            "io.kubernetes.cri.sandbox-namespace": "team-a",
+        });
+        let (streams, created) = self.create_from("sandbox", &plan, &spec).await;
+        created.unwrap();
+        self.start("sandbox", "").await.unwrap();
+        streams
+    }
+
+    /// Spec of an environment's container.
+    pub fn environment_spec(&self, id: &str, volume: &Path, config: &Path) -> Value {
+        let mut plan = Plan::new(&["/stub"]);
+        plan.terminal = true;
+        let mut spec = self.spec(id, &plan);
+        let map = json!([{"containerID": 0, "hostID": self.base, "size": 65536}]);
+        let resolv = self.dir.path().join("resolv.conf");
+        fs::write(&resolv, "nameserver 192.0.2.53\n").unwrap();
+        let bind = |destination: &str, source: &Path, option: &str| {
+            json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", option],
+                "uidMappings": map, "gidMappings": map})
+        };
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(bind(names::MOUNT_ROOT, volume, "rw"));
+        mounts.push(bind(names::MOUNT_CONFIG, config, "ro"));
+        mounts.push(bind("/etc/resolv.conf", &resolv, "rw"));
+        spec
+    }
+
+    /// Boots an environment; gives its console.
+    pub async fn up_environment(&self, id: &str, volume: &Path, config: &Path) -> Streams {
+        let mut plan = Plan::new(&["/stub"]);
+        plan.terminal = true;
+        let spec = self.environment_spec(id, volume, config);
+        let (streams, created) = self.create_from(id, &plan, &spec).await;
+        created.unwrap_or_else(|e| panic!("create {id}: {e:?}\n{}", self.log()));
+        self.start(id, "").await.unwrap_or_else(|e| panic!("start {id}: {e:?}\n{}", self.log()));
+        streams
+    }
+
+    pub fn report(&self) -> Option<GuestReport> {
+        let path = Path::new(names::GUEST_REPORTS).join("sandbox.json");
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+}

@@ -1,7 +1,7 @@
 //! The node side of Vivarium: CSI driver, template cache and volumes of one node.
 //!
 //! # What it needs of the node
-//! The pod of the DaemonSet is privileged, sees the processes of the node (`hostPID: true`, to restart containerd) and
+//! The pod of the daemon set is privileged, sees the processes of the node (`hostPID: true`, to restart containerd) and
 //! mounts, each **at the same path** as on the node:
 //!
 //! | path | mount propagation | for |

@@ -1,5 +1,15 @@
 //! The CSI node service in front of a real kernel: pool, volumes, mounts and records, with a cluster of one object.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    clippy::too_many_lines,
+    reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
+)]
+
 mod support;
 
 use std::collections::HashMap;
@@ -43,19 +53,19 @@ async fn bench(size: &str) -> Bench {
     Bench { node, registry, cluster, service }
 }
 
-fn capability() -> Option<VolumeCapability> {
+fn capability() -> VolumeCapability {
     use volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
-    Some(VolumeCapability {
+    VolumeCapability {
         access_type: Some(AccessType::Mount(MountVolume::default())),
         access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-    })
+    }
 }
 
 fn stage_request() -> NodeStageVolumeRequest {
     NodeStageVolumeRequest {
         volume_id: VOLUME.into(),
         staging_target_path: "/var/lib/kubelet/staging".into(),
-        volume_capability: capability(),
+        volume_capability: Some(capability()),
         volume_context: HashMap::from([("vivarium.dev/volume".into(), "team-a/shop".into())]),
         ..Default::default()
     }
@@ -66,7 +76,7 @@ fn publish_request(target: &Path, pod: &str) -> NodePublishVolumeRequest {
         volume_id: VOLUME.into(),
         staging_target_path: "/var/lib/kubelet/staging".into(),
         target_path: target.to_str().unwrap().into(),
-        volume_capability: capability(),
+        volume_capability: Some(capability()),
         volume_context: HashMap::from([
             ("vivarium.dev/volume".into(), "team-a/shop".into()),
             ("csi.storage.k8s.io/pod.namespace".into(), "team-a".into()),

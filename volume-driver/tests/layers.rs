@@ -1,5 +1,15 @@
 //! Template layers on a real btrfs: what they hold is reproduced, what they must not do is refused and leaves nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    clippy::too_many_lines,
+    reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
+)]
+
 mod support;
 
 use std::ffi::CString;

@@ -1,5 +1,15 @@
 //! The pool and the volumes in it: sizes, growth, and what tenants can do inside.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    clippy::too_many_lines,
+    reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
+)]
+
 mod support;
 
 use std::fs;
@@ -16,7 +26,7 @@ use vivarium_sys::btrfs;
 /// Writes until the file system refuses; tells how much went in.
 fn fill(path: &Path) -> (u64, ErrorKind) {
     let mut file = fs::File::create(path).unwrap();
-    let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 31 >> 3) as u8).collect();
+    let block: Vec<u8> = (0..1 << 20).map(|i: u32| ((i * 31) >> 3) as u8).collect();
     let mut written = 0;
     loop {
         match file.write_all(&block).and_then(|()| file.sync_data()) {

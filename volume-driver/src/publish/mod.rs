@@ -115,7 +115,7 @@ impl Publisher {
         self.templates
             .ensure(&template.image, &layers)
             .await
-            .map_err(|source| Refusal::Template { name: call.name.clone(), source })?;
+            .map_err(|error| Refusal::Template { name: call.name.clone(), source: error.into() })?;
         let object =
             self.wait(&call.name, &call.id, |object, waited| decide::placed(object, &call.name, &self.me, waited));
         let object = object.await?;

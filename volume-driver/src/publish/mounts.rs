@@ -75,7 +75,7 @@ pub fn unbind(target: &Path) -> io::Result<()> {
     loop {
         match pool::is_mount_point(target) {
             Ok(true) => rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)?,
-            Ok(false) => return Ok(std::fs::remove_dir(target)?),
+            Ok(false) => return std::fs::remove_dir(target),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         }

@@ -129,7 +129,7 @@ pub enum Refusal {
         /// The object.
         name: VolumeName,
         /// Why not.
-        source: TemplateError,
+        source: Box<TemplateError>,
     },
     /// The volume or pool.
     #[error(transparent)]
@@ -240,7 +240,7 @@ mod tests {
             (Refusal::NotStaged(id.clone()), Code::FailedPrecondition, Some("DataMissing")),
             (full().into(), Code::ResourceExhausted, Some("PoolFull")),
             (
-                Refusal::Template { name: name.clone(), source: TemplateError::Pool(full()) },
+                Refusal::Template { name: name.clone(), source: TemplateError::Pool(full()).into() },
                 Code::ResourceExhausted,
                 Some("PoolFull"),
             ),

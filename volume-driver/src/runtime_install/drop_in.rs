@@ -7,13 +7,13 @@ use vivarium_api::names;
 /// Renders the drop-in. It names nothing but the new runtime, so merging it changes nothing else.
 pub(super) fn render(shim: &Path) -> String {
     format!(
-        r#"# Written by Vivarium, removed when it is uninstalled.
+        "# Written by Vivarium, removed when it is uninstalled.
 version = 3
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}]
   runtime_type = {kind}
   runtime_path = {path}
-"#,
+",
         handler = names::RUNTIME_CLASS,
         kind = quoted(names::RUNTIME_TYPE),
         path = quoted(&shim.to_string_lossy()),
@@ -26,7 +26,7 @@ fn quoted(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c if c.is_control() => quoted.extend(format!("\\u{:04X}", u32::from(c)).chars()),
             c => quoted.push(c),
         }
     }

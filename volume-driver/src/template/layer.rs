@@ -80,13 +80,13 @@ fn fill(
     // What was written lately is not on the device yet and does not show in the free room: count it against what there
     // was in the beginning.
     let budget = pool.space().map_err(TemplateError::Pool)?;
-    let mut room = |written: u64| {
+    let mut has_room = |written: u64| {
         if written <= budget.usable() {
             return pool.require(0);
         }
         Err(PoolError::Full { free: budget.free, total: budget.total, wanted: written })
     };
-    let totals = unpack::unpack(root.as_fd(), &mut stream, limits, &mut room).map_err(unpack_error)?;
+    let totals = unpack::unpack(root.as_fd(), &mut stream, limits, &mut has_room).map_err(unpack_error)?;
     // Behind the archive's end there may be padding, which belongs to what was hashed.
     io::copy(&mut stream, &mut io::sink())
         .map_err(|source| unpack_error(UnpackError::Corrupt { entry: "(end)".into(), source }))?;

@@ -309,7 +309,7 @@ impl Volumes {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
                 Err(error) => {
-                    tracing::warn!(%error, group = id, "a quota group of a destroyed volume cannot be removed")
+                    tracing::warn!(%error, group = id, "a quota group of a destroyed volume cannot be removed");
                 }
             }
         }

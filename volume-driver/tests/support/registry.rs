@@ -28,8 +28,11 @@ impl Drop for Registry {
 }
 
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    let mut text = String::from("sha256:");
+    for byte in Sha256::digest(bytes) {
+        text.extend(format!("{byte:02x}").chars());
+    }
+    text
 }
 
 #[derive(Clone, Copy)]
@@ -110,14 +113,11 @@ impl Registry {
 
 async fn document(State(store): State<Store>, Path((_, reference)): Path<(String, String)>) -> Response {
     let found = store.lock().unwrap().get(&reference).cloned();
-    match found {
-        Some((kind, bytes)) => {
-            let digest = digest(&bytes);
-            ([("content-type", kind), ("docker-content-digest", digest)], bytes).into_response()
-        }
-        None => {
-            let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
-            (StatusCode::NOT_FOUND, [("content-type", "application/json")], body.to_string()).into_response()
-        }
-    }
+    let Some((kind, bytes)) = found else {
+        let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
+        let kind = [("content-type", "application/json")];
+        return (StatusCode::NOT_FOUND, kind, body.to_string()).into_response();
+    };
+    let digest = digest(&bytes);
+    ([("content-type", kind), ("docker-content-digest", digest)], bytes).into_response()
 }

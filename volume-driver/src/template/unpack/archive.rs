@@ -23,6 +23,9 @@ pub(super) enum Kind {
     Fifo,
 }
 
+/// An extended attribute: name and value.
+pub(super) type Attribute = (Vec<u8>, Vec<u8>);
+
 /// One entry; its data is read from the [`Archive`] afterwards.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -42,7 +45,7 @@ pub(super) struct Entry {
     /// Major and minor number.
     pub device: (u32, u32),
     /// Extended attributes, by full name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Attribute>,
 }
 
 /// A tar stream.

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use crate::pool::PoolError;
-use archive::{Archive, Entry, Kind};
+use archive::{Archive, Attribute, Entry, Kind};
 use path::Meaning;
 
 /// Holes are kept where this many bytes at once are zero: the block of the pool's file system.
@@ -96,7 +96,7 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// Unpacks a tar stream into the empty directory `root`. `room` is asked now and then whether there still is
+/// Unpacks a tar stream into the empty directory `root`. `has_room` is asked now and then whether there still is
 /// some, with the bytes that were written so far.
 ///
 /// # Errors
@@ -105,12 +105,12 @@ pub fn unpack(
     root: BorrowedFd<'_>,
     reader: impl Read,
     limits: Limits,
-    room: &mut dyn FnMut(u64) -> Result<(), PoolError>,
+    has_room: &mut dyn FnMut(u64) -> Result<(), PoolError>,
 ) -> Result<Totals, UnpackError> {
     let mut unpacker = Unpacker {
         root,
         limits,
-        room,
+        has_room,
         totals: Totals::default(),
         unchecked: 0,
         directories: Vec::new(),
@@ -121,7 +121,7 @@ pub fn unpack(
     loop {
         let next = archive.next();
         match next.map_err(|source| UnpackError::Corrupt { entry: unpacker.name.clone(), source })? {
-            Some(entry) => unpacker.entry(entry, &mut archive)?,
+            Some(entry) => unpacker.entry(&entry, &mut archive)?,
             None => break,
         }
     }
@@ -134,13 +134,13 @@ struct Metadata {
     uid: u32,
     gid: u32,
     mtime: (i64, u32),
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Vec<Attribute>,
 }
 
 struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     limits: Limits,
-    room: &'a mut dyn FnMut(u64) -> Result<(), PoolError>,
+    has_room: &'a mut dyn FnMut(u64) -> Result<(), PoolError>,
     totals: Totals,
     /// Bytes written since room was last asked for.
     unchecked: u64,
@@ -152,7 +152,7 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn entry(&mut self, entry: Entry, data: &mut impl Read) -> Result<(), UnpackError> {
+    fn entry(&mut self, entry: &Entry, data: &mut impl Read) -> Result<(), UnpackError> {
         self.name = String::from_utf8_lossy(&entry.path).into_owned();
         self.count()?;
         let path = path::relative(&entry.path).map_err(|why| self.hostile(why))?;
@@ -358,7 +358,7 @@ impl Unpacker<'_> {
         self.unchecked += bytes;
         if self.unchecked >= CHECK_EVERY {
             self.unchecked = 0;
-            (self.room)(self.totals.bytes)?;
+            (self.has_room)(self.totals.bytes)?;
         }
         Ok(())
     }
@@ -391,7 +391,7 @@ impl Unpacker<'_> {
                     rustix::fs::fchmod(&directory, mode(IMPLIED)).map_err(self.io("set the mode"))?;
                 }
                 Err(Errno::EXIST) => {
-                    directory = match self.open_raw(directory.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY) {
+                    directory = match Self::open_raw(directory.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY) {
                         Ok(directory) => directory,
                         Err(Errno::LOOP | Errno::NOTDIR) => return Err(through(self)),
                         Err(error) => return Err(self.io("find the directory")(error)),
@@ -415,12 +415,12 @@ impl Unpacker<'_> {
         )
     }
 
-    fn open_raw(&self, parent: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    fn open_raw(parent: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         rustix::fs::openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
     }
 
     fn open(&self, parent: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, UnpackError> {
-        self.open_raw(parent, name, flags).map_err(self.io("open what was made"))
+        Self::open_raw(parent, name, flags).map_err(self.io("open what was made"))
     }
 
     fn reopen(&self, directory: BorrowedFd<'_>) -> Result<OwnedFd, UnpackError> {
@@ -462,7 +462,7 @@ impl Unpacker<'_> {
     }
 
     /// Those attributes that are kept. Attributes of overlayfs in a layer could make it show what lies elsewhere.
-    fn xattrs(&self, all: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, UnpackError> {
+    fn xattrs(&self, all: &[Attribute]) -> Result<Vec<Attribute>, UnpackError> {
         let mut kept = Vec::new();
         for (name, value) in all {
             if name.contains(&0) || name.len() > 255 {
@@ -484,7 +484,7 @@ impl Unpacker<'_> {
 
     /// Sets the times of directories and asks for room a last time.
     fn finish(mut self) -> Result<Totals, UnpackError> {
-        (self.room)(self.totals.bytes)?;
+        (self.has_room)(self.totals.bytes)?;
         for (path, mtime) in std::mem::take(&mut self.directories) {
             self.name = path.display().to_string();
             let directory = self.resolve(&path).map_err(self.io("find a directory"))?;

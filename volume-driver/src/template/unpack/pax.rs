@@ -3,7 +3,7 @@
 use std::io;
 
 use super::acl;
-use super::archive::corrupt;
+use super::archive::{Attribute, corrupt};
 
 /// Prefix of extended attributes.
 const XATTR: &str = "SCHILY.xattr.";
@@ -81,7 +81,7 @@ impl Records {
     }
 
     /// Extended attributes, those among them that are written as access control lists included.
-    pub fn xattrs(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub fn xattrs(&self) -> io::Result<Vec<Attribute>> {
         let mut list = Vec::new();
         for (key, value) in &self.0 {
             if let Some(name) = key.strip_prefix(XATTR) {
@@ -104,15 +104,12 @@ impl Records {
         }
         let Some(size) = self.number("GNU.sparse.size")? else { return Ok(None) };
         let number = |text: &str| text.parse::<u64>().map_err(|_| corrupt("the map of a sparse file is broken"));
-        let numbers: Vec<u64> = match self.text("GNU.sparse.map")? {
-            Some(map) => map.split(',').map(number).collect::<Result<_, _>>()?,
-            None => {
-                let parts = self
-                    .0
-                    .iter()
-                    .filter(|(key, _)| matches!(key.as_str(), "GNU.sparse.offset" | "GNU.sparse.numbytes"));
-                parts.map(|(_, value)| number(&String::from_utf8_lossy(value))).collect::<Result<_, _>>()?
-            }
+        let numbers: Vec<u64> = if let Some(map) = self.text("GNU.sparse.map")? {
+            map.split(',').map(number).collect::<Result<_, _>>()?
+        } else {
+            let parts =
+                self.0.iter().filter(|(key, _)| matches!(key.as_str(), "GNU.sparse.offset" | "GNU.sparse.numbytes"));
+            parts.map(|(_, value)| number(&String::from_utf8_lossy(value))).collect::<Result<_, _>>()?
         };
         if !numbers.len().is_multiple_of(2) {
             return Err(corrupt("the map of a sparse file is broken"));

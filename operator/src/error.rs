@@ -20,6 +20,15 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// What the API server says, without the object that it says it with.
+#[must_use]
+pub fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => chain(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,7 +41,7 @@ pub struct VirtualEnvironmentSpec {
     /// Template that the file tree starts from. It is fixed for the life of the environment.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the template of an environment cannot be changed: create a new environment from the other template"))]
     pub template: TemplateReference,
-    /// What the environment should be doing: `Running` or `Stopped`.
+    /// What the environment should be doing: `Running` (if not given) or `Stopped`.
     #[serde(default)]
     pub run_mode: RunMode,
     /// Compute resources and disk.
@@ -100,7 +100,7 @@ pub struct Resources {
     #[x_kube(validation = Rule::new("self.all(k, isQuantity(string(self[k])) && quantity(string(self[k])).isGreaterThan(quantity('0')))").message("a resource is a positive quantity such as 500m or 2 for cpu, 512Mi or 1Gi for memory"))]
     #[schemars(extend("maxProperties" = 2))]
     pub limits: BTreeMap<String, Quantity>,
-    /// How much the environment can write, beside its template. Grows live, never shrinks.
+    /// How much the environment can write, beside its template; `10Gi` if not given. Grows live, never shrinks.
     #[serde(default = "default_disk")]
     #[x_kube(validation = Rule::new("isQuantity(string(self))").message("the disk is a quantity such as 512Mi or 10Gi"))]
     #[x_kube(validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("the disk must have at least 16Mi"))]
@@ -144,7 +144,7 @@ pub struct SecretKeyReference {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key of the Secret; its value has the format of sshd(8)'s `authorized_keys`.
+    /// Key of the Secret, `authorized_keys` if not given; its value has the format of sshd(8)'s `authorized_keys`.
     #[serde(default = "default_secret_key")]
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
@@ -201,7 +201,7 @@ pub struct ServicePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub target_port: Option<i32>,
-    /// `TCP`, `UDP` or `SCTP`.
+    /// `TCP` (if not given), `UDP` or `SCTP`.
     #[serde(default)]
     pub protocol: Protocol,
 }
@@ -239,7 +239,7 @@ pub struct VolumePolicy {
     #[x_kube(validation = Rule::new("self == oldSelf").message("the volume of an environment cannot be changed"))]
     #[schemars(length(min = 1, max = 50))]
     pub name: Option<String>,
-    /// What becomes of the volume when the environment is deleted: `Delete` or `Retain`.
+    /// What becomes of the volume when the environment is deleted: `Delete` (if not given) or `Retain`.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }

@@ -16,6 +16,7 @@ use vivarium_api::v1alpha1::{EnvironmentVolume, VirtualEnvironment, VirtualEnvir
 use super::decision::{Action, Child, ChildKind, Doomed, VolumeChange};
 use super::status::Note;
 use super::world::World;
+use crate::error::brief;
 
 /// Field manager of everything but the status.
 pub const MANAGER: &str = "vivarium-operator";
@@ -24,7 +25,7 @@ pub const STATUS_MANAGER: &str = "vivarium-operator-status";
 
 /// An action failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {attempt} for environment {environment}: {source}")]
+#[error("cannot {attempt} for environment {environment}: {}", brief(.source))]
 pub struct Error {
     attempt: String,
     environment: String,
@@ -40,6 +41,8 @@ pub enum Outcome {
     Outdated,
     /// The pod's name is taken by somebody else's pod.
     Taken,
+    /// The pod's resources cannot be changed while it runs; why.
+    ResizeRefused(String),
 }
 
 /// Carries out one action.
@@ -102,9 +105,13 @@ async fn run(client: &Client, world: &World, action: &Action) -> Attempt<Outcome
         Action::ResizePod { name, resources } => {
             let patch = json!({"spec": {"containers": [{"name": names::CONTAINER, "resources": resources}]}});
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-            pods.patch_resize(name, &params, &Patch::Strategic(patch))
-                .await
-                .map_err(failed(format!("change the resources of pod {name}")))?;
+            match pods.patch_resize(name, &params, &Patch::Strategic(patch)).await {
+                // The node is too old for it, a quota is used up, a policy forbids it.
+                Err(kube::Error::Api(status)) if status.is_invalid() || status.is_forbidden() => {
+                    return Ok(Outcome::ResizeRefused(status.message));
+                }
+                done => done.map_err(failed(format!("change the resources of pod {name}")))?,
+            };
             Ok(Outcome::Done(Some(Note::normal(
                 "Resized",
                 format!("pod {name} gets the resources that the spec asks for"),

@@ -15,7 +15,7 @@ use super::decision::{Action, Decision};
 use super::dereference;
 use super::lifecycle::{Settings, decide};
 use super::status::notes;
-use super::world::World;
+use super::world::{Met, World};
 use crate::cache::Caches;
 use crate::events::Events;
 use crate::metrics::Metrics;
@@ -92,8 +92,9 @@ pub async fn reconcile(
 }
 
 /// What follows from a failed run.
-pub fn on_error(object: Arc<DeserializeGuard<VirtualEnvironment>>, error: &Error, _context: Arc<Context>) -> Requeue {
-    tracing::warn!(namespace = object.namespace(), name = object.name_any(), "{}", crate::error::chain(error));
+#[allow(clippy::needless_pass_by_value, reason = "kube's Controller gives it by value")]
+pub fn on_error(_object: Arc<DeserializeGuard<VirtualEnvironment>>, error: &Error, _context: Arc<Context>) -> Requeue {
+    tracing::warn!("{error}");
     Requeue::requeue(AFTER_FAILURE)
 }
 
@@ -104,12 +105,12 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         return Ok(after(&decision));
     }
     let (namespace, name) = (environment.namespace().unwrap_or_default(), environment.name_any());
-    let mut taken = 0;
+    let mut met = Met::default();
     for _ in 0..ROUNDS {
         let read =
             dereference::from_server(&context.client, &context.caches, &namespace, &name, &context.install_namespace);
         let Some(mut world) = read.await? else { return Ok(Requeue::await_change()) };
-        world.taken = taken;
+        world.met = met.clone();
         let decision = decide(&world, Timestamp::now(), &context.settings)?;
         if decision.actions.is_empty() {
             write_status(context, &world, &decision.status).await?;
@@ -119,7 +120,8 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
             write_status(context, &world, &decision.status).await?;
         }
         match act(context, &world, &decision).await {
-            Ok(Some(Outcome::Taken)) => taken = decision.status.epoch.max(taken),
+            Ok(Some(Outcome::Taken)) => met.taken = decision.status.epoch.max(met.taken),
+            Ok(Some(Outcome::ResizeRefused(why))) => met.resize_refused = Some(why),
             Ok(_) => {}
             Err(error) => {
                 // What was found out is told, also when it could not be carried out.

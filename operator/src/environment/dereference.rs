@@ -15,12 +15,13 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
 
 use super::incarnation;
-use super::world::{NodeState, Nodes, Secrets, World, volume_name};
+use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
 use crate::cache::Caches;
+use crate::error::brief;
 
 /// The world cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {what} of environment {environment}: {source}")]
+#[error("cannot read {what} of environment {environment}: {}", brief(.source))]
 pub struct Error {
     what: &'static str,
     environment: String,
@@ -48,7 +49,7 @@ pub fn from_caches(caches: &Caches, environment: Arc<VirtualEnvironment>, instal
         pods: pods.iter().filter_map(|name| pod(name)).collect(),
         secrets: None,
         nodes: Nodes::default(),
-        taken: 0,
+        met: Met::default(),
         volume,
         environment,
     };
@@ -108,7 +109,7 @@ pub async fn from_server(
         pods: pods.items.into_iter().map(Arc::new).collect(),
         secrets: Some(secrets),
         nodes: Nodes::default(),
-        taken: 0,
+        met: Met::default(),
     };
     world.pods = own_pods(&world);
     let session = match bound_node(&world) {

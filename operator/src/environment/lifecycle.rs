@@ -133,7 +133,7 @@ impl Life<'_> {
                 return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
             }
         };
-        let epoch = self.world.epoch().max(self.world.taken).saturating_add(1);
+        let epoch = self.world.epoch().max(self.world.met.taken).saturating_add(1);
         // What the pod mounts comes first.
         let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image)?;
         self.actions.push(Action::CreatePod(Box::new(pod)));
@@ -236,7 +236,9 @@ impl Life<'_> {
         if ready {
             outlook.failures = (0, 0);
         }
-        if let Resize::Wanted(resources) = resize::resize(pod, &self.world.environment.spec.resources) {
+        if self.world.met.resize_refused.is_none()
+            && let Resize::Wanted(resources) = resize::resize(pod, &self.world.environment.spec.resources)
+        {
             self.actions.push(Action::ResizePod { name: pod.name_any(), resources: *resources });
         }
         outlook
@@ -339,8 +341,10 @@ impl Life<'_> {
 
     fn up_to_date(&self, pod: &Pod) -> Verdict {
         let mut fields = self.differences(pod);
+        let refused = self.world.met.resize_refused.as_ref().map(|why| format!("spec.resources ({why})"));
         match resize::resize(pod, &self.world.environment.spec.resources) {
             Resize::NeedsRestart(field) => fields.push(field),
+            Resize::Wanted(_) if refused.is_some() => fields.extend(refused.as_deref()),
             Resize::Infeasible(message) => {
                 let message = format!("the node cannot give what spec.resources asks for: {message}");
                 return Verdict::no("ResizeInfeasible", message);

@@ -59,7 +59,7 @@ impl Verdict {
             type_: type_.into(),
             status: self.status,
             observed_generation: generation,
-            last_transition_time: now,
+            last_transition_time: whole_seconds(now),
             reason,
             message,
         }
@@ -124,6 +124,11 @@ impl Outlook {
             epoch: world.epoch(),
         }
     }
+}
+
+/// Times of the API have no fractions of a second (metav1.Time).
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// Puts an outlook into a status. Transition times of unchanged conditions stay, so that an unchanged world gives an

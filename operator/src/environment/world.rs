@@ -31,8 +31,17 @@ pub struct World {
     pub secrets: Option<Secrets>,
     /// What is known of nodes.
     pub nodes: Nodes,
-    /// Highest epoch whose pod name was found to be taken by somebody else's pod.
+    /// What acting on this world met already.
+    pub met: Met,
+}
+
+/// What the API server answered in the same run, and what no object says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Highest epoch whose pod name is taken by somebody else's pod.
     pub taken: u64,
+    /// Why the resources of the running pod cannot be changed in place.
+    pub resize_refused: Option<String>,
 }
 
 /// Keys by name of Secret; `None`: there is no such Secret.

@@ -12,12 +12,13 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 
 use crate::environment::controller::Context;
+use crate::error::brief;
 
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// A run failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot let EnvironmentVolume {volume} go: {source}")]
+#[error("cannot let EnvironmentVolume {volume} go: {}", brief(.source))]
 pub struct Error {
     volume: String,
     source: kube::Error,
@@ -59,8 +60,9 @@ pub async fn reconcile(
 }
 
 /// What follows from a failed run.
+#[allow(clippy::needless_pass_by_value, reason = "kube's Controller gives it by value")]
 pub fn on_error(_object: Arc<DeserializeGuard<EnvironmentVolume>>, error: &Error, _context: Arc<Context>) -> Requeue {
-    tracing::warn!("{}", crate::error::chain(error));
+    tracing::warn!("{error}");
     Requeue::requeue(AFTER_FAILURE)
 }
 

@@ -170,7 +170,7 @@ fn names_of_others_are_left_to_them() {
     Arc::make_mut(world.claim.as_mut().unwrap()).metadata.owner_references = None;
     refused(&world, "NameConflict", &["PersistentVolumeClaim `vivarium-shop`"], true);
     let mut world = prepared(&json!({}));
-    world.taken = 4;
+    world.met.taken = 4;
     assert_eq!(short(&decided(&world)), ["create pod shop-5"], "the name of a foreign pod is passed over");
 }
 
@@ -414,6 +414,14 @@ fn a_resize_that_kubernetes_does_not_do_needs_a_restart() {
         assert_eq!(short(&decision), NOTHING);
         assert_eq!(shown(&decision, "UpToDate").reason, "RestartRequired", "{old} {new}");
     }
+    // Nor is it tried again and again when the API server refuses it.
+    let mut world = with_pod(&json!({}), 1, &running());
+    change(&mut world, |e| e.spec.resources.limits = [("cpu".to_owned(), quantity("1"))].into());
+    assert_eq!(short(&decided(&world)), ["resize pod shop-1"]);
+    world.met.resize_refused = Some("Forbidden: the node is too old".into());
+    let decision = decided(&world);
+    assert_eq!(short(&decision), NOTHING);
+    assert!(shown(&decision, "UpToDate").message.contains("the node is too old"));
     for (reason, wanted) in [("Infeasible", "ResizeInfeasible"), ("Deferred", "ResizePending")] {
         let mut status = running();
         let pending =

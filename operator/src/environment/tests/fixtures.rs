@@ -12,7 +12,7 @@ use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, 
 use crate::environment::build;
 use crate::environment::decision::{Action, Decision};
 use crate::environment::lifecycle::{Settings, decide};
-use crate::environment::world::{NodeState, Nodes, World};
+use crate::environment::world::{Met, NodeState, Nodes, World};
 
 pub const UID: &str = "11111111-0000-0000-0000-000000000000";
 pub const VOLUME_UID: &str = "22222222-0000-0000-0000-000000000000";
@@ -71,7 +71,7 @@ pub fn empty(spec: &Value) -> World {
         pods: Vec::new(),
         secrets: Some(std::collections::BTreeMap::new()),
         nodes: Nodes { any_pool: true, of_volume: None, session: Some("s1".into()) },
-        taken: 0,
+        met: Met::default(),
     }
 }
 

@@ -83,7 +83,7 @@ async fn main() {
     let status = lab.wait("ve", "").await;
     println!("SIGTERM to end: {} ms, status {status}, report {:?}", milliseconds(begin), lab.report());
     lab.delete("ve", "").await.unwrap();
-    lab.down("sandbox").await;
+    lab.down(&lab.shim_id).await;
     println!("left over: {:?}", lab.leftovers("ve"));
     println!("owners on disk: {:?}", owners(&volume.join("upper")));
     println!("{}", lab.log());

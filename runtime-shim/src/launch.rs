@@ -57,7 +57,9 @@ impl Gate {
             Ok(Ok(_)) => Err(Error::Refused(sentence)),
             // A reset connection: the process ended, and the reaper tells how.
             Ok(Err(_)) => Ok(()),
-            Err(_) => Err(Error::Deadline { attempt: "starting the process (is it frozen?)".into(), limit: EXEC_LIMIT }),
+            Err(_) => {
+                Err(Error::Deadline { attempt: "starting the process (is it frozen?)".into(), limit: EXEC_LIMIT })
+            }
         }
     }
 }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::ForwardRequest;
-use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
+use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use tokio::sync::Notify;
 
@@ -65,7 +65,10 @@ impl Publisher {
         let mut queue = self.queue.envelopes.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() >= QUEUE_MAX {
             let lost = queue.pop_front();
-            log::error!("event {} is lost: containerd has not taken {QUEUE_MAX} events", lost.map_or_else(String::new, |e| e.topic));
+            log::error!(
+                "event {} is lost: containerd has not taken {QUEUE_MAX} events",
+                lost.map_or_else(String::new, |e| e.topic)
+            );
         }
         queue.push_back(envelope);
         drop(queue);
@@ -146,4 +149,3 @@ async fn send(address: &str, client: &mut Option<EventsClient>, envelope: Envelo
         Err(_) => Err(format!("no answer within {} s", SEND_LIMIT.as_secs())),
     }
 }
-

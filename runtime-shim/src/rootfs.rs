@@ -155,13 +155,9 @@ pub fn environment<P: AsRef<Path>>(
         fsconfig_set_fd(context.as_fd(), key, directory.as_fd())
             .attempt(|| format!("use the volume as {key} of the root file system"))?;
     }
-    for (key, value) in [
-        ("redirect_dir", "on"),
-        ("index", "off"),
-        ("metacopy", "off"),
-        ("nfs_export", "off"),
-        ("source", "vivarium"),
-    ] {
+    for (key, value) in
+        [("redirect_dir", "on"), ("index", "off"), ("metacopy", "off"), ("nfs_export", "off"), ("source", "vivarium")]
+    {
         fsconfig_set_string(context.as_fd(), key, value).attempt(|| format!("set overlay option {key}={value}"))?;
     }
     as_guest_root(base, || {
@@ -173,7 +169,8 @@ pub fn environment<P: AsRef<Path>>(
 
 /// Makes and removes a nameless file, which needs all that a write needs and leaves nothing behind.
 fn probe_writable(root: BorrowedFd<'_>) -> Result<()> {
-    let probe = rustix::fs::openat(root, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let probe =
+        rustix::fs::openat(root, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
     let written = probe.map_err(std::io::Error::from).and_then(|file| {
         use std::io::Write;
         fs::File::from(file).write_all(b"x")

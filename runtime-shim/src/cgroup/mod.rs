@@ -155,16 +155,16 @@ impl Group {
 
     /// Stops (or lets go on) every process of the container, and waits until the kernel says so.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
-        let (file, value, state, settled) = if let Some(dir) = self.unified().filter(|d| d.join("cgroup.freeze").exists())
-        {
-            let settled = if frozen { "frozen 1" } else { "frozen 0" };
-            (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }, dir.join("cgroup.events"), settled)
-        } else if let Some(dir) = self.v1("freezer") {
-            let value = if frozen { "FROZEN" } else { "THAWED" };
-            (dir.join("freezer.state"), value, dir.join("freezer.state"), value)
-        } else {
-            return Err(Error::WrongState("the host has no freezer for control groups".into()));
-        };
+        let (file, value, state, settled) =
+            if let Some(dir) = self.unified().filter(|d| d.join("cgroup.freeze").exists()) {
+                let settled = if frozen { "frozen 1" } else { "frozen 0" };
+                (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }, dir.join("cgroup.events"), settled)
+            } else if let Some(dir) = self.v1("freezer") {
+                let value = if frozen { "FROZEN" } else { "THAWED" };
+                (dir.join("freezer.state"), value, dir.join("freezer.state"), value)
+            } else {
+                return Err(Error::WrongState("the host has no freezer for control groups".into()));
+            };
         write_existing(&file, value).attempt(|| format!("write {value} to {}", file.display()))?;
         let start = Instant::now();
         let limit = Duration::from_secs(5);

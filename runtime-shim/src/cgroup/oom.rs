@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -14,6 +15,9 @@ use vivarium_sys::watch::{Owned, watch};
 
 use super::{Group, write_existing};
 use crate::error::{Attempt, Result};
+
+/// How long the count of kills may lag behind its event.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// A watch on a container's memory group.
 #[derive(Debug)]
@@ -39,8 +43,7 @@ impl Watch {
             let Some(dir) = group.v1("memory") else { return Ok(None) };
             let counter = dir.join("memory.oom_control");
             let what = || format!("watch {}", counter.display());
-            let events =
-                rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).attempt(what)?;
+            let events = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).attempt(what)?;
             let control = File::open(&counter).attempt(what)?;
             let request = format!("{} {}", events.as_raw_fd(), control.as_raw_fd());
             write_existing(&dir.join("cgroup.event_control"), &request).attempt(what)?;
@@ -61,11 +64,19 @@ impl Watch {
             if !self.counter.exists() {
                 return Err(crate::error::Error::NotFound("the memory group is gone".into()));
             }
-            // The event also comes for other reasons (a limit was hit, the group is removed).
-            let kills = read_kills(&self.counter);
-            if kills > self.kills {
-                self.kills = kills;
-                return Ok(());
+            // The event also comes for other reasons (a limit was hit, the group is removed). v1 sends it when it begins
+            // to look for somebody to kill, so the count follows a moment later, without an event of its own.
+            let until = Instant::now() + SETTLE;
+            loop {
+                let kills = read_kills(&self.counter);
+                if kills > self.kills {
+                    self.kills = kills;
+                    return Ok(());
+                }
+                if Instant::now() > until {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     }

@@ -93,7 +93,8 @@ fn changes(resources: &LinuxResources, unified: bool) -> Vec<Change> {
             }
         }
     }
-    if let Some(limit) = resources.pids().as_ref().map(oci_spec::runtime::LinuxPids::limit).filter(|limit| *limit != 0) {
+    if let Some(limit) = resources.pids().as_ref().map(oci_spec::runtime::LinuxPids::limit).filter(|limit| *limit != 0)
+    {
         add("pids", "pids.max", if limit < 0 { "max".into() } else { limit.to_string() });
     }
     changes

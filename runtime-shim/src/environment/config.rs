@@ -37,9 +37,8 @@ pub fn boot(dir: &Path) -> Result<BootConfig> {
 }
 
 fn check(boot: &BootConfig) -> Result<()> {
-    let label = |text: &str| {
-        (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
+    let label =
+        |text: &str| (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if !label(&boot.hostname) {
         return Err(Error::Refused(format!("the host name {:?} is not a DNS label", boot.hostname)));
     }

@@ -257,14 +257,16 @@ fn raise_limits(limits: &[ResourceLimit]) -> Result<()> {
             (Some(wanted), Some(maximum)) => wanted <= maximum,
         };
         if !enough {
-            rustix::process::setrlimit(resource, Rlimit { current: present.current, maximum: wanted }).map_err(|e| {
-                Error::Refused(format!(
-                    "the resource limit {} cannot be raised to {} on this node, where {} is the most: {e}",
-                    limit.name,
-                    limit.hard,
-                    present.maximum.map_or_else(|| "unlimited".into(), |m| m.to_string())
-                ))
-            })?;
+            rustix::process::setrlimit(resource, Rlimit { current: present.current, maximum: wanted }).map_err(
+                |e| {
+                    Error::Refused(format!(
+                        "the resource limit {} cannot be raised to {} on this node, where {} is the most: {e}",
+                        limit.name,
+                        limit.hard,
+                        present.maximum.map_or_else(|| "unlimited".into(), |m| m.to_string())
+                    ))
+                },
+            )?;
         }
     }
     Ok(())

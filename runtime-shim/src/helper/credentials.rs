@@ -92,10 +92,10 @@ impl Capabilities {
     pub fn of(spec: Option<&LinuxCapabilities>) -> Self {
         let order = all();
         let bits = |set: Option<&std::collections::HashSet<Capability>>| {
-            set.into_iter().flatten().filter_map(|c| order.iter().position(|known| known == c)).fold(
-                CapabilitySet::empty(),
-                |bits, index| bits | CapabilitySet::from_bits_retain(1 << index),
-            )
+            set.into_iter()
+                .flatten()
+                .filter_map(|c| order.iter().position(|known| known == c))
+                .fold(CapabilitySet::empty(), |bits, index| bits | CapabilitySet::from_bits_retain(1 << index))
         };
         Self {
             bounding: bits(spec.and_then(|s| s.bounding().as_ref())),

@@ -162,11 +162,8 @@ fn open_terminal() -> Result<(OwnedFd, OwnedFd)> {
         return Err(Error::Refused("/dev/pts/ptmx of the container is not a terminal multiplexer".into()));
     }
     rustix::pty::unlockpt(&master).attempt(|| "unlock the terminal")?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(
-        &master,
-        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-    )
-    .attempt(|| "open the terminal's slave")?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .attempt(|| "open the terminal's slave")?;
     Ok((master, slave))
 }
 

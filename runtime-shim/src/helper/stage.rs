@@ -60,8 +60,8 @@ pub fn move_to(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
 
 /// Makes a file system by type and options and returns it as a detached mount with the `MOUNT_ATTR_*` bits set.
 pub fn new_filesystem(kind: &str, options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd> {
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .attempt(|| format!("open file system type {kind}"))?;
+    let context =
+        rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).attempt(|| format!("open file system type {kind}"))?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)
             .attempt(|| format!("set option {key}={value} of {kind}"))?;

@@ -75,6 +75,16 @@ pub fn pipes(names: &Names, owner: (u32, u32)) -> Result<([OwnedFd; 3], ProcessI
     Ok(([stdin, stdout, stderr], io))
 }
 
+/// Keeps the fifos of a process open, so that nobody at their other ends sees an end while it is made, perhaps twice.
+pub fn hold(names: &Names) -> Result<Vec<OwnedFd>> {
+    let outputs = [&names.stdout, &names.stderr].into_iter().filter(|name| !name.is_empty());
+    let mut held = outputs.map(|name| open_output(name)).collect::<Result<Vec<_>>>()?;
+    if !names.stdin.is_empty() {
+        held.push(open_input(&names.stdin)?);
+    }
+    Ok(held)
+}
+
 /// Streams for a process that has a terminal, or nothing yet.
 pub fn nothing() -> Result<[OwnedFd; 3]> {
     Ok([null()?, null()?, null()?])
@@ -146,9 +156,7 @@ impl ProcessIo {
         let size = Winsize { ws_row: rows as u16, ws_col: columns as u16, ws_xpixel: 0, ws_ypixel: 0 };
         self.size = Some(size);
         match self.target.get() {
-            Some(master) => {
-                rustix::termios::tcsetwinsize(master.as_fd(), size).attempt(|| "resize the terminal")
-            }
+            Some(master) => rustix::termios::tcsetwinsize(master.as_fd(), size).attempt(|| "resize the terminal"),
             None => Ok(()),
         }
     }

@@ -80,7 +80,9 @@ impl From<Misfit> for Error {
         match misfit {
             Misfit::Unknown(_) => Self::NotFound(misfit.to_string()),
             Misfit::Taken(_) => Self::AlreadyExists(misfit.to_string()),
-            Misfit::NotStartable(_) | Misfit::NotStopped(_) | Misfit::NotRunning => Self::WrongState(misfit.to_string()),
+            Misfit::NotStartable(_) | Misfit::NotStopped(_) | Misfit::NotRunning => {
+                Self::WrongState(misfit.to_string())
+            }
         }
     }
 }
@@ -149,8 +151,7 @@ impl Container {
                 pod.publisher.publish("/tasks/exec-started", &event)
             }
             Notice::ExecAdded(exec_id) => {
-                let event =
-                    TaskExecAdded { container_id: id, exec_id: exec_id.clone(), ..TaskExecAdded::default() };
+                let event = TaskExecAdded { container_id: id, exec_id: exec_id.clone(), ..TaskExecAdded::default() };
                 pod.publisher.publish("/tasks/exec-added", &event)
             }
             Notice::Exited(who, pid, exit) => {

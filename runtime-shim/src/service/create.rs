@@ -93,11 +93,8 @@ fn note_sandbox(pod: &Pod, spec: &Spec, id: &str) {
         return;
     }
     let field = |name| annotation(spec, name).unwrap_or_default().to_owned();
-    let reference = PodReference {
-        namespace: field("sandbox-namespace"),
-        name: field("sandbox-name"),
-        uid: field("sandbox-uid"),
-    };
+    let reference =
+        PodReference { namespace: field("sandbox-namespace"), name: field("sandbox-name"), uid: field("sandbox-uid") };
     lock(&pod.sandbox).get_or_insert(Sandbox { id: id.into(), pod: reference });
 }
 
@@ -125,7 +122,9 @@ fn translate_namespaces(pod: &Pod, spec: &mut Spec) -> Result<()> {
         let (current, runs) = pod.container(&id)?.init_pid();
         if current != pid {
             if !runs {
-                return Err(Error::WrongState(format!("the container {id} whose namespaces are to be joined has ended")));
+                return Err(Error::WrongState(format!(
+                    "the container {id} whose namespaces are to be joined has ended"
+                )));
             }
             namespace.set_path(Some(PathBuf::from(format!("/proc/{current}/ns/{name}"))));
         }
@@ -246,10 +245,7 @@ fn stream_owner(request: &CreateTaskRequest, spec: &Spec) -> Result<(u32, u32)> 
     let base = |mappings: Option<&Vec<oci_spec::runtime::LinuxIdMapping>>| {
         mappings.and_then(|m| m.first()).map_or(0, oci_spec::runtime::LinuxIdMapping::host_id)
     };
-    Ok((
-        base(linux.and_then(|l| l.uid_mappings().as_ref())),
-        base(linux.and_then(|l| l.gid_mappings().as_ref())),
-    ))
+    Ok((base(linux.and_then(|l| l.uid_mappings().as_ref())), base(linux.and_then(|l| l.gid_mappings().as_ref()))))
 }
 
 /// Runs the create helper for a container with a terminal, whose master libcontainer sends to a socket.
@@ -261,8 +257,7 @@ pub(super) async fn launch_with_console(
     let path = dir.path().join(names::CONSOLE);
     std::fs::remove_file(&path).ok();
     let listener = UnixListener::bind(&path).attempt(|| format!("listen on {}", path.display()))?;
-    let launched =
-        launch::run(&pod.reaper, &Request::Create(Box::new(create.clone())), io::nothing()?).await?;
+    let launched = launch::run(&pod.reaper, &Request::Create(Box::new(create.clone())), io::nothing()?).await?;
     let receive = async {
         let (stream, _) = listener.accept().await?;
         stream.async_io(Interest::READABLE, || receive_descriptors(stream.as_fd())).await

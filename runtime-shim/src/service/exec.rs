@@ -30,12 +30,8 @@ pub(super) fn add(pod: &Pod, container: &Container, request: ExecProcessRequest)
     if container.is_environment() {
         process = profile::exec(process);
     }
-    let names = Names {
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
-        terminal: request.terminal,
-    };
+    let names =
+        Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     container.handle(pod, Event::ExecAdded(request.exec_id.clone()))?;
     container.lock().execs.insert(request.exec_id, Exec { process, member: Member::new(names) });
     Ok(())
@@ -75,6 +71,8 @@ pub(super) async fn start(pod: &Arc<Pod>, container: &Arc<Container>, id: &str) 
 
 /// Makes the process and lets it go on; tries again when an environment has booted meanwhile.
 async fn launch(pod: &Arc<Pod>, container: &Arc<Container>, who: &Who) -> Result<Launched> {
+    let names = container.lock().member(who)?.names.clone();
+    let _held = io::hold(&names)?;
     loop {
         let boots = container.guest.as_ref().map(|guest| guest.boots.subscribe());
         let (init, runs) = container.init_pid();
@@ -123,7 +121,9 @@ async fn try_launch(pod: &Arc<Pod>, container: &Arc<Container>, who: &Who, init:
         filters: container.filters.clone(),
         fallback_group: container.group.unified().filter(|_| unified).map(|dir| dir.join(FALLBACK_GROUP)),
     }));
-    let (stdio, io) = if names.terminal { (io::nothing()?, None) } else {
+    let (stdio, io) = if names.terminal {
+        (io::nothing()?, None)
+    } else {
         let (stdio, io) = io::pipes(&names, container.owner)?;
         (stdio, Some(io))
     };

@@ -23,13 +23,7 @@ pub(super) struct Guest {
 
 impl Guest {
     pub fn new(config: PathBuf, key_files: u32) -> Self {
-        Self {
-            report: Mutex::default(),
-            init: AtomicI32::new(0),
-            boots: watch::Sender::new(1),
-            config,
-            key_files,
-        }
+        Self { report: Mutex::default(), init: AtomicI32::new(0), boots: watch::Sender::new(1), config, key_files }
     }
 
     pub fn set_init(&self, pid: i32) {

@@ -75,9 +75,11 @@ fn meaning(end: End, stop: Option<i32>) -> Option<(u32, GuestState, String)> {
             GuestState::Failed,
             format!("init was killed by signal {signal} (9 without a request to stop is often the OOM killer)."),
         )),
-        (End::Exited(status), _) => {
-            Some((end.status(), GuestState::Failed, format!("init exited with status {status} instead of shutting down.")))
-        }
+        (End::Exited(status), _) => Some((
+            end.status(),
+            GuestState::Failed,
+            format!("init exited with status {status} instead of shutting down."),
+        )),
     }
 }
 

@@ -35,7 +35,9 @@ pub(super) async fn kill(container: &Arc<Container>, who: Who, signal: u32, all:
         return Err(Error::NotFound("the process has ended already".into()));
     }
     let mut signal_sent = signal;
-    if who == Who::Init && let Some(guest) = &container.guest {
+    if who == Who::Init
+        && let Some(guest) = &container.guest
+    {
         if matches!(signal, SIGKILL | SIGTERM | SIGRTMIN_PLUS_3) {
             // SIGKILL outdoes what was asked before.
             if inner.stop != Some(SIGKILL) {

@@ -63,11 +63,7 @@ fn the_end_of_an_exec_is_never_told_before_its_start() {
     );
     assert_eq!(
         notices,
-        [
-            Notice::ExecAdded("a".into()),
-            Notice::Started(exec("a"), 20),
-            Notice::Exited(exec("a"), 20, exit(3))
-        ]
+        [Notice::ExecAdded("a".into()), Notice::Started(exec("a"), 20), Notice::Exited(exec("a"), 20, exit(3))]
     );
 }
 
@@ -95,10 +91,7 @@ fn the_exit_of_init_comes_last() {
     assert_eq!(play(&mut life, &[Event::Exited(Who::Init, exit(0))]), []);
     let (phase, ..) = life.look(&Who::Init).unwrap();
     assert_eq!(phase, Phase::Running, "an exit that was not told is not seen");
-    assert_eq!(
-        play(&mut life, &[Event::Exited(exec("a"), exit(137))]),
-        [Notice::Exited(exec("a"), 20, exit(137))]
-    );
+    assert_eq!(play(&mut life, &[Event::Exited(exec("a"), exit(137))]), [Notice::Exited(exec("a"), 20, exit(137))]);
     assert_eq!(play(&mut life, &[Event::StartFailed(exec("b"))]), [Notice::Exited(Who::Init, 10, exit(0))]);
     assert!(life.is_deletable());
 }

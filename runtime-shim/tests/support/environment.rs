@@ -120,16 +120,16 @@ impl Lab {
     /// The pod's sandbox container, which says which pod it is.
     pub async fn up_sandbox(&self, pod_uid: &str) -> Streams {
         let plan = Plan::shell("trap exit TERM; while :; do sleep 1000 & wait; done");
-        let mut spec = self.spec("sandbox", &plan);
+        let mut spec = self.spec(&self.shim_id, &plan);
         spec["annotations"] = json!({
             "io.kubernetes.cri.container-type": "sandbox",
             "io.kubernetes.cri.sandbox-uid": pod_uid,
             "io.kubernetes.cri.sandbox-name": "shop-7",
             "io.kubernetes.cri.sandbox-namespace": "team-a",
         });
-        let (streams, created) = self.create_from("sandbox", &plan, &spec).await;
+        let (streams, created) = self.create_from(&self.shim_id, &plan, &spec).await;
         created.unwrap();
-        self.start("sandbox", "").await.unwrap();
+        self.start(&self.shim_id, "").await.unwrap();
         streams
     }
 
@@ -164,7 +164,7 @@ impl Lab {
     }
 
     pub fn report(&self) -> Option<GuestReport> {
-        let path = Path::new(names::GUEST_REPORTS).join("sandbox.json");
+        let path = Path::new(names::GUEST_REPORTS).join(format!("{}.json", self.shim_id));
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 }

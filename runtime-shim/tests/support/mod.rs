@@ -25,8 +25,8 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_events};
 use containerd_shim_protos::types::mount::Mount;
 use serde_json::{Value, json};
-use ttrpc::context::Context;
 use ttrpc::r#async::TtrpcContext;
+use ttrpc::context::Context;
 
 /// First host id of the first lab's range; each lab has its own.
 const FIRST_BASE: u32 = 1_000_000_000;
@@ -169,12 +169,9 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 impl Lab {
     pub async fn new(binary: &str) -> Self {
-        Self::with_id(binary, "sandbox").await
-    }
-
-    pub async fn with_id(binary: &str, shim_id: &str) -> Self {
         require_root();
         let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let shim_id = &format!("sandbox-{}-{number}", std::process::id());
         let base = FIRST_BASE + (std::process::id() % 10_000) * 131_072 + number * 65_536;
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let namespace = format!("vivarium-test-{}-{number}", std::process::id());
@@ -219,6 +216,23 @@ impl Lab {
         }
     }
 
+    /// containerd goes away.
+    pub async fn stop_events(&mut self) {
+        self.server.take().unwrap().shutdown().await.unwrap();
+        fs::remove_file(self.dir.path().join("events.sock")).ok();
+    }
+
+    /// containerd comes back.
+    pub async fn start_events(&mut self) {
+        let address = format!("unix://{}", self.dir.path().join("events.sock").display());
+        let mut server = ttrpc::r#async::Server::new()
+            .bind(&address)
+            .unwrap()
+            .register_service(create_events(Arc::new(EventLog(self.events.clone()))));
+        server.start().await.unwrap();
+        self.server = Some(server);
+    }
+
     pub fn state_dir(&self, id: &str) -> PathBuf {
         Path::new("/run/vivarium/shim").join(&self.namespace).join(id)
     }
@@ -237,11 +251,25 @@ impl Lab {
 
     /// The spec of a container, as CRI writes it, shortened.
     pub fn spec(&self, id: &str, plan: &Plan) -> Value {
-        let ns = |kind: &str, name: &str| json!({"type": kind, "path": format!("/proc/{}/ns/{name}", self.holder.id())});
+        let ns =
+            |kind: &str, name: &str| json!({"type": kind, "path": format!("/proc/{}/ns/{name}", self.holder.id())});
         let map = json!([{"containerID": 0, "hostID": self.base, "size": 65536}]);
-        let caps = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
-            "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT",
-            "CAP_KILL", "CAP_AUDIT_WRITE"]);
+        let caps = json!([
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_FSETID",
+            "CAP_FOWNER",
+            "CAP_MKNOD",
+            "CAP_NET_RAW",
+            "CAP_SETGID",
+            "CAP_SETUID",
+            "CAP_SETFCAP",
+            "CAP_SETPCAP",
+            "CAP_NET_BIND_SERVICE",
+            "CAP_SYS_CHROOT",
+            "CAP_KILL",
+            "CAP_AUDIT_WRITE"
+        ]);
         let mut spec = json!({
             "ociVersion": "1.2.0",
             "process": {
@@ -381,8 +409,7 @@ impl Lab {
     /// Announces an exec.
     pub async fn add_exec(&self, id: &str, exec: &str, plan: &Plan) -> ttrpc::Result<Streams> {
         let mut spec = self.spec(id, plan);
-        let streams =
-            Streams::new(&self.dir.path().join(id), &format!("exec-{exec}"), plan.stdin.clone(), false);
+        let streams = Streams::new(&self.dir.path().join(id), &format!("exec-{exec}"), plan.stdin.clone(), false);
         let request = ExecProcessRequest {
             id: id.into(),
             exec_id: exec.into(),
@@ -498,9 +525,9 @@ fn hold_namespaces(base: u32) -> Child {
     let own = fs::metadata("/proc/self/ns/user").unwrap().ino();
     let begin = Instant::now();
     let unshared = || {
-        fs::metadata(format!("/proc/{}/ns/uts", child.id())).is_ok_and(|m| {
-            m.ino() != fs::metadata("/proc/self/ns/uts").unwrap().ino()
-        }) && fs::metadata(format!("/proc/{}/ns/user", child.id())).is_ok_and(|m| m.ino() != own)
+        fs::metadata(format!("/proc/{}/ns/uts", child.id()))
+            .is_ok_and(|m| m.ino() != fs::metadata("/proc/self/ns/uts").unwrap().ino())
+            && fs::metadata(format!("/proc/{}/ns/user", child.id())).is_ok_and(|m| m.ino() != own)
     };
     while !unshared() {
         assert!(begin.elapsed() < Duration::from_secs(10), "unshare(1) made no namespaces");

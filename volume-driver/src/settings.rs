@@ -79,9 +79,14 @@ impl ServeArgs {
     }
 
     /// Socket through which the kubelet finds the driver.
+    ///
+    /// The kubelet's gRPC client sends the percent-encoded path as the request's `:authority`, and a host with a percent
+    /// sign is none (RFC 3986, section 3.2): the HTTP/2 server here would end each of its requests with
+    /// `PROTOCOL_ERROR`. That client leaves `@` as it is, which turns all before it into user information, where percent
+    /// signs are allowed.
     #[must_use]
     pub fn registration_socket(&self) -> PathBuf {
-        self.kubelet_dir.join("plugins_registry").join(format!("{}-reg.sock", names::CSI_DRIVER))
+        self.kubelet_dir.join("plugins_registry").join(format!("{}@registration.sock", names::CSI_DRIVER))
     }
 }
 
@@ -221,13 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_the_registration_socket_is_an_authority_once_encoded() {
+        let cli = Cli::parse_from(["vivarium-node", "serve", "--node-name", "n1", "--namespace", "v"]);
+        let Command::Serve(args) = cli.command else { panic!("serve was asked for") };
+        let encoded = args.registration_socket().to_string_lossy().replace('/', "%2F");
+        assert!(encoded.parse::<tonic::codegen::http::uri::Authority>().is_ok(), "{encoded}");
+        assert!(
+            encoded.replace('@', "-").parse::<tonic::codegen::http::uri::Authority>().is_err(),
+            "the `@` is needed"
+        );
+    }
+
+    #[test]
     fn sockets_lie_where_the_kubelet_looks() {
         let cli = Cli::parse_from(["vivarium-node", "serve", "--node-name", "n1", "--namespace", "v"]);
         let Command::Serve(args) = cli.command else { panic!("serve was asked for") };
         assert_eq!(args.csi_socket(), Path::new("/var/lib/kubelet/plugins/csi.vivarium.dev/csi.sock"));
         assert_eq!(
             args.registration_socket(),
-            Path::new("/var/lib/kubelet/plugins_registry/csi.vivarium.dev-reg.sock")
+            Path::new("/var/lib/kubelet/plugins_registry/csi.vivarium.dev@registration.sock")
         );
     }
 }

@@ -94,7 +94,7 @@ fn condition(report: &GuestReport) -> serde_json::Value {
     let reboots = report.boots.saturating_sub(1);
     let message = match (report.message.is_empty(), reboots) {
         (true, 0) => String::new(),
-        (true, _) => format!("rebooted {reboots} times since the pod was started"),
+        (true, _) => format!("reboots since the pod was started: {reboots}"),
         (false, _) => report.message.clone(),
     };
     json!({
@@ -226,10 +226,7 @@ mod tests {
             assert_eq!(condition["reason"], state.as_str());
             assert_eq!(condition["lastTransitionTime"], "2026-01-02T03:04:05Z");
         }
-        assert_eq!(
-            condition(&report(GuestState::Running, 3, ""))["message"],
-            "rebooted 2 times since the pod was started"
-        );
+        assert_eq!(condition(&report(GuestState::Running, 3, ""))["message"], "reboots since the pod was started: 2");
         assert_eq!(condition(&report(GuestState::Failed, 1, "exit code 1"))["message"], "exit code 1");
     }
 

@@ -89,13 +89,11 @@ async fn uninstall(client: &Client, namespace: &str) -> Result<(), Error> {
     }
     tracing::info!(nodes = waiting.len(), "waits until the nodes have removed the runtime");
     let waited = tokio::time::timeout(DEADLINE, until_done(leases, &mut waiting)).await;
-    match waited {
-        Ok(done) => done,
-        Err(_) => {
-            let nodes: Vec<_> = waiting.iter().map(|lease| lease.trim_start_matches(LEASE_PREFIX)).collect();
-            Err(Error::Silent { nodes: nodes.join(", ") })
-        }
+    if let Ok(done) = waited {
+        return done;
     }
+    let nodes: Vec<_> = waiting.iter().map(|lease| lease.trim_start_matches(LEASE_PREFIX)).collect();
+    Err(Error::Silent { nodes: nodes.join(", ") })
 }
 
 async fn refuse_while_running(client: &Client) -> Result<(), Error> {
@@ -164,7 +162,7 @@ mod tests {
     fn only_nodes_whose_driver_lives_are_waited_for() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
         let lease = |name: &str, renewed: &str, state: Option<&str>| -> Lease {
-            let annotations = state.map(|s| json!({names::ANNOTATION_UNINSTALL: s})).unwrap_or_else(|| json!({}));
+            let annotations = state.map_or_else(|| json!({}), |s| json!({names::ANNOTATION_UNINSTALL: s}));
             serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations},
                 "spec": {"renewTime": renewed, "leaseDurationSeconds": 40}}))
             .unwrap()

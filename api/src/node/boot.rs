@@ -82,7 +82,7 @@ pub const LIMIT_NAMES: &[&str] = &[
 ];
 
 /// Kernel parameters outside `net.` and `fs.mqueue.` that belong to the IPC or UTS namespace of the environment
-/// (ipc_namespaces(7), uts_namespaces(7)). Host and domain name are left out: `spec.os.hostname` is for that.
+/// (`ipc_namespaces(7)`, `uts_namespaces(7)`). Host and domain name are left out: `spec.os.hostname` is for that.
 pub const NAMESPACED_KERNEL_SYSCTLS: &[&str] = &[
     "kernel.auto_msgmni",
     "kernel.msg_next_id",

@@ -45,7 +45,7 @@ pub struct PodReference {
 pub enum GuestState {
     /// init runs and has not yet said that it is ready.
     Booting,
-    /// init said `READY=1` (sd_notify(3)).
+    /// init said `READY=1` (`sd_notify(3)`).
     Running,
     /// init said that it shuts down to start again.
     Rebooting,

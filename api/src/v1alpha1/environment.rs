@@ -291,7 +291,7 @@ pub struct VirtualEnvironmentStatus {
     /// Newest incarnation that `failures` counts; 0 before the first failure.
     #[serde(default)]
     pub failed_epoch: u64,
-    /// Conditions, by type: Ready, Scheduled, StorageReady, Booted, UpToDate; Reconciling and Stalled only while True.
+    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::condition::Condition;
 
 /// What an environment changed against its template. The operator makes one for each environment.
+#[allow(clippy::duplicated_attributes, reason = "columns have types and priorities of their own")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "vivarium.dev",

@@ -125,13 +125,10 @@ impl Life<'_> {
         if self.prepared.is_ok() {
             self.prepared = validate::secrets(self.world);
         }
-        let volume = match (&self.prepared, self.volume) {
-            (Ok(()), Some(volume)) => volume,
-            _ => {
-                self.release();
-                let ready = Verdict::no("Preparing", "the environment is being prepared");
-                return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
-            }
+        let (Ok(()), Some(volume)) = (&self.prepared, self.volume) else {
+            self.release();
+            let ready = Verdict::no("Preparing", "the environment is being prepared");
+            return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
         };
         let epoch = self.world.epoch().max(self.world.met.taken).saturating_add(1);
         // What the pod mounts comes first.
@@ -190,17 +187,15 @@ impl Life<'_> {
             Some(trouble) => Verdict::no("StartFailed", format!("pod {} cannot be started. {trouble}", pod.name_any())),
             None => Verdict::no("Starting", format!("pod {} is being started", pod.name_any())),
         };
-        match self.hold(pod) {
-            Err(refusal) => ready = Verdict::from(&refusal),
-            Ok(()) => {
-                let storage = self.storage_verdict(pod);
-                if storage.status == ConditionStatus::False
-                    && ready.reason == "Starting"
-                    && storage.reason != "NotPublished"
-                {
-                    ready = storage;
-                }
-            }
+        let held = self.hold(pod);
+        let storage = self.storage_verdict(pod);
+        if let Err(refusal) = held {
+            ready = Verdict::from(&refusal);
+        } else if storage.status == ConditionStatus::False
+            && storage.reason != "NotPublished"
+            && ready.reason == "Starting"
+        {
+            ready = storage;
         }
         self.of_pod(pod, Phase::Starting, Progress::Reconciling, ready)
     }

@@ -171,7 +171,10 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
         pod_ip: pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()).filter(|ip| !ip.is_empty()),
         service_ip: address,
         // Kept when the volume is lost: only so is it known that there was one.
-        volume_name: volume.map(|v| v.name_any()).or(old.volume_name).or_else(|| Some(volume_name(environment).into())),
+        volume_name: volume
+            .map(ResourceExt::name_any)
+            .or(old.volume_name)
+            .or_else(|| Some(volume_name(environment).into())),
         template_digest: digest.or(old.template_digest),
         failures: outlook.failures.0,
         failed_epoch: outlook.failures.1,

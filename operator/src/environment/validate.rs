@@ -144,7 +144,7 @@ pub fn names_free(world: &World) -> Result<(), Refusal> {
         world.config_map.as_deref().filter(|o| !world.owns(*o)).map(|o| ("ConfigMap", o.name_any())),
         world.claim.as_deref().filter(|o| !world.owns(*o)).map(|o| ("PersistentVolumeClaim", o.name_any())),
         world.service.as_deref().filter(|o| needs_service && !world.owns(*o)).map(|o| ("Service", o.name_any())),
-        world.persistent_volume.as_deref().filter(|o| !is_for(world, *o)).map(|o| ("PersistentVolume", o.name_any())),
+        world.persistent_volume.as_deref().filter(|o| !is_for(world, o)).map(|o| ("PersistentVolume", o.name_any())),
     ];
     match taken.into_iter().flatten().next() {
         Some((kind, name)) => Err(Refusal::stalled(

@@ -80,7 +80,7 @@ mod tests {
                 "metadata": {"name": "v", "finalizers": [names::FINALIZER_VOLUME]},
                 "spec": {"template": {"name": "t", "image": "i@sha256:d", "layers": ["l"]}, "size": "1Gi"}, "status": status}))
             .unwrap();
-            volume.metadata.deletion_timestamp = deleted.then(|| Time(jiff::Timestamp::UNIX_EPOCH));
+            volume.metadata.deletion_timestamp = deleted.then_some(Time(jiff::Timestamp::UNIX_EPOCH));
             volume
         };
         let nowhere = json!({"observedGeneration": -1});

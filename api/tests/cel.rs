@@ -1,4 +1,5 @@
 //! The rules of the custom resources, evaluated without a server. What is accepted and what is refused, with what message.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, VirtualEnvironment};

@@ -5,7 +5,9 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use vivarium_api::v1alpha1::VirtualEnvironment;
 
+use crate::environment::apply::namespace_ends;
 use crate::environment::status::Note;
+use crate::error::brief;
 
 /// Longest note that the API accepts, in bytes.
 const NOTE_MAX: usize = 1024;
@@ -30,8 +32,11 @@ impl Events {
             action: "Reconcile".into(),
             secondary: None,
         };
-        if let Err(error) = self.0.publish(&event, &environment.object_ref(&())).await {
-            tracing::warn!(%error, reason = note.reason, "an event could not be written");
+        match self.0.publish(&event, &environment.object_ref(&())).await {
+            Err(error) if !namespace_ends(&error) => {
+                tracing::warn!(reason = note.reason, "an event could not be written: {}", brief(&error));
+            }
+            _ => {}
         }
     }
 }

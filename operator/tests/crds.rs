@@ -1,5 +1,6 @@
 //! The files in `crds/` are what the types say. After a change of a type:
 //! `UPDATE_CRDS=1 cargo test -p vivarium-operator --test crds`.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -39,6 +39,8 @@ pub enum Outcome {
     Done(Option<Note>),
     /// The world is no longer as it was read: read it again.
     Outdated,
+    /// The namespace is being deleted: nothing can be made in it, and the environment goes with it.
+    NamespaceEnds,
     /// The pod's name is taken by somebody else's pod.
     Taken,
     /// The pod's resources cannot be changed while it runs; why.
@@ -54,11 +56,20 @@ pub async fn apply(client: &Client, world: &World, action: &Action) -> Result<Ou
             tracing::debug!(environment = world.name(), message = status.message, "read again");
             Ok(Outcome::Outdated)
         }
+        Err((_, error)) if namespace_ends(&error) => Ok(Outcome::NamespaceEnds),
         Err((attempt, source)) => {
             let namespace = world.environment.namespace().unwrap_or_default();
             Err(Error { attempt, environment: format!("{namespace}/{}", world.name()), source })
         }
     }
+}
+
+/// Whether the API server refuses to make an object because its namespace is being deleted.
+#[must_use]
+pub fn namespace_ends(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.is_forbidden() && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 type Attempt<T> = Result<T, (String, kube::Error)>;

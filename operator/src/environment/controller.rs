@@ -122,6 +122,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         match act(context, &world, &decision).await {
             Ok(Some(Outcome::Taken)) => met.taken = decision.status.epoch.max(met.taken),
             Ok(Some(Outcome::ResizeRefused(why))) => met.resize_refused = Some(why),
+            Ok(Some(Outcome::NamespaceEnds)) => return Ok(Requeue::await_change()),
             Ok(_) => {}
             Err(error) => {
                 // What was found out is told, also when it could not be carried out.

@@ -146,13 +146,10 @@ impl Namespace {
     /// Names of all objects of a kind in this namespace.
     #[must_use]
     pub fn names(&self, kind: &str) -> Vec<String> {
-        let list = get(&["-n", &self.name, kind]).expect("a list is always there");
-        list["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|i| i["metadata"]["name"].as_str().map(Into::into))
-            .collect()
+        // kubectl prints nothing at all for an empty list.
+        let list = get(&["-n", &self.name, kind]).unwrap_or_default();
+        let items = list["items"].as_array().into_iter().flatten();
+        items.filter_map(|item| item["metadata"]["name"].as_str().map(Into::into)).collect()
     }
 
     /// Makes a Secret with one key.

@@ -92,9 +92,13 @@ async fn main() {
 async fn wait_ready(lab: &Lab, console: &support::Streams, ready: impl Fn() -> bool) {
     let begin = Instant::now();
     while !ready() {
-        if begin.elapsed().as_secs() > 40 {
-            panic!("not ready; console:\n{}\nlog:\n{}\nreport: {:?}", console.text(), lab.log(), lab.report());
-        }
+        assert!(
+            begin.elapsed().as_secs() <= 40,
+            "not ready; console:\n{}\nlog:\n{}\nreport: {:?}",
+            console.text(),
+            lab.log(),
+            lab.report()
+        );
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
 }

@@ -53,10 +53,9 @@ impl Gate {
         let mut sentence = String::new();
         let mut limited = (&mut self.0).take(SENTENCE_MAX);
         match tokio::time::timeout(EXEC_LIMIT, limited.read_to_string(&mut sentence)).await {
-            Ok(Ok(0)) => Ok(()),
+            // Nothing said, or a reset connection: the process goes its way, and the reaper tells where that ends.
+            Ok(Ok(0) | Err(_)) => Ok(()),
             Ok(Ok(_)) => Err(Error::Refused(sentence)),
-            // A reset connection: the process ended, and the reaper tells how.
-            Ok(Err(_)) => Ok(()),
             Err(_) => {
                 Err(Error::Deadline { attempt: "starting the process (is it frozen?)".into(), limit: EXEC_LIMIT })
             }
@@ -64,13 +63,13 @@ impl Gate {
     }
 }
 
-/// Runs a helper. `stdio` becomes the standard descriptors of what it starts.
-pub async fn run(reaper: &Arc<Reaper>, request: &Request, stdio: [OwnedFd; 3]) -> Result<Launched> {
+/// Runs a helper. `streams` become the standard descriptors of what it starts.
+pub async fn run(reaper: &Arc<Reaper>, request: &Request, streams: [OwnedFd; 3]) -> Result<Launched> {
     let launch = reaper.launch();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().attempt(|| "make a socket pair")?;
     ours.set_nonblocking(true).attempt(|| "set up a socket")?;
     let mut stream = UnixStream::from_std(ours).attempt(|| "set up a socket")?;
-    let [stdin, stdout, stderr] = stdio.map(Stdio::from);
+    let [stdin, stdout, stderr] = streams.map(Stdio::from);
     let mut command = Command::new("/proc/self/exe");
     command.arg0("vivarium-helper").arg(ARGUMENT).env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
     let child = vivarium_sys::process::spawn_with_descriptor(&mut command, theirs.as_fd(), CONTROL)

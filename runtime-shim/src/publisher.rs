@@ -133,13 +133,12 @@ async fn send_all(address: String, queue: Arc<Queue>) {
 }
 
 async fn send(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) -> Result<(), String> {
-    let client = match client {
-        Some(client) => client,
-        None => {
-            let address = if address.contains("://") { address.into() } else { format!("unix://{address}") };
-            let connection = Client::connect(&address).await.map_err(|e| e.to_string())?;
-            client.insert(EventsClient::new(connection))
-        }
+    let client = if let Some(client) = client {
+        client
+    } else {
+        let address = if address.contains("://") { address.into() } else { format!("unix://{address}") };
+        let connection = Client::connect(&address).await.map_err(|e| e.to_string())?;
+        client.insert(EventsClient::new(connection))
     };
     let request = ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
     let context = ttrpc::context::with_duration(SEND_LIMIT);

@@ -64,7 +64,7 @@ const DENIED: &[&str] = &[
 ];
 
 /// Socket families that an environment is denied, with their numbers (`bits/socket.h`): kernel crypto, VM sockets, the
-/// `RxRPC` and IPsec key interfaces, and others that reach old and rarely tested code.
+/// `RxRPC` and `IPsec` key interfaces, and others that reach old and rarely tested code.
 const DENIED_FAMILIES: &[(&str, u64)] = &[
     ("AF_AX25", 3),
     ("AF_IPX", 4),
@@ -161,14 +161,11 @@ pub fn profile(profile: &LinuxSeccomp) -> Result<Vec<Filter>> {
         if action == default {
             continue;
         }
-        let rules = match by_action.iter_mut().find(|(known, _)| *known == action) {
-            Some((_, rules)) => rules,
-            None => {
-                by_action.push((action, Rules::new()));
-                let Some((_, rules)) = by_action.last_mut() else { continue };
-                rules
-            }
-        };
+        let index = by_action.iter().position(|(known, _)| *known == action).unwrap_or_else(|| {
+            by_action.push((action, Rules::new()));
+            by_action.len() - 1
+        });
+        let rules = &mut by_action[index].1;
         // Names that this kernel interface has not (other architectures', newer kernels') are skipped, as runc does.
         for number in entry.names().iter().filter_map(|name| number(name)) {
             add_rule(rules, number, entry.args().as_deref().unwrap_or_default())?;

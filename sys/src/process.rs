@@ -72,12 +72,12 @@ pub fn enter_namespaces(_proof: SingleThreaded, process: BorrowedFd<'_>, flags: 
 /// Sets the identity used for file access only (setfsuid(2)); the capabilities stay if `SECBIT_NO_SETUID_FIXUP` is set.
 pub fn set_file_access_ids(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. The calls return the previous id and no error, hence the second call of each.
-    let (new_gid, new_uid) = unsafe {
+    let (taken_group, taken_user) = unsafe {
         libc::setfsgid(gid);
         libc::setfsuid(uid);
         (libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX))
     };
-    if new_gid as u32 == gid && new_uid as u32 == uid {
+    if taken_group as u32 == gid && taken_user as u32 == uid {
         Ok(())
     } else {
         Err(io::Error::other(format!("the kernel did not take {uid}:{gid} as identity for file access")))

@@ -52,8 +52,8 @@ impl Group {
         match relative {
             Some(path) if plain => Ok(Self { layout, path: path.into() }),
             _ => Err(Error::Refused(format!(
-                "the cgroup path {:?} of the container is not an absolute path below the root group",
-                cgroups_path
+                "the cgroup path {} of the container is not an absolute path below the root group",
+                cgroups_path.display()
             ))),
         }
     }
@@ -231,7 +231,7 @@ fn kill_all(dirs: &[PathBuf]) -> Result<()> {
     }
 }
 
-/// Writes a file of a control group. One that is missing is ENOENT; opened with O_CREAT it would be EACCES.
+/// Writes a file of a control group. One that is missing is ENOENT; opened with `O_CREAT` it would be EACCES.
 fn write_existing(file: &Path, value: &str) -> io::Result<()> {
     use std::io::Write;
     fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())

@@ -71,8 +71,10 @@ fn check(record: &StageRecord, pod_uid: &str) -> Result<()> {
         let plain = !bind.name.is_empty() && !bind.name.contains('/') && bind.name != "." && bind.name != "..";
         if !plain || !bind.target.is_absolute() {
             return Err(Error::Failed(format!(
-                "The stage record of volume {} names a bind {:?} at {:?}.",
-                record.volume_id, bind.name, bind.target
+                "The stage record of volume {} names a bind {:?} at {}.",
+                record.volume_id,
+                bind.name,
+                bind.target.display()
             )));
         }
     }

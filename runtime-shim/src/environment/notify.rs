@@ -1,4 +1,4 @@
-//! Hears what the guest's init says about itself (sd_notify(3)). Any process of the guest can send to the socket; only
+//! Hears what the guest's init says about itself (`sd_notify(3)`). Any process of the guest can send to the socket; only
 //! what comes from init itself counts, which the kernel attests with each datagram.
 
 use std::io::IoSliceMut;

@@ -34,7 +34,7 @@ impl<'fd> Tree<'fd> {
     }
 
     /// Finds the program that boots the tree.
-    pub fn find_init(&self) -> Result<String> {
+    pub fn find_init(self) -> Result<String> {
         for path in INITS {
             if let Ok(file) = self.open(path, OFlags::PATH)
                 && let Ok(stat) = rustix::fs::fstat(&file)
@@ -51,7 +51,7 @@ impl<'fd> Tree<'fd> {
     }
 
     /// Puts what the boot configuration asks for in place. Files that are as they should be are not touched.
-    pub fn prepare(&self, boot: &BootConfig) -> Result<()> {
+    pub fn prepare(self, boot: &BootConfig) -> Result<()> {
         let etc = self.directory("etc")?;
         replace(&etc, "hostname", &format!("{}\n", boot.hostname))?;
         if is_missing_or_empty(&etc, "resolv.conf")? {
@@ -75,7 +75,7 @@ impl<'fd> Tree<'fd> {
         Ok(())
     }
 
-    fn set_timezone(&self, etc: &OwnedFd, zone: &str) -> Result<()> {
+    fn set_timezone(self, etc: &OwnedFd, zone: &str) -> Result<()> {
         let plain = zone.split('/').all(|part| {
             !part.is_empty()
                 && !part.starts_with('.')
@@ -93,7 +93,7 @@ impl<'fd> Tree<'fd> {
         replace(etc, "timezone", &format!("{zone}\n"))
     }
 
-    fn set_locale(&self, etc: &OwnedFd, locale: &str) -> Result<()> {
+    fn set_locale(self, etc: &OwnedFd, locale: &str) -> Result<()> {
         if !locale.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'@')) {
             return Err(Error::Refused(format!("the locale {locale:?} of spec.os.locale is not a locale's name")));
         }
@@ -108,11 +108,11 @@ impl<'fd> Tree<'fd> {
         Ok(())
     }
 
-    fn directory(&self, path: &str) -> Result<OwnedFd> {
+    fn directory(self, path: &str) -> Result<OwnedFd> {
         self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).attempt(|| format!("open /{path} of the guest"))
     }
 
-    fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    fn open(self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         Ok(rustix::fs::openat2(self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
     }
@@ -289,17 +289,21 @@ mod tests {
         }
     }
 
+    fn init_of(tree: Tree<'_>) -> Result<String> {
+        tree.find_init()
+    }
+
     #[test]
     fn init_is_found_and_its_lack_explained() {
         let dir = guest();
-        let error = with_tree(&dir, |tree| tree.find_init()).unwrap_err().to_string();
+        let error = with_tree(&dir, init_of).unwrap_err().to_string();
         assert!(error.contains("/sbin/init"), "{error}");
         let systemd = dir.path().join("usr/lib/systemd/systemd");
         fs::create_dir_all(systemd.parent().unwrap()).unwrap();
         fs::write(&systemd, "").unwrap();
         fs::set_permissions(&systemd, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(with_tree(&dir, |tree| tree.find_init()).unwrap(), "/usr/lib/systemd/systemd");
+        assert_eq!(with_tree(&dir, init_of).unwrap(), "/usr/lib/systemd/systemd");
         symlink("/usr/lib/systemd/systemd", dir.path().join("sbin/init")).unwrap();
-        assert_eq!(with_tree(&dir, |tree| tree.find_init()).unwrap(), "/sbin/init");
+        assert_eq!(with_tree(&dir, init_of).unwrap(), "/sbin/init");
     }
 }

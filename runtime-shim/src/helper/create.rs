@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 use vivarium_api::node::boot::ResourceLimit;
 use vivarium_api::node::stage::StageRecord;
@@ -38,7 +38,7 @@ struct UserNamespace {
 }
 
 pub(super) fn run(
-    request: CreateRequest,
+    request: &CreateRequest,
     control: &Arc<UnixStream>,
     proof: SingleThreaded,
     steps: &mut Steps,
@@ -50,10 +50,10 @@ pub(super) fn run(
     steps.done("namespace");
     let (spec, volume) = match &request.environment {
         Some(environment) => {
-            let (spec, record) = environment_spec(&request, environment, &user, &mut stage)?;
+            let (spec, record) = environment_spec(request, environment, &user, &mut stage)?;
             (spec, Some(record))
         }
-        None => (plain_spec(&request, &user, &group, &mut stage)?, None),
+        None => (plain_spec(request, &user, &group, &mut stage)?, None),
     };
     steps.done("mounts");
     group.create_and_join()?;
@@ -62,7 +62,7 @@ pub(super) fn run(
     }
     protect_nothing(&spec)?;
     steps.done("groups");
-    let pid = build(&request, spec, control).map_err(|error| explain(error, &mut log))?;
+    let pid = build(request, spec, control).map_err(|error| explain(error, &mut log))?;
     steps.done("libcontainer");
     let init = Pid::from_raw(pid).ok_or_else(|| Error::Failed("libcontainer gave no pid.".into()))?;
     // init is a child of this process and not reaped before it ends: the number is certainly its own.
@@ -113,8 +113,8 @@ fn user_namespace(spec: &Spec) -> Result<UserNamespace> {
             "the container's user namespace is the node's own; set hostUsers: false in the pod spec".into(),
         ));
     }
-    let base = |mappings: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
-        mappings.iter().flatten().find(|m| m.container_id() == 0 && m.size() > 0).map(|m| m.host_id())
+    let base = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        mappings.iter().flatten().find(|m| m.container_id() == 0 && m.size() > 0).map(LinuxIdMapping::host_id)
     };
     let (Some(uid), Some(gid)) = (base(linux.uid_mappings()), base(linux.gid_mappings())) else {
         return Err(Error::Refused("the spec does not say which users of the node the pod's root maps to".into()));
@@ -345,7 +345,10 @@ fn build(request: &CreateRequest, mut spec: Spec, control: &Arc<UnixStream>) -> 
         builder = builder.with_console_socket(Some(request.state_dir.join(names::CONSOLE)));
     }
     let container = builder.as_init(&bundle).with_systemd(false).with_detach(true).build().map_err(failed)?;
-    container.pid().map(|pid| pid.as_raw()).ok_or_else(|| Error::Failed("libcontainer made no init.".into()))
+    match container.pid() {
+        Some(pid) => Ok(pid.as_raw()),
+        None => Err(Error::Failed("libcontainer made no init.".into())),
+    }
 }
 
 /// What is silently dropped by libcontainer must not look enforced.

@@ -1,6 +1,7 @@
 //! What libcontainer's init does last: our own system call filter and capabilities (libcontainer installs no filter and
 //! would drop the capabilities that installing one needs, so it is told to keep all), then execve.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -30,7 +31,6 @@ impl Executor for Entry {
             Ok(()) => execute(&self.process),
             Err(error) => error,
         };
-        use std::io::Write;
         // If the shim is gone there is nobody left to tell.
         (&*self.control).write_all(error.to_string().as_bytes()).ok();
         Err(ExecutorError::Other(error.to_string()))

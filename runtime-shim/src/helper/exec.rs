@@ -214,7 +214,7 @@ fn prepare(request: &ExecRequest, slave: Option<OwnedFd>) -> Result<()> {
     rustix::thread::set_thread_res_gid(gid, gid, gid).attempt(|| format!("become group {}", user.gid()))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).attempt(|| format!("become user {}", user.uid()))?;
     rustix::process::chdir(process.cwd())
-        .map_err(|e| Error::Refused(format!("chdir to cwd {:?} of the process: {e}", process.cwd())))?;
+        .map_err(|e| Error::Refused(format!("chdir to cwd {} of the process: {e}", process.cwd().display())))?;
     // After the change of user the effective set is empty; installing a filter and shrinking sets needs it once more.
     let mut sets = rustix::thread::capabilities(None).attempt(|| "read the capabilities")?;
     sets.effective = sets.permitted;

@@ -66,7 +66,7 @@ fn serve(control: &Arc<UnixStream>, steps: &mut Steps) -> Result<Outcome> {
     let request = read_frame(&**control)
         .map_err(|source| Error::System { attempt: "cannot read the shim's request".into(), source })?;
     match request {
-        Request::Create(request) => create::run(*request, control, proof, steps),
+        Request::Create(request) => create::run(&request, control, proof, steps),
         Request::Exec(request) => exec::run(&request, control, proof, steps),
     }
 }

@@ -82,20 +82,29 @@ async fn launch(pod: &Arc<Pod>, container: &Arc<Container>, who: &Who) -> Result
             Err(Error::WrongState("the container's init does not run".into()))
         };
         let (Err(error), Some(mut boots)) = (&tried, boots) else { return tried };
-        let gone = {
+        let (gone, mut ended) = {
             let inner = container.lock();
             let phase = inner.life.look(&Who::Init).map(|(phase, ..)| phase);
-            phase == Ok(Phase::Running) && (inner.rebooting || has_ended(inner.init.pidfd.as_deref()))
+            let gone = inner.rebooting || is_going(init, inner.init.pidfd.as_deref());
+            (phase == Ok(Phase::Running) && gone, inner.init.ended.subscribe())
         };
         if !gone || matches!(error, Error::Deadline { .. }) {
             return tried;
         }
         log::info!("an exec waits for the environment to boot again: {error}");
-        match tokio::time::timeout(REBOOT_LIMIT, boots.changed()).await {
-            Ok(Ok(())) => {}
-            _ => return tried,
+        tokio::select! {
+            changed = boots.changed() => if changed.is_err() { return tried },
+            // It does not boot again.
+            _ = ended.wait_for(Option::is_some) => return tried,
+            () = tokio::time::sleep(REBOOT_LIMIT) => return tried,
         }
     }
+}
+
+/// Whether an init has ended or is about to: it leaves its namespaces before it waits for the other processes of its
+/// pid namespace, and is seen to have ended only after those.
+fn is_going(init: i32, pidfd: Option<&std::os::fd::OwnedFd>) -> bool {
+    has_ended(pidfd) || std::fs::metadata(format!("/proc/{init}/ns/mnt")).is_err()
 }
 
 /// A pidfd is readable once its process has ended.

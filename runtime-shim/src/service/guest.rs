@@ -51,12 +51,10 @@ impl Guest {
         let mut report = lock(&self.report);
         let Some(report) = report.as_mut() else { return };
         match (said, report.state()) {
-            // A late READY of a guest that was told to stop is no news.
             (Said::Ready, GuestState::Booting | GuestState::Running) => report.set(GuestState::Running, ""),
-            (Said::Ready, _) => {}
+            // A late READY of a guest that was told to stop is no news, nor is it that one that reboots stops.
+            (Said::Ready, _) | (Said::Stopping, GuestState::Rebooting) => {}
             (Said::Rebooting, _) => report.set(GuestState::Rebooting, ""),
-            // systemd announces that it stops before it says what for.
-            (Said::Stopping, GuestState::Rebooting) => {}
             (Said::Stopping, _) => report.set(GuestState::Stopping, ""),
         }
     }

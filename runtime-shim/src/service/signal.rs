@@ -13,7 +13,7 @@ use crate::supervisor::{Phase, Who};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
-/// `SIGRTMIN+3`, which systemd takes for "halt" (systemd CONTAINER_INTERFACE); SIGTERM would make it execute itself
+/// `SIGRTMIN+3`, which systemd takes for "halt" (systemd `CONTAINER_INTERFACE`); SIGTERM would make it execute itself
 /// again. The kernel's first realtime signal is 32, of which the C library keeps two.
 const SIGRTMIN_PLUS_3: i32 = 37;
 

@@ -171,7 +171,7 @@ impl Lab {
     pub async fn new(binary: &str) -> Self {
         require_root();
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let shim_id = &format!("sandbox-{}-{number}", std::process::id());
+        let sandbox = &format!("sandbox-{}-{number}", std::process::id());
         let base = FIRST_BASE + (std::process::id() % 10_000) * 131_072 + number * 65_536;
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let namespace = format!("vivarium-test-{}-{number}", std::process::id());
@@ -186,12 +186,12 @@ impl Lab {
         server.start().await.unwrap();
         rootfs::busybox(&dir.path().join("rootfs"));
 
-        let bundle = dir.path().join(shim_id);
+        let bundle = dir.path().join(sandbox);
         fs::create_dir_all(&bundle).unwrap();
         fs::write(bundle.join("log"), "").unwrap();
         let output = Command::new(binary)
             .args(["-namespace", &namespace, "-address", &format!("{}/c.sock", dir.path().display())])
-            .args(["-publish-binary", "/bin/false", "-debug", "-id", shim_id, "start"])
+            .args(["-publish-binary", "/bin/false", "-debug", "-id", sandbox, "start"])
             .current_dir(&bundle)
             .env("TTRPC_ADDRESS", &socket)
             .stdin(Stdio::null())
@@ -210,7 +210,7 @@ impl Lab {
             tasks: TaskClient::new(client),
             shim_pid,
             binary: binary.into(),
-            shim_id: shim_id.into(),
+            shim_id: sandbox.into(),
             holder,
             server: Some(server),
         }

@@ -42,6 +42,7 @@ pub(super) async fn create(pod: &Arc<Pod>, request: CreateTaskRequest) -> Result
     let mut spec =
         Spec::load(&config).map_err(|e| Error::Failed(format!("The spec {} is damaged: {e}.", config.display())))?;
     note_sandbox(pod, &spec, &request.id);
+    name_program(pod, &request)?;
     translate_namespaces(pod, &mut spec)?;
     let environment = root_mount(&spec).map(|_| environment_request(pod, &spec)).transpose()?;
     let group = group(&spec)?;
@@ -96,6 +97,24 @@ fn note_sandbox(pod: &Pod, spec: &Spec, id: &str) {
     let reference =
         PodReference { namespace: field("sandbox-namespace"), name: field("sandbox-name"), uid: field("sandbox-uid") };
     lock(&pod.sandbox).get_or_insert(Sandbox { id: id.into(), pod: reference });
+}
+
+/// File of a bundle in which containerd keeps the path of the shim that it started for it.
+const PROGRAM_FILE: &str = "shim-binary-path";
+
+/// Says in the bundle which program serves it, as containerd does itself in the sandbox's, for which it started this
+/// program. It leaves the file out for the other containers of the pod; after a restart it then looks the runtime's name
+/// up on its `PATH`, does not find a shim that lies elsewhere, and takes the container for lost.
+fn name_program(pod: &Pod, request: &CreateTaskRequest) -> Result<()> {
+    let bundle = Path::new(&request.bundle);
+    let file = bundle.join(PROGRAM_FILE);
+    let sandbox = lock(&pod.sandbox).as_ref().map(|sandbox| sandbox.id.clone());
+    let (Some(sandbox), Some(bundles), false) = (sandbox, bundle.parent(), file.exists()) else { return Ok(()) };
+    match std::fs::read(bundles.join(sandbox).join(PROGRAM_FILE)) {
+        Ok(program) => std::fs::write(&file, program).attempt(|| format!("write {}", file.display())),
+        // containerd found the shim by the runtime's name, and will again.
+        Err(_) => Ok(()),
+    }
 }
 
 fn environment_request(pod: &Pod, spec: &Spec) -> Result<EnvironmentRequest> {

@@ -83,7 +83,11 @@ pub fn install() -> Result<Installation, Error> {
     let charts = root.join("charts");
     let helm = |chart: &str, release: &str, settings: &[String]| {
         let mut command = installation.command("helm");
-        command.args(["upgrade", "--install", release]).arg(charts.join(chart)).args(["--namespace", NAMESPACE, "--create-namespace"]);
+        command.args(["upgrade", "--install", release]).arg(charts.join(chart)).args([
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+        ]);
         command.args(["--wait", "--timeout", "300s"]).args(settings.iter().flat_map(|setting| ["--set", setting]));
         check(command.stdout(Stdio::null()))
     };

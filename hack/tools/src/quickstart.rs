@@ -32,7 +32,16 @@ pub fn run() -> Result<(), Error> {
     let installation = install::install()?;
     let key = key_pair(installation.kubeconfig().parent().unwrap_or(Path::new("/root")))?;
     let manifest = format!("--from-file=authorized_keys={}.pub", key.display());
-    let secret = install::output(installation.command("kubectl").args(["create", "secret", "generic", "first-keys", &manifest, "--dry-run=client", "-o", "json"]))?;
+    let secret = install::output(installation.command("kubectl").args([
+        "create",
+        "secret",
+        "generic",
+        "first-keys",
+        &manifest,
+        "--dry-run=client",
+        "-o",
+        "json",
+    ]))?;
     let file = key.with_extension("secret.json");
     std::fs::write(&file, secret).map_err(|source| Error::Key { path: file.clone(), source })?;
     let kubectl = |arguments: &[&str]| install::check(installation.command("kubectl").args(arguments));
@@ -41,7 +50,11 @@ pub fn run() -> Result<(), Error> {
     kubectl(&["apply", "-f", &file.to_string_lossy()])?;
     kubectl(&["apply", "-f", &example.to_string_lossy()])?;
     kubectl(&["wait", "--for=condition=Ready", "ve/first", "--timeout=180s"])?;
-    println!("\nready {:.1} s after kubectl apply; {} s for everything\n", applied.elapsed().as_secs_f32(), begun.elapsed().as_secs());
+    println!(
+        "\nready {:.1} s after kubectl apply; {} s for everything\n",
+        applied.elapsed().as_secs_f32(),
+        begun.elapsed().as_secs()
+    );
     kubectl(&["get", "ve"])?;
     show(&installation, &key)
 }
@@ -68,7 +81,9 @@ fn key_pair(folder: &Path) -> Result<PathBuf, Error> {
     let key = folder.join("first-key");
     if !key.exists() {
         let mut command = Command::new("ssh-keygen");
-        install::check(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "quickstart", "-f"]).arg(&key).stdout(Stdio::null()))?;
+        install::check(
+            command.args(["-q", "-t", "ed25519", "-N", "", "-C", "quickstart", "-f"]).arg(&key).stdout(Stdio::null()),
+        )?;
     }
     Ok(key)
 }

@@ -78,7 +78,14 @@ const STEPS: &[Step] = &[
     ("e2e", "what a user does with kubectl", end_to_end),
     ("helm-test", "the chart's own test", |c| {
         let installation = installed(c)?;
-        run(installation.command("helm").args(["test", install::RELEASE, "--namespace", install::NAMESPACE, "--timeout", "180s"]))
+        run(installation.command("helm").args([
+            "test",
+            install::RELEASE,
+            "--namespace",
+            install::NAMESPACE,
+            "--timeout",
+            "180s",
+        ]))
     }),
     ("uninstall", "Helm takes everything away again", uninstall),
     ("cgroup2", "the runtime on a machine with pure cgroup v2", |c| own(c, &["machine", "--short"])),
@@ -105,7 +112,11 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
         let started = Instant::now();
         let passed = step(&mut context)?;
         let verdict = if passed { "passed" } else { "FAILED" };
-        println!("=== {name} {verdict} after {} s ({} s in all)", started.elapsed().as_secs(), begun.elapsed().as_secs());
+        println!(
+            "=== {name} {verdict} after {} s ({} s in all)",
+            started.elapsed().as_secs(),
+            begun.elapsed().as_secs()
+        );
         if !passed {
             failed = Some(*name);
             break;
@@ -159,11 +170,22 @@ fn end_to_end(context: &mut Context) -> Result<bool, Error> {
 /// Uninstalls and looks whether something is left on the nodes.
 fn uninstall(context: &mut Context) -> Result<bool, Error> {
     let installation = installed(context)?;
-    let mut passed = run(installation.command("kubectl").args(["delete", "ve", "--all", "--all-namespaces", "--timeout=180s"]))?;
-    passed &= run(installation.command("helm").args(["uninstall", install::RELEASE, "--namespace", install::NAMESPACE, "--wait", "--timeout", "180s"]))?;
+    let mut passed =
+        run(installation.command("kubectl").args(["delete", "ve", "--all", "--all-namespaces", "--timeout=180s"]))?;
+    passed &= run(installation.command("helm").args([
+        "uninstall",
+        install::RELEASE,
+        "--namespace",
+        install::NAMESPACE,
+        "--wait",
+        "--timeout",
+        "180s",
+    ]))?;
     for node in installation.nodes()? {
         for path in ["/etc/containerd/conf.d/vivarium.toml", "/opt/vivarium/bin/containerd-shim-vivarium-v1"] {
-            let gone = run(Command::new(workspace::program()).args(["lab", "node", "shell", &node, "--", "test", "!", "-e", path]))?;
+            let gone =
+                run(Command::new(workspace::program())
+                    .args(["lab", "node", "shell", &node, "--", "test", "!", "-e", path]))?;
             if !gone {
                 println!("{path} is left on {node}");
             }
@@ -185,4 +207,3 @@ mod tests {
         assert_eq!(names.len(), STEPS.len());
     }
 }
-

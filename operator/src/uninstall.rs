@@ -74,7 +74,7 @@ async fn uninstall(client: &Client, namespace: &str) -> Result<(), Error> {
     let listed = leases.list(&ListParams::default()).await.map_err(api("list the leases of nodes"))?;
     for lease in listed.items {
         match standing(&lease, Timestamp::now()) {
-            Standing::Foreign | Standing::Done => {}
+            Standing::Foreign => {}
             Standing::Dead => {
                 tracing::warn!(lease = lease.name_any(), "its node driver is gone; the node is left as it is");
             }
@@ -116,7 +116,7 @@ async fn until_done(leases: Api<Lease>, waiting: &mut BTreeSet<String>) -> Resul
     }
     let mut changes = std::pin::pin!(watcher(leases, watcher::Config::default()).default_backoff().touched_objects());
     while let Some(lease) = changes.try_next().await.map_err(api("watch the leases of nodes"))? {
-        if standing(&lease, Timestamp::now()) == Standing::Done && waiting.remove(&lease.name_any()) {
+        if is_done(&lease) && waiting.remove(&lease.name_any()) {
             tracing::info!(lease = lease.name_any(), left = waiting.len(), "the node is clean");
         }
         if waiting.is_empty() {
@@ -135,16 +135,17 @@ enum Standing {
     Alive,
     /// Its driver has not renewed it in time: nobody would answer.
     Dead,
-    /// Its driver has removed the runtime.
-    Done,
+}
+
+/// Whether the driver says that it has removed the runtime. Only an answer to a request counts: the word may be left
+/// from an earlier installation.
+fn is_done(lease: &Lease) -> bool {
+    lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|state| state == DONE)
 }
 
 fn standing(lease: &Lease, now: Timestamp) -> Standing {
     if !lease.name_any().starts_with(LEASE_PREFIX) {
         return Standing::Foreign;
-    }
-    if lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|state| state == DONE) {
-        return Standing::Done;
     }
     let spec = lease.spec.clone().unwrap_or_default();
     let duration = SignedDuration::from_secs(spec.lease_duration_seconds.unwrap_or(0).into());
@@ -172,7 +173,7 @@ mod tests {
             (lease("vivarium-node-n1", "2026-01-01T00:00:30.000000Z", None), Standing::Alive),
             (lease("vivarium-node-n1", "2026-01-01T00:00:30.000000Z", Some("requested")), Standing::Alive),
             (lease("vivarium-node-n1", "2026-01-01T00:00:10.000000Z", None), Standing::Dead),
-            (lease("vivarium-node-n1", "2026-01-01T00:00:10.000000Z", Some("done")), Standing::Done),
+            (lease("vivarium-node-n1", "2026-01-01T00:00:30.000000Z", Some("done")), Standing::Alive),
         ] {
             assert_eq!(standing(&lease, now), wanted, "{lease:?}");
         }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 pub use environment::Environment;
 
 /// Longest that anything is waited for unless a test says otherwise. Generous: the machine may be busy.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Name of the template that `hack/test` installs.
 pub const TEMPLATE: &str = "debian-13";

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
-use vivarium_e2e::{Namespace, lab};
+use vivarium_e2e::{DEADLINE, Namespace, eventually, lab};
 
 fn base(map: &str) -> u64 {
     map.split_whitespace().nth(1).and_then(|f| f.parse().ok()).unwrap_or_else(|| panic!("no uid_map: {map}"))
@@ -24,12 +24,13 @@ fn two_environments_on_a_node_have_disjoint_users_and_full_power_only_inside() {
     for (ve, base) in [(&a, of_a), (&b, of_b)] {
         let marker = format!("marker-{}", ve.name);
         ve.sh(&format!("systemd-run --unit {marker} --quiet bash -c 'exec -a {marker} sleep 1000'"));
-        let seen = lab::node_sh(
-            &node,
-            &format!(
-                "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' < $p/cmdline 2>/dev/null) in '{marker} '*) grep ^Uid: $p/status; readlink $p/ns/user;; esac; done"
-            ),
+        let find = format!(
+            "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' < $p/cmdline 2>/dev/null) in '{marker} '*) grep ^Uid: $p/status; readlink $p/ns/user;; esac; done"
         );
+        let seen = eventually("the marked process on the node", DEADLINE, || {
+            let seen = lab::node_sh(&node, &find);
+            if seen.contains("user:") { Ok(seen) } else { Err("it is not there".into()) }
+        });
         assert!(seen.contains(&format!("{base}")), "uid 0 of {} is not {base} outside: {seen}", ve.name);
         let of_node = lab::node_sh(&node, "readlink /proc/1/ns/user");
         assert!(!seen.contains(&of_node), "{} runs in the node's user namespace", ve.name);

@@ -157,7 +157,7 @@ fn every_way_in_is_inside_the_user_namespace() {
     inside("unit", &ve.sh("cat /run/map"));
 }
 
-/// Whether a uid_map is one range of 65536 that begins far from the host's own users.
+/// Whether a `uid_map` is one range of 65536 that begins far from the host's own users.
 fn is_a_users_range(map: &str) -> bool {
     let fields: Vec<u64> = map.split_whitespace().filter_map(|f| f.parse().ok()).collect();
     matches!(fields[..], [0, base, 65536] if base >= 65536)

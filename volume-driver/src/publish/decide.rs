@@ -73,15 +73,27 @@ pub fn epoch(object: &EnvironmentVolume, name: &VolumeName, namespace: &str, pod
         })
 }
 
-/// Whether this node holds the volume for an epoch (rule 12 of the ownership protocol: node, session and epoch).
+/// A pod that a volume is to be published to.
+#[derive(Clone, Copy, Debug)]
+pub struct Incarnation<'a> {
+    /// Epoch of its name.
+    pub epoch: u64,
+    /// Its UID.
+    pub pod_uid: &'a str,
+}
+
+/// Whether this node holds the volume for an incarnation (rule 12 of the ownership protocol: node, session and epoch;
+/// and the pod's UID, because a create that comes late can bring a pod back under a name that was used before).
 #[must_use]
-pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, epoch: u64, waited: u64) -> Verdict {
+pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, pod: Incarnation<'_>, waited: u64) -> Verdict {
+    let epoch = pod.epoch;
     let status = object.status.clone().unwrap_or_default();
     if status.epoch > epoch {
         return Verdict::Never(Refusal::Superseded { name: name.clone(), epoch, current: status.epoch });
     }
     let mine = status.holder.as_ref().is_some_and(|holder| holder.node == me.node && holder.session == me.session);
-    if mine && status.epoch == epoch {
+    let given = status.holder_pod.as_deref().is_none_or(|uid| uid == pod.pod_uid);
+    if mine && given && status.epoch == epoch {
         return Verdict::Yes;
     }
     Verdict::NotYet(Refusal::NotHolder { name: name.clone(), epoch, seconds: waited, holder: holder(object) })
@@ -144,13 +156,24 @@ mod tests {
             (Some(("n1", "s1")), 4, "never"),
             (None, 4, "never"),
         ] {
-            let verdict = match held(&object(holder, epoch, None), &name(), &me(), 3, 30) {
+            let pod = Incarnation { epoch: 3, pod_uid: "p1" };
+            let verdict = match held(&object(holder, epoch, None), &name(), &me(), pod, 30) {
                 Verdict::Yes => "yes",
                 Verdict::NotYet(Refusal::NotHolder { .. }) => "not yet",
                 Verdict::Never(Refusal::Superseded { current: 4, .. }) => "never",
                 other => panic!("{other:?}"),
             };
             assert_eq!(verdict, expected, "{holder:?} {epoch}");
+        }
+    }
+
+    #[test]
+    fn a_namesake_of_the_pod_that_holds_the_volume_does_not_get_it() {
+        let mut object = object(Some(("n1", "s1")), 3, None);
+        for (holder_pod, expected) in [(None, true), (Some("p1"), true), (Some("p0"), false)] {
+            object.status.as_mut().unwrap().holder_pod = holder_pod.map(Into::into);
+            let verdict = held(&object, &name(), &me(), Incarnation { epoch: 3, pod_uid: "p1" }, 30);
+            assert_eq!(matches!(verdict, Verdict::Yes), expected, "{holder_pod:?}");
         }
     }
 

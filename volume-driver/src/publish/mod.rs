@@ -174,8 +174,9 @@ impl Publisher {
 
     async fn publish_object(&self, call: &PublishCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
         let epoch = decide::epoch(object, &call.name, &call.pod.namespace, &call.pod.name)?;
+        let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
         let object =
-            self.wait(&call.name, &call.id, |object, waited| decide::held(object, &call.name, &self.me, epoch, waited));
+            self.wait(&call.name, &call.id, |object, waited| decide::held(object, &call.name, &self.me, pod, waited));
         let object = object.await?;
         let layers = layers(&object)?;
         for layer in &layers {

@@ -3,22 +3,25 @@
 //!
 //! Owners on disk are never changed. Layers are idmapped by whoever mounts them (here); for a plain container
 //! containerd has chowned the upper directory already, for an environment the volume is idmapped too.
+//!
+//! Layers are attached to the stage and then named to overlayfs through their descriptors' names in `/proc/self/fd`.
+//! Linux takes descriptors themselves since 6.13 and detached mounts since 6.15 only; Debian 13 has 6.12.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen};
+use rustix::mount::{FsOpenFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
 use vivarium_sys::mount::{Attributes, NODEV, NOEXEC, NOSUID, RDONLY, set_attributes};
 
 use crate::error::{Attempt, Error, Result};
 use crate::helper::access::as_guest_root;
 use crate::helper::protocol::RootfsMount;
-use crate::helper::stage::{clone_fd, clone_path, finish_filesystem, idmap};
+use crate::helper::stage::{Stage, clone_fd, clone_path, finish_filesystem, idmap};
 
 /// Mounts the root of a plain container. Returns it detached.
-pub fn plain(mounts: &[RootfsMount], user_namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub fn plain(mounts: &[RootfsMount], user_namespace: BorrowedFd<'_>, stage: &mut Stage) -> Result<OwnedFd> {
     let [mount] = mounts else {
         return Err(Error::Refused(format!(
             "the root file system consists of {} mounts; this runtime takes exactly one, as the overlayfs snapshotter \
@@ -27,7 +30,7 @@ pub fn plain(mounts: &[RootfsMount], user_namespace: BorrowedFd<'_>) -> Result<O
         )));
     };
     match mount.kind.as_str() {
-        "overlay" => plain_overlay(mount, user_namespace),
+        "overlay" => plain_overlay(mount, user_namespace, stage),
         "bind" => plain_bind(mount, user_namespace),
         other => Err(Error::Refused(format!(
             "the root file system is of type {other:?}; this runtime takes overlay and bind, so use containerd's \
@@ -68,7 +71,7 @@ fn attributes_of(options: &[String]) -> (u64, Vec<&str>) {
     (set, rest)
 }
 
-fn plain_overlay(mount: &RootfsMount, user_namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
+fn plain_overlay(mount: &RootfsMount, user_namespace: BorrowedFd<'_>, stage: &mut Stage) -> Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).attempt(|| "open file system type overlay")?;
     let (attributes, options) = attributes_of(&mount.options);
     // The clones must live until the overlay is made, which takes references of its own.
@@ -84,7 +87,8 @@ fn plain_overlay(mount: &RootfsMount, user_namespace: BorrowedFd<'_>) -> Result<
                     if is_mapped(mount) {
                         idmap(layer.as_fd(), user_namespace, false, path)?;
                     }
-                    fsconfig_set_fd(context.as_fd(), "lowerdir+", layer.as_fd())
+                    stage.attach(layer.as_fd(), true)?;
+                    set_layer(context.as_fd(), "lowerdir+", layer.as_fd())
                         .attempt(|| format!("use {} as a layer", path.display()))?;
                     layers.push(layer);
                 }
@@ -98,6 +102,11 @@ fn plain_overlay(mount: &RootfsMount, user_namespace: BorrowedFd<'_>) -> Result<
     finish_filesystem(context.as_fd(), "overlay", attributes)
 }
 
+/// Names a directory, which lies on a mount that is attached, to overlayfs.
+fn set_layer(context: BorrowedFd<'_>, key: &str, directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fsconfig_set_string(context, key, format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
 /// A volume's live subvolume, idmapped and open.
 #[derive(Debug)]
 pub struct Volume {
@@ -106,9 +115,15 @@ pub struct Volume {
 
 impl Volume {
     /// Takes a clone of the subvolume and maps its owners. `directory` is the subvolume's root.
-    pub fn open(directory: BorrowedFd<'_>, path: &Path, user_namespace: BorrowedFd<'_>) -> Result<Self> {
+    pub fn open(
+        directory: BorrowedFd<'_>,
+        path: &Path,
+        user_namespace: BorrowedFd<'_>,
+        stage: &mut Stage,
+    ) -> Result<Self> {
         let tree = clone_fd(directory, path)?;
         idmap(tree.as_fd(), user_namespace, false, path)?;
+        stage.attach(tree.as_fd(), true)?;
         Ok(Self { tree })
     }
 
@@ -135,6 +150,7 @@ pub fn environment<P: AsRef<Path>>(
     volume: &Volume,
     user_namespace: BorrowedFd<'_>,
     base: (u32, u32),
+    stage: &mut Stage,
 ) -> Result<OwnedFd> {
     if layers.is_empty() {
         return Err(Error::Failed("The volume's stage record names no template layer.".into()));
@@ -147,12 +163,13 @@ pub fn environment<P: AsRef<Path>>(
         let path = layer.as_ref();
         let clone = clone_path(path, false)?;
         idmap(clone.as_fd(), user_namespace, false, path)?;
-        fsconfig_set_fd(context.as_fd(), "lowerdir+", clone.as_fd())
+        stage.attach(clone.as_fd(), true)?;
+        set_layer(context.as_fd(), "lowerdir+", clone.as_fd())
             .attempt(|| format!("use {} as a template layer", path.display()))?;
         clones.push(clone);
     }
     for (key, directory) in [("upperdir", &upper), ("workdir", &work)] {
-        fsconfig_set_fd(context.as_fd(), key, directory.as_fd())
+        set_layer(context.as_fd(), key, directory.as_fd())
             .attempt(|| format!("use the volume as {key} of the root file system"))?;
     }
     for (key, value) in

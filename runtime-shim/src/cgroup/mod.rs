@@ -142,15 +142,16 @@ impl Group {
         kill_all(&self.dirs())
     }
 
-    /// Removes the groups that the guest made below its own, which are in the way of a new boot. All of its processes
-    /// must be gone.
+    /// Removes the groups that the guest made below its own, and takes back the controllers that it handed on to them:
+    /// both are in the way of a new boot, since a group that hands on controllers takes no process of its own
+    /// (cgroups(7)). All of the guest's processes must be gone.
     pub fn remove_children(&self) -> Result<()> {
         for dir in self.dirs() {
             for child in child_groups(&dir).attempt(|| format!("list {}", dir.display()))? {
                 remove_tree(&child)?;
             }
         }
-        Ok(())
+        self.unified().map_or(Ok(()), |dir| take_back_controllers(&dir))
     }
 
     /// Stops (or lets go on) every process of the container, and waits until the kernel says so.
@@ -237,6 +238,24 @@ fn write_existing(file: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
+/// Lets a v2 group hand on no controllers. On a hybrid host there are none.
+fn take_back_controllers(dir: &Path) -> Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    let handed_on = match fs::read_to_string(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.attempt(|| format!("read {}", file.display()))?,
+    };
+    match without(&handed_on) {
+        change if change.is_empty() => Ok(()),
+        change => write_existing(&file, &change).attempt(|| format!("write {change} to {}", file.display())),
+    }
+}
+
+/// What to write to `cgroup.subtree_control` so that none of the controllers in it stays.
+fn without(controllers: &str) -> String {
+    controllers.split_whitespace().map(|name| format!("-{name}")).collect::<Vec<_>>().join(" ")
+}
+
 fn child_groups(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -282,5 +301,16 @@ fn remove_tree(dir: &Path) -> Result<()> {
             }
             Err(error) => return Err(error).attempt(|| format!("remove the control group {}", dir.display())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_controller_is_taken_back() {
+        assert_eq!(without("cpu memory pids\n"), "-cpu -memory -pids");
+        assert_eq!(without("\n"), "");
     }
 }

@@ -132,7 +132,7 @@ fn group(spec: &Spec) -> Result<Group> {
 
 fn plain_spec(request: &CreateRequest, user: &UserNamespace, group: &Group, stage: &mut Stage) -> Result<Spec> {
     let mut spec = request.spec.clone();
-    let root = rootfs::plain(&request.rootfs, user.file.as_fd())?;
+    let root = rootfs::plain(&request.rootfs, user.file.as_fd(), stage)?;
     let mut entry = spec.root().clone().unwrap_or_default();
     entry.set_path(stage.attach(root.as_fd(), true)?);
     spec.set_root(Some(entry));
@@ -183,8 +183,8 @@ fn environment_spec(
         .and_then(|mount| mount.source().as_deref())
         .ok_or_else(|| Error::Refused("the mount of the environment's root has no source".into()))?;
     let (directory, record) = identify::volume(mount, &environment.pod_uid)?;
-    let volume = rootfs::Volume::open(directory.as_fd(), mount, user.file.as_fd())?;
-    let root = rootfs::environment(&record.layers, &volume, user.file.as_fd(), user.base)?;
+    let volume = rootfs::Volume::open(directory.as_fd(), mount, user.file.as_fd(), stage)?;
+    let root = rootfs::environment(&record.layers, &volume, user.file.as_fd(), user.base, stage)?;
     let init = as_guest_root(user.base, || {
         let tree = Tree::new(root.as_fd());
         let init = tree.find_init()?;

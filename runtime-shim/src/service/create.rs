@@ -12,7 +12,7 @@ use containerd_shim_protos::shim::oci::Options;
 use oci_spec::runtime::Spec;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
-use vivarium_api::node::guest::{GuestState, PodReference};
+use vivarium_api::node::guest::PodReference;
 
 use super::container::{Container, Inner, Member};
 use super::guest::Guest;
@@ -345,9 +345,6 @@ pub(super) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<
     }
     let (pid, _) = container.init_pid();
     container.handle(pod, Event::Started(Who::Init, pid))?;
-    if let Some(guest) = &container.guest {
-        guest.report(GuestState::Booting, "");
-    }
     Ok(pid)
 }
 

@@ -40,10 +40,16 @@ impl Guest {
         }
     }
 
-    pub fn booted_again(&self) {
+    /// A new init is about to start. To be called before it can say anything: its `READY=1` counts from then on.
+    pub fn boots_again(&self, pid: i32) {
+        self.set_init(pid);
         if let Some(report) = lock(&self.report).as_mut() {
             report.booting_again();
         }
+    }
+
+    /// The new init runs and can be entered.
+    pub fn booted_again(&self) {
         self.boots.send_modify(|boots| *boots += 1);
     }
 

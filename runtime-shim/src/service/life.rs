@@ -145,7 +145,7 @@ async fn boot(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<oneshot::Rec
     };
     let pid = launched.reply.pid;
     if let Some(guest) = &container.guest {
-        guest.set_init(pid);
+        guest.boots_again(pid);
     }
     launch::signal_start(&container.libcontainer_dir())?;
     if let Some(gate) = launched.gate.take() {

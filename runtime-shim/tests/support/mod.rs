@@ -8,7 +8,7 @@ pub mod rootfs;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -118,11 +118,23 @@ impl Streams {
         let stdout = fifo("out");
         let output = Arc::new(Mutex::new(Vec::new()));
         let (path, sink) = (stdout.clone(), output.clone());
+        // Opened before the shim is told of it, as containerd does: a short-lived process closes its end at once.
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(&path)
+            .unwrap();
         let reader = std::thread::spawn(move || {
-            let mut file = fs::File::open(path).unwrap();
+            use rustix::event::{PollFd, PollFlags, poll};
             let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = file.read(&mut buffer) {
-                sink.lock().unwrap().extend(&buffer[..length]);
+            loop {
+                // Before the first writer there is neither input nor an end.
+                poll(&mut [PollFd::new(&file, PollFlags::IN)], None).unwrap();
+                match file.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(length) => sink.lock().unwrap().extend(&buffer[..length]),
+                    Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+                }
             }
         });
         let mut streams = Self { stdin: String::new(), stdout, output, reader: Some(reader), writer: None };

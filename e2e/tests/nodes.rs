@@ -45,7 +45,7 @@ fn a_full_pool_takes_no_new_environment_and_the_condition_says_so() {
     lab::node_sh(
         &node,
         &format!(
-            "fallocate -l $(df --output=avail -B1 /var/lib/vivarium/pool | tail -1 | awk '{{printf \"%d\", $1 * 0.97}}') {filler} && sync -f {filler}"
+            "room=$(df --output=avail -B1 /var/lib/vivarium/pool | tail -1); fallocate -l $((room * 97 / 100)) {filler} && sync -f {filler}"
         ),
     );
     ve.apply();

@@ -116,18 +116,27 @@ fn open_fallback(dir: &Path) -> Result<GroupFile> {
 
 /// Moves the child. The kernel checks the right to do so against who opened the file, which was the node's root.
 fn place(pid: i32, groups: Vec<GroupFile>, mut fallback: Option<GroupFile>) -> Result<()> {
+    let write = |file: &mut File| file.write_all(pid.to_string().as_bytes());
     for (mut file, dir) in groups {
-        let moved = match file.write_all(pid.to_string().as_bytes()) {
-            // cgroup v2: a group with controllers for its children takes no processes.
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => match &mut fallback {
-                Some((file, _)) => file.write_all(pid.to_string().as_bytes()),
-                None => Err(error),
+        let moved = match &mut fallback {
+            Some((beside, path)) if is_left(&dir, path) => write(beside),
+            Some((beside, _)) => match write(&mut file) {
+                // cgroup v2: a group with controllers for its children takes no processes.
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => write(beside),
+                other => other,
             },
-            other => other,
+            None => write(&mut file),
         };
-        moved.attempt(|| format!("move the new process to the control group {}", dir.display()))?;
+        moved.attempt(|| format!("move the new process to a control group of the container, {}", dir.display()))?;
     }
     Ok(())
+}
+
+/// Whether init has left the container's own group (the parent of the fallback) for one that it made, as systemd does.
+/// That one is init's business: were the new process there, its end by the OOM killer would be one of init's own
+/// group, which systemd answers by ending all that is in it.
+fn is_left(init: &Path, fallback: &Path) -> bool {
+    fallback.parent() != Some(init)
 }
 
 fn differing_namespaces(init: i32) -> std::io::Result<i32> {
@@ -247,4 +256,16 @@ fn set_limit(limit: &PosixRlimit) -> Result<()> {
     let value = |v: u64| if v == u64::MAX { None } else { Some(v) };
     rustix::process::setrlimit(resource, Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) })
         .attempt(|| format!("set {:?}", limit.typ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_of_inits_own_making_is_told_from_the_containers() {
+        let fallback = Path::new("/sys/fs/cgroup/pod/c/vivarium-exec");
+        assert!(!is_left(Path::new("/sys/fs/cgroup/pod/c"), fallback));
+        assert!(is_left(Path::new("/sys/fs/cgroup/pod/c/init.scope"), fallback));
+    }
 }

@@ -83,7 +83,8 @@ pub struct ExecRequest {
     pub terminal: bool,
     /// Seccomp filters, in order of installation.
     pub filters: Vec<crate::seccomp::Filter>,
-    /// Group that the process joins if init's own group takes no processes (cgroup v2, "no internal processes").
+    /// Group that the process joins if init has left the container's own group for one that it made, or if the
+    /// container's own takes no processes (cgroup v2, "no internal processes").
     pub fallback_group: Option<PathBuf>,
 }
 

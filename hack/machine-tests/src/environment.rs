@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Memory limit of every environment here.
-pub const MEMORY: u64 = 400 << 20;
+pub const MEMORY: u64 = 256 << 20;
 /// Limit of processes.
 pub const PIDS: u64 = 200;
 /// CPU at the start, in microseconds of each 100 ms: more than the boot uses.

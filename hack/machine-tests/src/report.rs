@@ -51,6 +51,7 @@ pub fn run() -> ExitCode {
         Ok(context) => context,
         Err(failure) => {
             report.line(&Line::BailOut(failure.to_string().replace('\n', " / ")));
+            report.remark(&runtime_log());
             report.remark(&logs());
             return ExitCode::FAILURE;
         }
@@ -62,6 +63,8 @@ pub fn run() -> ExitCode {
         report.line(&Line::Outcome { number: number + 1, name: check.name().into(), passed: outcome.is_ok() });
         if let Err(failure) = outcome {
             report.remark(&failure.to_string());
+            report.remark(&runtime_log());
+            report.remark(&context.inner_log());
             // The first failure is the one to look at; what follows may only be its echo.
             if !std::mem::replace(&mut logged, true) {
                 report.remark(&logs());
@@ -82,20 +85,24 @@ fn begin(report: &mut Report) -> Result<Context, Failure> {
     Ok(Context::new(options))
 }
 
-/// What else could say why: the ends of the logs.
+/// What containerd and the shims logged last, apart from what is no news.
+fn runtime_log() -> String {
+    let log =
+        tail("containerd and shim", &["journalctl", "-b", "-o", "cat", "--no-pager", "-n", "40", "-u", "containerd"]);
+    log.lines().filter(|line| !line.contains("loading plugin")).collect::<Vec<_>>().join("\n")
+}
+
+/// The end of what a program prints.
+fn tail(title: &str, words_of: &[&str]) -> String {
+    let text = output(&mut words(words_of), Duration::from_secs(20)).unwrap_or_else(|error| error.to_string());
+    let lines: Vec<&str> = text.lines().collect();
+    let lines = &lines[lines.len().saturating_sub(40)..];
+    format!("--- {title}\n{}\n", lines.join("\n"))
+}
+
+/// What else could say why.
 fn logs() -> String {
-    let limit = Duration::from_secs(20);
-    let tail = |title: &str, words_of: &[&str]| {
-        let text = output(&mut words(words_of), limit).unwrap_or_else(|error| error.to_string());
-        let lines: Vec<&str> = text.lines().collect();
-        let lines = &lines[lines.len().saturating_sub(60)..];
-        format!("--- {title}\n{}\n", lines.join("\n"))
-    };
-    let mut parts = vec![
-        tail("containerd and shim", &["journalctl", "-b", "-o", "cat", "--no-pager", "-n", "60", "-u", "containerd"]),
-        tail("kernel", &["dmesg"]),
-        format!("--- processes\n{}\n", processes::list().join("\n")),
-    ];
+    let mut parts = vec![tail("kernel", &["dmesg"]), format!("--- processes\n{}\n", processes::list().join("\n"))];
     for file in fs::read_dir("/run/vivarium/guests").into_iter().flatten().flatten() {
         parts.push(format!("--- {}\n{}\n", file.path().display(), fs::read_to_string(file.path()).unwrap_or_default()));
     }

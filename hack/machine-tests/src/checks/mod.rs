@@ -8,7 +8,7 @@ use std::{
 
 use vivarium_machine_tests::{options::Options, plan::Check};
 
-use crate::{environment::Environment, failure::Failure, leftovers::Baseline};
+use crate::{cri, environment::Environment, failure::Failure, leftovers::Baseline};
 
 mod inside;
 mod lifecycle;
@@ -38,6 +38,14 @@ impl Context {
     /// Nothing runs yet.
     pub fn new(options: Options) -> Self {
         Self { options, plain: None, environment: None, environments: 0 }
+    }
+
+    /// What the environment's own journal says last, if one runs.
+    pub fn inner_log(&self) -> String {
+        let Some(running) = &self.environment else { return String::new() };
+        let words = ["journalctl", "-b", "-n", "30", "--no-pager", "-o", "short-monotonic"];
+        let text = cri::exec(&running.container, &words).map_or_else(|failure| failure.0, |done| done.stdout);
+        format!("--- journal of the environment\n{text}")
     }
 
     fn running(&self) -> Result<&Running, Failure> {

@@ -33,6 +33,8 @@ async fn a_container_runs_and_its_exit_status_and_output_arrive() {
     let (status, output) = lab.run("one", &Plan::shell("echo hello; exit 7")).await;
     assert_eq!((status, output.as_str()), (7, "hello\n"));
     assert_eq!(lab.leftovers("one"), nothing());
+    // Events go through a queue: the answer to a call may be there before them.
+    until("the four events", || lab.topics().len() >= 4).await;
     assert_eq!(lab.topics(), ["create", "start", "exit", "delete"]);
 }
 
@@ -424,6 +426,8 @@ async fn the_last_shutdown_ends_the_shim() {
     lab.tasks.shutdown(deadline(), &shutdown).await.ok();
     let proc = format!("/proc/{}", lab.shim_pid);
     until("the shim to end", || !std::path::Path::new(&proc).exists()).await;
+    // Events go through a queue: the answer to a call may be there before them.
+    until("the four events", || lab.topics().len() >= 4).await;
     assert_eq!(lab.topics(), ["create", "start", "exit", "delete"]);
 }
 

@@ -162,8 +162,9 @@ async fn a_reboot_inside_keeps_the_pod_and_the_console() {
     assert_eq!(map.split_whitespace().nth(1), Some(bed.lab.base.to_string().as_str()));
     until("four boots on one console", || console.text().matches("up").count() == 4).await;
     assert!(!bed.lab.topics()[2..].contains(&"delete".to_owned()));
-    let exits = bed.lab.topics().iter().filter(|topic| *topic == "exit").count();
-    assert_eq!(exits, 3 + 1 + 2, "execs only: {:?}", bed.lab.topics());
+    let exits = || bed.lab.topics().iter().filter(|topic| *topic == "exit").count();
+    until("the exits of the execs", || exits() >= 3 + 1 + 2).await;
+    assert_eq!(exits(), 3 + 1 + 2, "execs only: {:?}", bed.lab.topics());
 
     // containerd goes on using the first pid; a container that joins by it gets the present one's namespaces.
     let plan = Plan::shell("readlink /proc/self/ns/ipc");

@@ -27,6 +27,7 @@ pub mod directory;
 mod files;
 pub mod health;
 pub mod ids;
+pub mod journal;
 pub mod kube;
 pub mod pool;
 pub mod publish;

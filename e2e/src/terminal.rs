@@ -122,4 +122,3 @@ impl Drop for Terminal {
         let _ = self.child.wait();
     }
 }
-

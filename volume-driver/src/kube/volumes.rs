@@ -131,9 +131,9 @@ impl VolumeObjects {
             Ok(()) => {}
             // Told when the pod and the operator give it back, or the object is gone; nothing to complain about until
             // then.
-            Err(
-                Refusal::Volume(VolumeError::Published { .. }) | Refusal::Held { .. } | Refusal::NoObject { .. },
-            ) => return Ok(()),
+            Err(Refusal::Volume(VolumeError::Published { .. }) | Refusal::Held { .. } | Refusal::NoObject { .. }) => {
+                return Ok(());
+            }
             Err(error) => return Err(error.into()),
         }
         let api: Api<EnvironmentVolume> = Api::namespaced(self.client.clone(), &name.namespace);

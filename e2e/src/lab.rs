@@ -64,6 +64,20 @@ impl Drop for Background {
     }
 }
 
+/// Runs `hack/lab`; its end is the test's to judge.
+#[must_use]
+pub fn lab(arguments: &[&str]) -> Ran {
+    let mut all = vec!["lab"];
+    all.extend(arguments);
+    run_with(&program(), &all, "")
+}
+
+/// Runs `hack/lab`; fails the test if it fails.
+pub fn lab_ok(arguments: &[&str]) {
+    let ran = lab(arguments);
+    assert!(ran.ok, "hack/lab {} failed: {}{}", arguments.join(" "), ran.stdout, ran.stderr);
+}
+
 /// Names of the nodes.
 #[must_use]
 pub fn nodes() -> Vec<String> {

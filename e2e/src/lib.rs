@@ -14,6 +14,7 @@
 
 pub mod environment;
 pub mod lab;
+pub mod terminal;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

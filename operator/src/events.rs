@@ -1,9 +1,8 @@
-//! Events (events.k8s.io/v1) on environments. An event that cannot be written is logged: it must not hinder what it
+//! Events (events.k8s.io/v1) on objects. An event that cannot be written is logged: it must not hinder what it
 //! tells of.
 
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
-use vivarium_api::v1alpha1::VirtualEnvironment;
 
 use crate::environment::apply::namespace_ends;
 use crate::environment::status::Note;
@@ -24,7 +23,7 @@ impl Events {
     }
 
     /// Writes one.
-    pub async fn publish(&self, environment: &VirtualEnvironment, note: &Note) {
+    pub async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: &Note) {
         let event = Event {
             type_: if note.warning { EventType::Warning } else { EventType::Normal },
             reason: note.reason.clone(),
@@ -32,7 +31,7 @@ impl Events {
             action: "Reconcile".into(),
             secondary: None,
         };
-        match self.0.publish(&event, &environment.object_ref(&())).await {
+        match self.0.publish(&event, &object.object_ref(&())).await {
             Err(error) if !namespace_ends(&error) => {
                 tracing::warn!(reason = note.reason, "an event could not be written: {}", brief(&error));
             }

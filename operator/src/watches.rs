@@ -60,7 +60,7 @@ pub async fn run(
     let (doomed, doomed_volumes) = mpsc::unbounded_channel();
     let volume_stream = touched::<GuardedVolume>(Api::all(client.clone()), every(), volume_writer, prune).inspect_ok(
         move |volume: &GuardedVolume| {
-            if volume.0.as_ref().is_ok_and(volume::never_placed) {
+            if volume.0.as_ref().is_ok_and(|volume| volume::duty(volume).is_some()) {
                 // The receiver lives as long as this stream.
                 let _ = doomed.send(volume.clone());
             }

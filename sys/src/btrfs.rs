@@ -37,6 +37,8 @@ const SUBVOL_SPEC_BY_ID: u64 = 1 << 4;
 const SEND_VERSION: u64 = 1 << 3;
 const QUOTA_CTL_ENABLE_SIMPLE: u64 = 4;
 const QGROUP_LIMIT_MAX_RFER: u64 = 1;
+/// Inode number of a subvolume's root directory (`BTRFS_FIRST_FREE_OBJECTID`).
+const ROOT_INODE: u64 = 256;
 /// Number of the tree of roots.
 const ROOT_TREE: u64 = 1;
 /// Key type of the reference from a subvolume to one inside it (`BTRFS_ROOT_REF_KEY`).
@@ -186,7 +188,8 @@ impl Qgroup {
     }
 }
 
-/// Issues a request whose argument the kernel reads or fills.
+/// Issues a request whose argument the kernel reads or fills. Only negative results are failures: `GET_SUBVOL_INFO`
+/// answers 1 where its search of the tree of roots ends between two keys, with everything filled in.
 fn ioctl<T>(directory: BorrowedFd<'_>, request: c_ulong, argument: &mut T) -> io::Result<()> {
     // SAFETY: each request constant of this module carries the size of the structure that its only callers pass, each of
     // which has the kernel's layout and no pointers; the reference outlives the call.
@@ -300,6 +303,17 @@ pub fn subvolume_info(directory: BorrowedFd<'_>) -> io::Result<SubvolumeInfo> {
         generation: raw.generation,
         read_only: flags & SUBVOL_RDONLY != 0,
     })
+}
+
+/// Like [`subvolume_info`], but `None` unless `directory` is the root directory of a subvolume: anything may be asked
+/// about, also on another file system.
+pub fn subvolume_at(directory: BorrowedFd<'_>) -> io::Result<Option<SubvolumeInfo>> {
+    // First of all, so that no other driver interprets the numbers of the requests.
+    let is_btrfs = rustix::fs::fstatfs(directory)?.f_type == libc::BTRFS_SUPER_MAGIC;
+    if !is_btrfs || rustix::fs::fstat(directory)?.st_ino != ROOT_INODE {
+        return Ok(None);
+    }
+    subvolume_info(directory).map(Some)
 }
 
 /// Makes the subvolume whose root is `directory` read-only, or writable again.

@@ -7,5 +7,4 @@ pub mod loopdev;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
-pub mod subvolume;
 pub mod watch;

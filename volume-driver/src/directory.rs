@@ -44,6 +44,9 @@ pub struct DirectoryError {
     pub message: String,
 }
 
+/// Type of the condition that [`Published`] becomes.
+pub const PUBLISHED: &str = "Published";
+
 /// Condition `Published` of an `EnvironmentVolume`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {

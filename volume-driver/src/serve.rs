@@ -82,7 +82,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
                 Some(device) => PoolSource::Device(device),
                 None => PoolSource::File { size: args.pool_size },
             };
-            let pool = Arc::new(Pool::open(&source, &args.state_dir)?);
+            let pool = Arc::new(Pool::open(&args.node_name, &source, &args.state_dir)?);
             let limits = Limits { entries: args.max_layer_entries, bytes: args.max_layer_size };
             let volumes = Volumes::open(pool.clone())?;
             let templates = TemplateCache::open(pool.clone(), args.plain_http_registries, limits)?;

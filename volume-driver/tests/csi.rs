@@ -24,6 +24,7 @@ use support::{TestNode, id, loop_devices};
 use tonic::{Code, Request};
 use vivarium_api::node::stage::StageRecord;
 use vivarium_node::csi::node::Node;
+use vivarium_node::directory::VolumeName;
 use vivarium_node::proto::csi::node_server::Node as _;
 use vivarium_node::proto::csi::{
     NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
@@ -349,6 +350,7 @@ async fn a_full_pool_is_resource_exhausted_and_says_what_to_do() {
     let refused = bench.stage().await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("Enlarge the pool"), "{refused}");
+    assert!(refused.message().contains("the pool of node n1 is full"), "{refused}");
     assert_eq!(bench.cluster.reasons(), ["PoolFull"]);
     std::fs::remove_file(pool.join("ballast")).unwrap();
     bench.node.pool().sync().unwrap();
@@ -393,16 +395,48 @@ async fn a_restarted_driver_finds_pool_volume_and_mount_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_condition_is_taken_back_once_no_pod_has_the_volume() {
+    let bench = bench("64Mi").await;
+    let target = bench.node.target("uid-shop-1");
+    let name = VolumeName::parse("team-a/shop").unwrap();
+    let volume = id(VOLUME);
+    let settle = || bench.service.publisher.settle(&name, &volume);
+    bench.stage().await.unwrap();
+    settle().await.unwrap();
+    assert_eq!(bench.cluster.reasons(), [""; 0], "nothing was said, so nothing is taken back");
+    bench.publish(&target, "shop-1").await.unwrap();
+    settle().await.unwrap();
+    assert_eq!(bench.cluster.reasons(), ["Published"], "a pod has it");
+    bench.unpublish(&target).await.unwrap();
+    for _ in 0..2 {
+        settle().await.unwrap();
+    }
+    assert_eq!(bench.cluster.reasons(), ["Published", "NotPublished"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_published_volume_is_not_destroyed_and_a_destroyed_one_leaves_nothing() {
     let bench = bench("64Mi").await;
     let target = bench.node.target("uid-shop-1");
     bench.stage().await.unwrap();
     bench.publish(&target, "shop-1").await.unwrap();
-    let refused = bench.service.publisher.destroy(&id(VOLUME)).await.unwrap_err();
-    assert!(refused.to_string().contains("still mounted into pod uid-shop-1"), "{refused}");
+    let name = VolumeName::parse("team-a/shop").unwrap();
+    let volume = id(VOLUME);
+    let destroy = || bench.service.publisher.destroy(&name, &volume);
+    let refused = destroy().await.unwrap_err().to_string();
+    assert!(refused.contains("still given to node n1 (session s1) at epoch 1"), "{refused}");
+    bench.cluster.status(|status| status.holder = None);
+    let refused = destroy().await.unwrap_err().to_string();
+    assert!(refused.contains("still mounted into pod uid-shop-1"), "{refused}");
+    // Unmounted, but whoever holds it may mount it again.
+    bench.cluster.give("n1", "s1", 1);
     bench.unpublish(&target).await.unwrap();
+    let refused = destroy().await.unwrap_err().to_string();
+    assert!(refused.contains("still given to"), "{refused}");
+    assert_eq!(bench.service.publisher.volumes.list().unwrap(), [id(VOLUME)]);
+    bench.cluster.status(|status| status.holder = None);
     for _ in 0..2 {
-        bench.service.publisher.destroy(&id(VOLUME)).await.unwrap();
+        destroy().await.unwrap();
     }
     assert_eq!(std::fs::read_dir(bench.node.state().join("pool/volumes")).unwrap().count(), 0);
 

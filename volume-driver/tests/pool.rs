@@ -132,7 +132,7 @@ fn what_holds_data_is_never_formatted() {
     let image = node.state().join("pool.img");
     fs::write(&image, vec![b'x'; 1 << 20]).unwrap();
     let source = PoolSource::File { size: POOL_SIZE };
-    let refused = Pool::open(&source, &node.state()).unwrap_err();
+    let refused = Pool::open("n1", &source, &node.state()).unwrap_err();
     assert!(matches!(refused, PoolError::Io { attempt: "mount the pool at", .. }), "{refused}");
     assert!(fs::read(&image).unwrap().starts_with(b"xxxx"));
 
@@ -144,7 +144,7 @@ fn what_holds_data_is_never_formatted() {
     let file = fs::File::options().read(true).write(true).open(&other).unwrap();
     let device = vivarium_sys::loopdev::LoopDevice::attach(&file).unwrap();
     fs::remove_file(&image).unwrap();
-    let refused = Pool::open(&PoolSource::Device(device.path().to_owned()), &node.state()).unwrap_err();
+    let refused = Pool::open("n1", &PoolSource::Device(device.path().to_owned()), &node.state()).unwrap_err();
     assert!(matches!(refused, PoolError::Format { .. }), "{refused}");
     assert!(refused.to_string().contains("wipefs"), "{refused}");
 }
@@ -152,6 +152,37 @@ fn what_holds_data_is_never_formatted() {
 #[test]
 fn a_pool_that_is_too_small_is_refused() {
     let node = TestNode::new();
-    let refused = Pool::open(&PoolSource::File { size: 1 << 20 }, &node.state()).unwrap_err();
+    let refused = Pool::open("n1", &PoolSource::File { size: 1 << 20 }, &node.state()).unwrap_err();
     assert!(matches!(refused, PoolError::TooSmall { size: 1_048_576 }), "{refused}");
+}
+
+/// Where the kernel's search for a subvolume ends at the border of a leaf of the tree of roots, its answer is 1, which
+/// is no failure. Enough subvolumes for a few leaves come past every border.
+#[test]
+fn every_one_of_many_subvolumes_is_identified() {
+    let node = TestNode::new();
+    let pool = node.pool();
+    let mut known = std::collections::HashMap::new();
+    for number in 0..200 {
+        let name = std::ffi::CString::new(format!("s{number}")).unwrap();
+        btrfs::create_subvolume(pool.volumes(), &name).unwrap();
+        let root = fs::File::open(pool.volumes_path().join(name.to_str().unwrap())).unwrap();
+        known.insert(btrfs::subvolume_info(root.as_fd()).unwrap().uuid, name);
+    }
+    assert_eq!(known.len(), 200, "a UUID came twice");
+    pool.sync().unwrap();
+    // Those behind a removed one change their place in the leaves.
+    let (gone, stay): (Vec<_>, Vec<_>) = known.into_iter().enumerate().partition(|(number, _)| number % 3 == 0);
+    for (_, (_, name)) in gone {
+        btrfs::destroy_subvolume(pool.volumes(), &name).unwrap();
+    }
+    pool.sync().unwrap();
+    for (_, (uuid, name)) in stay {
+        let root = fs::File::open(pool.volumes_path().join(name.to_str().unwrap())).unwrap();
+        assert_eq!(btrfs::subvolume_at(root.as_fd()).unwrap().unwrap().uuid, uuid);
+        fs::create_dir(pool.volumes_path().join(name.to_str().unwrap()).join("d")).unwrap();
+        let inside = fs::File::open(pool.volumes_path().join(name.to_str().unwrap()).join("d")).unwrap();
+        assert_eq!(btrfs::subvolume_at(inside.as_fd()).unwrap(), None, "a directory inside is no subvolume");
+    }
+    assert_eq!(btrfs::subvolume_at(fs::File::open("/proc").unwrap().as_fd()).unwrap(), None);
 }

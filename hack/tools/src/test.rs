@@ -76,6 +76,7 @@ const STEPS: &[Step] = &[
         Ok(true)
     }),
     ("e2e", "what a user does with kubectl", end_to_end),
+    ("lab", "power cuts, pulled cables and killed supervisors, with environments on them", |c| on_the_lab(c, &[ALONE])),
     ("helm-test", "the chart's own test", |c| {
         let installation = installed(c)?;
         run(installation.command("helm").args([
@@ -156,12 +157,32 @@ fn installed(context: &mut Context) -> Result<&Installation, Error> {
     context.installation.as_ref().ok_or(Error::Failed("install"))
 }
 
+/// Test of the end-to-end tests that takes nodes from under all others, and so runs by itself.
+const ALONE: &str = "lab";
+
 fn end_to_end(context: &mut Context) -> Result<bool, Error> {
+    let directory = context.root.join("e2e/tests");
+    let unread = |source| Error::Run { program: directory.display().to_string(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&directory).map_err(unread)? {
+        let path = entry.map_err(unread)?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names.retain(|name| name != ALONE);
+    names.sort_unstable();
+    on_the_lab(context, &names.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Runs end-to-end tests by the names of their files.
+fn on_the_lab(context: &mut Context, names: &[&str]) -> Result<bool, Error> {
     let root = context.root.clone();
     let filter = context.filter.clone();
     let installation = installed(context)?;
     let mut command = installation.command("cargo");
-    command.args(["test", "-p", "vivarium-e2e", "--locked", "--no-fail-fast", "--"]).args(filter);
+    command.args(["test", "-p", "vivarium-e2e", "--locked", "--no-fail-fast"]);
+    command.args(names.iter().flat_map(|name| ["--test", name])).arg("--").args(filter);
     // Each test waits most of its time; a few side by side keep two cores busy without starving the cluster.
     command.arg("--test-threads=3").current_dir(root);
     run(&mut command)

@@ -8,13 +8,16 @@ use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action as Requeue;
 use kube::{Client, ResourceExt};
+use vivarium_api::v1alpha1::environment::Phase;
 use vivarium_api::v1alpha1::{VirtualEnvironment, VirtualEnvironmentStatus};
 
 use super::apply::{self, Outcome};
 use super::decision::{Action, Decision};
 use super::dereference;
 use super::lifecycle::{Settings, decide};
-use super::status::notes;
+use super::misunderstood;
+use super::status::{Note, notes};
+use super::validate;
 use super::world::{Met, World};
 use crate::cache::Caches;
 use crate::events::Events;
@@ -26,6 +29,12 @@ const ROUNDS: u32 = 12;
 const GO_ON: Duration = Duration::from_millis(200);
 /// Pause after a failure of the API server.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// Pause before an object that cannot be read is tried again.
+const MISUNDERSTOOD_AGAIN: Duration = Duration::from_secs(30);
+/// How often the Secrets of an environment that runs are looked for: the operator may read those that a spec names, and
+/// watch none.
+const SECRETS_EVERY: Duration = Duration::from_secs(60);
 
 /// What every run needs.
 pub struct Context {
@@ -76,15 +85,19 @@ pub async fn reconcile(
     let done = match &object.0 {
         Ok(environment) => run(environment, &context).await,
         Err(invalid) => {
-            // It was stored by another version. Its next change brings it here again.
             let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-            tracing::warn!(
-                namespace,
-                name,
-                error = invalid.error,
-                "an environment cannot be understood and is left alone"
-            );
-            Ok(Requeue::await_change())
+            let why = match misunderstood::read(&context.client, &namespace, &name).await {
+                Ok(Some(raw)) => misunderstood::why(raw),
+                Ok(None) => return Ok(Requeue::await_change()),
+                // Which field it is, is not known then.
+                Err(_) => Some(invalid.error.clone()),
+            };
+            if let Some(why) = why {
+                tracing::warn!(namespace, name, error = why, "an environment cannot be read and is left alone");
+                context.events.publish(object.as_ref(), &misunderstood::note(&why)).await;
+            }
+            // A change of its status alone does not bring it here.
+            Ok(Requeue::requeue(MISUNDERSTOOD_AGAIN))
         }
     };
     context.metrics.reconciled(begin.elapsed(), done.as_ref().err().map(Error::kind));
@@ -102,7 +115,9 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
     let cached = dereference::from_caches(&context.caches, Arc::new(environment.clone()), &context.install_namespace);
     let decision = decide(&cached, Timestamp::now(), &context.settings)?;
     if decision.actions.is_empty() && !changed(&cached, &decision.status) {
-        return Ok(after(&decision));
+        let secrets = watch_secrets(context, &cached).await?;
+        let again = decision.again.into_iter().chain(secrets).min();
+        return Ok(again.map_or_else(Requeue::await_change, Requeue::requeue));
     }
     let (namespace, name) = (environment.namespace().unwrap_or_default(), environment.name_any());
     let mut met = Met::default();
@@ -134,6 +149,23 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
     Ok(Requeue::requeue(GO_ON))
 }
 
+/// Tells of Secrets with authorized keys that are gone while the environment runs. When to look again.
+async fn watch_secrets(context: &Context, cached: &World) -> Result<Option<Duration>, Error> {
+    let phase = cached.environment.status.as_ref().and_then(|status| status.phase);
+    if phase != Some(Phase::Running) || !validate::names_secrets(&cached.environment) {
+        return Ok(None);
+    }
+    let secrets = dereference::secrets_of(&context.client, &cached.environment).await?;
+    let world = World { secrets: Some(secrets), ..cached.clone() };
+    if let Err(refusal) = validate::secrets(&world) {
+        let note = Note::warning(refusal.reason, format!("{}. {KEYS_STAY}", refusal.message));
+        context.events.publish(world.environment.as_ref(), &note).await;
+    }
+    Ok(Some(SECRETS_EVERY))
+}
+
+const KEYS_STAY: &str = "The environment keeps the keys that it had until its next start, which needs them";
+
 /// Carries actions out until one finds the world changed.
 async fn act(context: &Context, world: &World, decision: &Decision) -> Result<Option<Outcome>, Error> {
     for action in &decision.actions {
@@ -142,7 +174,7 @@ async fn act(context: &Context, world: &World, decision: &Decision) -> Result<Op
         match apply::apply(&context.client, world, action).await? {
             Outcome::Done(note) => {
                 if let Some(note) = note {
-                    context.events.publish(&world.environment, &note).await;
+                    context.events.publish(world.environment.as_ref(), &note).await;
                 }
             }
             other => return Ok(Some(other)),
@@ -158,7 +190,7 @@ async fn write_status(context: &Context, world: &World, status: &VirtualEnvironm
     apply::status(&context.client, world, status).await?;
     context.metrics.wrote_status();
     for note in notes(world.environment.status.as_ref(), status) {
-        context.events.publish(&world.environment, &note).await;
+        context.events.publish(world.environment.as_ref(), &note).await;
     }
     Ok(())
 }

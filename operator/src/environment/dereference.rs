@@ -133,6 +133,13 @@ where
     Ok(Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await?.map(Arc::new))
 }
 
+/// Which keys the Secrets have that an environment names.
+pub async fn secrets_of(client: &Client, environment: &VirtualEnvironment) -> Result<Secrets, Error> {
+    let name = format!("{}/{}", environment.namespace().unwrap_or_default(), environment.name_any());
+    let found = secrets(client, environment).await;
+    found.map_err(|source| Error { what: "the Secrets", environment: name, source })
+}
+
 /// Which keys the named Secrets have. Their values are dropped at once.
 async fn secrets(client: &Client, environment: &VirtualEnvironment) -> Result<Secrets, kube::Error> {
     let sources = environment.spec.root.iter().flat_map(|root| &root.authorized_keys_from);

@@ -274,11 +274,12 @@ impl Life<'_> {
         }
     }
 
-    /// Releases the volume: no pod is left.
+    /// Releases the volume: no pod is left. Also one that is of no use any more, because it is being deleted: its data is
+    /// destroyed once nobody holds it.
     fn release(&mut self) {
         // Not beside another change of the same object, which would make this one's resourceVersion stale.
         let changes = self.actions.iter().any(|a| matches!(a, Action::ReplaceVolume(..)));
-        if let Some(volume) = self.volume.filter(|_| !changes).and_then(holder::released) {
+        if let Some(volume) = self.world.own_volume().filter(|_| !changes).and_then(holder::released) {
             self.actions.push(Action::ReplaceVolumeStatus(Box::new(volume)));
         }
     }

@@ -20,6 +20,7 @@ pub mod dereference;
 pub mod holder;
 pub mod incarnation;
 pub mod lifecycle;
+pub mod misunderstood;
 pub mod resize;
 pub mod status;
 pub mod storage;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{Resource, ResourceExt};
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, condition};
+use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment, condition};
 
 use super::build;
 use super::decision::Refusal;
@@ -105,6 +105,12 @@ pub fn volume_not_lost(world: &World) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Whether an environment names Secrets.
+#[must_use]
+pub fn names_secrets(environment: &VirtualEnvironment) -> bool {
+    environment.spec.root.as_ref().is_some_and(|root| !root.authorized_keys_from.is_empty())
 }
 
 /// Every Secret that the spec names exists and has the key.

@@ -1,20 +1,25 @@
-//! The controller of `EnvironmentVolume`: takes the finalizer off a deleted volume that never was on a node. The data of
-//! all others is destroyed by the driver of the node that holds it, which takes the finalizer off itself.
+//! The controller of `EnvironmentVolume`s that are being deleted: takes the finalizer off one that never was on a node,
+//! and takes one out of the hands of an environment that is gone. The data of all others is destroyed by the driver of
+//! the node that holds it, once nobody may write it any more; the driver takes the finalizer off itself.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action as Requeue;
 use kube::{Api, ResourceExt};
 use vivarium_api::names;
-use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::{EnvironmentVolume, VirtualEnvironment};
 
 use crate::environment::controller::Context;
+use crate::environment::holder;
 use crate::error::brief;
 
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How often a volume that is being deleted is looked at while its environment is there.
+const WHILE_USED: Duration = Duration::from_secs(10);
 
 /// A run failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +29,28 @@ pub struct Error {
     source: kube::Error,
 }
 
-/// Whether nothing but the operator can take the finalizer off.
+/// What only the operator can do for a volume that is being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Take the finalizer off: it never was on a node.
+    LetGo,
+    /// Take it out of the hands of its environment, should that be gone. One that is there does so itself.
+    Release,
+}
+
+/// What is to be done about a volume; `None`: nothing.
 #[must_use]
-pub fn never_placed(volume: &EnvironmentVolume) -> bool {
-    let placed = volume.status.as_ref().is_some_and(|s| s.node.is_some() || s.holder.is_some());
-    volume.metadata.deletion_timestamp.is_some()
-        && !placed
-        && volume.finalizers().iter().any(|f| f == names::FINALIZER_VOLUME)
+pub fn duty(volume: &EnvironmentVolume) -> Option<Duty> {
+    let guarded = volume.finalizers().iter().any(|f| f == names::FINALIZER_VOLUME);
+    if volume.metadata.deletion_timestamp.is_none() || !guarded {
+        return None;
+    }
+    let status = volume.status.as_ref();
+    match (status.and_then(|s| s.holder.as_ref()), status.and_then(|s| s.node.as_ref())) {
+        (Some(_), _) => Some(Duty::Release),
+        (None, None) => Some(Duty::LetGo),
+        (None, Some(_)) => None,
+    }
 }
 
 /// One run for one volume.
@@ -38,7 +58,7 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<EnvironmentVolume>>,
     context: Arc<Context>,
 ) -> Result<Requeue, Error> {
-    if !object.0.as_ref().is_ok_and(never_placed) {
+    if object.0.as_ref().ok().and_then(duty).is_none() {
         return Ok(Requeue::await_change());
     }
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -46,17 +66,41 @@ pub async fn reconcile(
     let api: Api<EnvironmentVolume> = Api::namespaced(context.client.clone(), &namespace);
     // The cache may be older than its placement: only the volume as it is now is let go.
     let Some(mut volume) = api.get_opt(&name).await.map_err(error)? else { return Ok(Requeue::await_change()) };
-    if !never_placed(&volume) {
-        return Ok(Requeue::await_change());
-    }
-    volume.metadata.finalizers.iter_mut().for_each(|all| all.retain(|f| f != names::FINALIZER_VOLUME));
-    context.metrics.acted("ReleaseVolume");
-    match api.replace(&name, &PostParams::default(), &volume).await {
+    let written = match duty(&volume) {
+        None => return Ok(Requeue::await_change()),
+        Some(Duty::LetGo) => {
+            volume.metadata.finalizers.iter_mut().for_each(|all| all.retain(|f| f != names::FINALIZER_VOLUME));
+            context.metrics.acted("ReleaseVolume");
+            api.replace(&name, &PostParams::default(), &volume).await
+        }
+        Some(Duty::Release) => {
+            if has_user(&context, &namespace, volume.spec.environment.as_deref()).await.map_err(error)? {
+                return Ok(Requeue::requeue(WHILE_USED));
+            }
+            let Some(released) = holder::released(&volume) else { return Ok(Requeue::await_change()) };
+            context.metrics.acted("ReplaceVolumeStatus");
+            api.replace_status(&name, &PostParams::default(), &released).await
+        }
+    };
+    match written {
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Requeue::requeue(Duration::from_secs(1))),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Requeue::await_change()),
         Err(source) => Err(error(source)),
         Ok(_) => Ok(Requeue::await_change()),
     }
+}
+
+/// Whether the environment of a volume, or a pod of it, is still there.
+async fn has_user(context: &Context, namespace: &str, environment: Option<&str>) -> Result<bool, kube::Error> {
+    let Some(environment) = environment else { return Ok(false) };
+    let metadata: Api<VirtualEnvironment> = Api::namespaced(context.client.clone(), namespace);
+    // Its name is enough, so that one that cannot be read counts as well.
+    if metadata.get_metadata_opt(environment).await?.is_some() {
+        return Ok(true);
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let labelled = ListParams::default().labels(&format!("{}={environment}", names::LABEL_ENVIRONMENT));
+    Ok(!pods.list_metadata(&labelled).await?.items.is_empty())
 }
 
 /// What follows from a failed run.
@@ -73,7 +117,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_a_deleted_volume_that_was_nowhere_is_let_go() {
+    fn only_a_deleted_volume_that_is_nowhere_or_in_hands_is_the_operators() {
         let volume = |deleted: bool, status: serde_json::Value| {
             let mut volume: EnvironmentVolume = serde_json::from_value(json!({
                 "apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume",
@@ -84,9 +128,11 @@ mod tests {
             volume
         };
         let nowhere = json!({"observedGeneration": -1});
-        assert!(never_placed(&volume(true, nowhere.clone())));
-        assert!(!never_placed(&volume(false, nowhere)));
-        assert!(!never_placed(&volume(true, json!({"observedGeneration": 1, "node": "n1"}))));
-        assert!(!never_placed(&volume(true, json!({"holder": {"node": "n1", "session": "s"}}))));
+        assert_eq!(duty(&volume(true, nowhere.clone())), Some(Duty::LetGo));
+        assert_eq!(duty(&volume(false, nowhere)), None);
+        assert_eq!(duty(&volume(true, json!({"observedGeneration": 1, "node": "n1"}))), None);
+        let held = json!({"node": "n1", "holder": {"node": "n1", "session": "s"}});
+        assert_eq!(duty(&volume(true, held.clone())), Some(Duty::Release));
+        assert_eq!(duty(&volume(false, held)), None);
     }
 }

@@ -48,23 +48,17 @@ fn check(boot: &BootConfig) -> Result<()> {
     Ok(())
 }
 
-/// Public keys for root, from all references, in their order. A reference whose secret does not exist (yet) gives none.
-pub fn authorized_keys(dir: &Path, count: u32) -> Result<Vec<u8>> {
-    let mut keys = Vec::new();
-    for index in 0..count.min(KEY_FILES_MAX) {
+/// Public keys for root, one file for each reference, in their order; `None` for one whose secret does not exist.
+pub fn authorized_keys(dir: &Path, count: u32) -> Result<Vec<Option<Vec<u8>>>> {
+    let file = |index| {
         let name = format!("{}/{index}", names::AUTHORIZED_KEYS_DIR);
         match read(dir, &name) {
-            Ok(bytes) => {
-                keys.extend(bytes);
-                if keys.last().is_some_and(|byte| *byte != b'\n') {
-                    keys.push(b'\n');
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).attempt(|| format!("read {name} of the environment's configuration")),
+            Ok(keys) => Ok(Some(keys)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).attempt(|| format!("read {name} of the environment's configuration")),
         }
-    }
-    Ok(keys)
+    };
+    (0..count.min(KEY_FILES_MAX)).map(file).collect()
 }
 
 fn read(dir: &Path, name: &str) -> io::Result<Vec<u8>> {
@@ -87,14 +81,15 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn keys_of_all_references_are_joined() {
+    fn keys_of_all_references_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let keys = dir.path().join("..data/authorized-keys");
         fs::create_dir_all(&keys).unwrap();
         symlink("..data/authorized-keys", dir.path().join("authorized-keys")).unwrap();
         fs::write(keys.join("0"), "ssh-ed25519 A").unwrap();
         fs::write(keys.join("2"), "ssh-ed25519 B\n").unwrap();
-        assert_eq!(authorized_keys(dir.path(), 3).unwrap(), b"ssh-ed25519 A\nssh-ed25519 B\n");
+        let keys = authorized_keys(dir.path(), 3).unwrap();
+        assert_eq!(keys, [Some(b"ssh-ed25519 A".to_vec()), None, Some(b"ssh-ed25519 B\n".to_vec())]);
     }
 
     #[test]

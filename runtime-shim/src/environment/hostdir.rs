@@ -35,7 +35,7 @@ pub fn create(dir: &Path, resolv_conf: Option<&Path>, config_dir: &Path, key_fil
         None => Vec::new(),
     };
     replace_file(&dir.join("vivarium/resolv.conf"), &resolver, 0o644)?;
-    write_keys(dir, config_dir, key_files)?;
+    Keys::default().refresh(dir, config_dir, key_files)?;
     let socket = dir.join("notify");
     let listener = UnixDatagram::bind(&socket).attempt(|| format!("listen on {}", socket.display()))?;
     // Whoever may send is found out from the sender's credentials.
@@ -44,9 +44,39 @@ pub fn create(dir: &Path, resolv_conf: Option<&Path>, config_dir: &Path, key_fil
     Ok(listener)
 }
 
-fn write_keys(dir: &Path, config_dir: &Path, key_files: u32) -> Result<()> {
-    let keys = config::authorized_keys(config_dir, key_files)?;
-    replace_file(&dir.join("vivarium/authorized_keys/root"), &keys, 0o644)
+/// The keys of each reference as they were last seen. Who deletes a Secret by mistake must not lock everybody out of an
+/// environment that runs: keys are taken back by emptying it, or with the next start.
+#[derive(Default)]
+struct Keys(Vec<Option<Vec<u8>>>);
+
+impl Keys {
+    /// Reads the keys anew and writes them for the guest.
+    fn refresh(&mut self, dir: &Path, config_dir: &Path, key_files: u32) -> Result<()> {
+        self.learn(config::authorized_keys(config_dir, key_files)?);
+        replace_file(&dir.join("vivarium/authorized_keys/root"), &self.joined(), 0o644)
+    }
+
+    fn learn(&mut self, found: Vec<Option<Vec<u8>>>) {
+        self.0.resize(found.len(), None);
+        for (index, (known, found)) in self.0.iter_mut().zip(found).enumerate() {
+            if found.is_some() {
+                *known = found;
+            } else if known.is_some() {
+                log::warn!("the Secret of authorized keys number {index} is gone; its last keys stay");
+            }
+        }
+    }
+
+    fn joined(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for keys in self.0.iter().flatten() {
+            all.extend_from_slice(keys);
+            if all.last().is_some_and(|byte| *byte != b'\n') {
+                all.push(b'\n');
+            }
+        }
+        all
+    }
 }
 
 /// Follows the keys for as long as it is polled: the kubelet replaces the link `..data` when a secret changes.
@@ -62,9 +92,10 @@ async fn follow(dir: &Path, config_dir: &Path, key_files: u32) -> Result<()> {
     inotify::add_watch(&watch, config_dir, WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::ONLYDIR)
         .attempt(what)?;
     let watch = vivarium_sys::watch::watch(watch, Interest::READABLE).attempt(what)?;
+    let mut keys = Keys::default();
     loop {
         // A change between the first reading and the watch is caught here.
-        write_keys(dir, config_dir, key_files).unwrap_or_else(|error| log::error!("{error}"));
+        keys.refresh(dir, config_dir, key_files).unwrap_or_else(|error| log::error!("{error}"));
         let mut ready = watch.readable().await.attempt(what)?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         // Which event it was does not matter: everything is read anew.
@@ -78,6 +109,23 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
     use std::time::Duration;
+
+    #[test]
+    fn keys_of_a_secret_that_is_gone_stay_and_emptied_ones_go() {
+        let some = |keys: &str| Some(keys.as_bytes().to_vec());
+        let mut keys = Keys::default();
+        for (found, expected) in [
+            (vec![None, None], ""),
+            (vec![some("A"), some("B\n")], "A\nB\n"),
+            (vec![None, some("C")], "A\nC\n"),
+            (vec![some("D"), None], "D\nC\n"),
+            (vec![some(""), None], "C\n"),
+            (vec![None, some("")], ""),
+        ] {
+            keys.learn(found.clone());
+            assert_eq!(keys.joined(), expected.as_bytes(), "{found:?}");
+        }
+    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn keys_follow_the_projected_volume() {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use vivarium_api::names;
 use vivarium_api::node::stage::{StageRecord, VERSION};
-use vivarium_sys::subvolume;
+use vivarium_sys::btrfs;
 
 use crate::error::{Attempt, Error, Result};
 use crate::helper::stage::open_directory;
@@ -30,8 +30,9 @@ fn record_of(directory: BorrowedFd<'_>, source: &Path) -> Result<StageRecord> {
             names::CSI_DRIVER
         ))
     };
-    let uuid = subvolume::uuid_of_root(directory)
+    let uuid = btrfs::subvolume_at(directory)
         .attempt(|| format!("identify the volume {}", source.display()))?
+        .map(|info| info.uuid.to_string())
         .ok_or_else(|| refused("it is not a btrfs subvolume"))?;
     let path = Path::new(names::STAGE_RECORDS).join(format!("{uuid}.json"));
     let file = match File::open(&path) {

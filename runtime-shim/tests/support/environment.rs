@@ -59,7 +59,7 @@ impl Pool {
             fs::create_dir_all(live.join(dir)).unwrap();
         }
         let directory = fs::File::open(&live).unwrap();
-        let uuid = vivarium_sys::subvolume::uuid_of_root(directory.as_fd()).unwrap().unwrap();
+        let uuid = vivarium_sys::btrfs::subvolume_info(directory.as_fd()).unwrap().uuid.to_string();
         let record = StageRecord {
             version: VERSION,
             volume_id: format!("volume-{name}"),

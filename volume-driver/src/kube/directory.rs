@@ -14,10 +14,8 @@ use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_gone};
-use crate::directory::{DirectoryError, Published, VolumeDirectory, VolumeName};
+use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeDirectory, VolumeName};
 
-/// Type of the condition.
-pub(super) const PUBLISHED: &str = "Published";
 /// An API server that does not answer for so long does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -18,16 +18,18 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
 
-use super::directory::{PUBLISHED, apply, status};
+use super::directory::{apply, status};
 use super::{ApiError, failed, is_gone};
-use crate::directory::{DirectoryError, Published, VolumeName};
+use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
-use crate::publish::{Publisher, Refusal, size};
+use crate::publish::{Publisher, Refusal, decide, size};
 use crate::volume::VolumeError;
 
 const CONCURRENCY: u16 = 8;
 /// How long until what failed is tried again by itself.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long until a volume that somebody else was at is looked at again.
+const BUSY: Duration = Duration::from_secs(1);
 /// How often usage is read.
 const USAGE_EVERY: Duration = Duration::from_secs(30);
 /// A change of usage that is told: this many bytes, or one part in so many.
@@ -110,6 +112,13 @@ impl VolumeObjects {
             return Ok(Action::await_change());
         }
         self.carry_out_size(volume, &id).await?;
+        if decide::says_published(volume) {
+            match self.publisher.settle(&name(volume), &id).await {
+                // Who is at it may be about to mount or unmount it.
+                Err(Refusal::Busy(_)) => return Ok(Action::requeue(BUSY)),
+                other => other?,
+            }
+        }
         Ok(Action::await_change())
     }
 
@@ -117,13 +126,16 @@ impl VolumeObjects {
         if !volume.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER_VOLUME) {
             return Ok(());
         }
-        match self.publisher.destroy(id).await {
+        let name = name(volume);
+        match self.publisher.destroy(&name, id).await {
             Ok(()) => {}
-            // Told when the pod gives it back; nothing to complain about until then.
-            Err(Refusal::Volume(VolumeError::Published { .. })) => return Ok(()),
+            // Told when the pod and the operator give it back, or the object is gone; nothing to complain about until
+            // then.
+            Err(Refusal::Volume(VolumeError::Published { .. }) | Refusal::Held { .. } | Refusal::NoObject { .. }) => {
+                return Ok(());
+            }
             Err(error) => return Err(error.into()),
         }
-        let name = name(volume);
         let api: Api<EnvironmentVolume> = Api::namespaced(self.client.clone(), &name.namespace);
         // From the object as it is now, so that the finalizer of another is never taken away.
         let Some(latest) = api.get_opt(&name.name).await.map_err(failed("read volume", &name))? else { return Ok(()) };

@@ -64,9 +64,11 @@ pub enum PoolError {
     },
     /// No room.
     #[error(
-        "the pool of this node is full: {free} of {total} bytes are free, of which a tenth is kept in reserve and {wanted} bytes are needed. Enlarge the pool (pool size of the chart) or delete environments on this node"
+        "the pool of node {node} is full: {free} of {total} bytes are free, of which a tenth is kept in reserve and {wanted} bytes are needed. Enlarge the pool (pool size of the chart) or delete environments on this node"
     )]
     Full {
+        /// The node.
+        node: String,
         /// Free bytes.
         free: u64,
         /// All bytes.
@@ -113,6 +115,7 @@ impl Space {
 /// The mounted pool.
 #[derive(Debug)]
 pub struct Pool {
+    node: String,
     path: PathBuf,
     root: OwnedFd,
     templates: OwnedFd,
@@ -123,11 +126,11 @@ pub struct Pool {
 
 impl Pool {
     /// Makes the pool of `source` usable at `<state_dir>/pool`: adopts it if it is mounted, else mounts it, formatting
-    /// an empty device or a new file first.
+    /// an empty device or a new file first. `node` is what people know the machine by.
     ///
     /// # Errors
     /// Any [`PoolError`] but `Full`.
-    pub fn open(source: &PoolSource, state_dir: &Path) -> Result<Self, PoolError> {
+    pub fn open(node: &str, source: &PoolSource, state_dir: &Path) -> Result<Self, PoolError> {
         let path = state_dir.join("pool");
         std::fs::create_dir_all(&path).map_err(PoolError::io("create the directory", &path))?;
         device::mount(source, state_dir, &path)?;
@@ -141,7 +144,7 @@ impl Pool {
         let uuid = btrfs::file_system_uuid(root.as_fd()).map_err(PoolError::io("identify", &path))?;
         let quota = quota(root.as_fd(), uuid);
         let [templates, volumes] = ["templates", "volumes"].map(|name| subdirectory(root.as_fd(), name, &path));
-        let pool = Self { root, templates: templates?, volumes: volumes?, uuid, quota, path };
+        let pool = Self { node: node.to_owned(), root, templates: templates?, volumes: volumes?, uuid, quota, path };
         tracing::info!(path = %pool.path.display(), uuid = %pool.uuid, quota = ?pool.quota, space = ?pool.space().ok(), "the pool is ready");
         Ok(pool)
     }
@@ -210,9 +213,14 @@ impl Pool {
     pub fn require(&self, wanted: u64) -> Result<(), PoolError> {
         let space = self.space()?;
         if space.usable() < wanted.max(1) {
-            return Err(PoolError::Full { free: space.free, total: space.total, wanted });
+            return Err(self.full(space, wanted));
         }
         Ok(())
+    }
+
+    /// There is no room for that.
+    pub(crate) fn full(&self, space: Space, wanted: u64) -> PoolError {
+        PoolError::Full { node: self.node.clone(), free: space.free, total: space.total, wanted }
     }
 
     /// Whether it is still mounted at its path and answers.

@@ -1,10 +1,10 @@
 //! Who may have a volume, decided from the `EnvironmentVolume` alone.
 
 use vivarium_api::names;
-use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::{EnvironmentVolume, condition};
 
 use super::Refusal;
-use crate::directory::VolumeName;
+use crate::directory::{PUBLISHED, VolumeName};
 use crate::ids::VolumeId;
 
 /// This node and its session.
@@ -97,6 +97,23 @@ pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, pod: Incarna
         return Verdict::Yes;
     }
     Verdict::NotYet(Refusal::NotHolder { name: name.clone(), epoch, seconds: waited, holder: holder(object) })
+}
+
+/// Whether nobody may write the volume any more, so that its data may be destroyed.
+///
+/// # Errors
+/// [`Refusal::Held`].
+pub fn given_back(object: &EnvironmentVolume, name: &VolumeName) -> Result<(), Refusal> {
+    match object.status.as_ref().and_then(|status| status.holder.as_ref()) {
+        Some(_) => Err(Refusal::Held { name: name.clone(), holder: holder(object) }),
+        None => Ok(()),
+    }
+}
+
+/// Whether the condition `Published` of the object is True.
+#[must_use]
+pub fn says_published(object: &EnvironmentVolume) -> bool {
+    object.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, PUBLISHED))
 }
 
 /// Who holds a volume, for people.

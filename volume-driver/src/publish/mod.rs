@@ -236,7 +236,7 @@ impl Publisher {
     /// # Errors
     /// Something uses the mount, [`Refusal::Busy`].
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
-        let _operation = self.begin(id)?;
+        let operation = self.begin(id)?;
         let (records, id) = (self.records.clone(), id.clone());
         blocking(move || {
             let publication = records.get(&id)?.filter(|publication| publication.target == target);
@@ -248,6 +248,8 @@ impl Publisher {
             Ok(())
         })
         .await?;
+        // Who is told may have work to do on this volume.
+        drop(operation);
         self.changed.notify_one();
         Ok(())
     }
@@ -278,12 +280,36 @@ impl Publisher {
         blocking(move || Ok(records.get(&id)?.is_some())).await
     }
 
+    /// Takes the condition `Published` back if it says of a volume that no pod has that one has it. The kubelet's call
+    /// to unpublish does not name the object, and after a power cut there is no such call.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`], a record cannot be read, or the cluster does not answer.
+    pub async fn settle(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
+        // No call can mount it meanwhile.
+        let _operation = self.begin(id)?;
+        if self.is_published(id).await? {
+            return Ok(());
+        }
+        // As it is now: what called for this may be older than the last mount.
+        let object = self.object(name, id).await?;
+        if decide::says_published(&object) {
+            let message = format!("no pod on node {} has the volume mounted", self.me.node);
+            let published = Published { published: false, reason: "NotPublished", message };
+            self.directory.report(&object, published).await?;
+        }
+        Ok(())
+    }
+
     /// Destroys a volume whose object is being deleted.
     ///
     /// # Errors
-    /// [`VolumeError::Published`] while a pod has it, [`Refusal::Busy`], or the pool fails.
-    pub async fn destroy(&self, id: &VolumeId) -> Result<(), Refusal> {
+    /// [`Refusal::Held`] while somebody may write it, [`VolumeError::Published`] while a pod has it mounted,
+    /// [`Refusal::Busy`], or the pool fails.
+    pub async fn destroy(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
         let _operation = self.begin(id)?;
+        // What a deletion began with may be older than the last word on who holds it.
+        decide::given_back(&self.object(name, id).await?, name)?;
         let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
         blocking(move || {
             if let Some(publication) = records.get(&id)? {

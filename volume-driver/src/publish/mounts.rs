@@ -34,10 +34,7 @@ pub fn at(path: &Path) -> io::Result<At> {
         Err(error) => return Err(error),
     }
     let directory = pool::open_directory(path)?;
-    if rustix::fs::fstatfs(&directory)?.f_type != pool::BTRFS_MAGIC {
-        return Ok(At::Other);
-    }
-    Ok(btrfs::subvolume_info(directory.as_fd()).map_or(At::Other, |info| At::Subvolume(info.uuid)))
+    Ok(btrfs::subvolume_at(directory.as_fd())?.map_or(At::Other, |info| At::Subvolume(info.uuid)))
 }
 
 /// Mounts a directory at `target`, which is made if it is not there.

@@ -105,6 +105,14 @@ pub enum Refusal {
         /// Environment of the volume.
         environment: String,
     },
+    /// Somebody may write it.
+    #[error("EnvironmentVolume {name} is still given to {holder}: its data is destroyed once it is given back")]
+    Held {
+        /// The object.
+        name: VolumeName,
+        /// Who has it.
+        holder: String,
+    },
     /// Mounted into another pod.
     #[error("volume {id} is still mounted into pod {pod} at {}: it can be in one pod at a time", target.display())]
     InUse {
@@ -180,6 +188,7 @@ impl Refusal {
             | Self::NotHolder { .. }
             | Self::Superseded { .. }
             | Self::NotItsPod { .. }
+            | Self::Held { .. }
             | Self::InUse { .. }
             | Self::LayerMissing { .. }
             | Self::Template { .. }
@@ -200,6 +209,7 @@ impl Refusal {
             | Self::NoObject { .. }
             | Self::NotThere { .. }
             | Self::Superseded { .. }
+            | Self::Held { .. }
             | Self::Directory(_)
             | Self::CutOff(_) => return None,
             Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",
@@ -231,7 +241,7 @@ mod tests {
     fn each_refusal_has_its_code_and_reason() {
         let id = VolumeId::parse("v1").unwrap();
         let name = VolumeName::parse("team-a/shop").unwrap();
-        let full = || PoolError::Full { free: 1, total: 10, wanted: 5 };
+        let full = || PoolError::Full { node: "n1".into(), free: 1, total: 10, wanted: 5 };
         let cases: [(Refusal, Code, Option<&str>); 10] = [
             (Refusal::Missing("volume id"), Code::InvalidArgument, None),
             (IdError::Volume("../x".into()).into(), Code::NotFound, None),

@@ -16,7 +16,7 @@ use vivarium_sys::btrfs;
 use super::registry::{Layer, Packing, hex};
 use super::unpack::{self, Limits, UnpackError};
 use super::{PARTIAL, TemplateError};
-use crate::pool::{Pool, PoolError, destroy_tree, open_beneath};
+use crate::pool::{Pool, destroy_tree, open_beneath};
 
 /// What headers and padding of an entry may add to its content.
 const OVERHEAD: u64 = 4096;
@@ -84,7 +84,7 @@ fn fill(
         if written <= budget.usable() {
             return pool.require(0);
         }
-        Err(PoolError::Full { free: budget.free, total: budget.total, wanted: written })
+        Err(pool.full(budget, written))
     };
     let totals = unpack::unpack(root.as_fd(), &mut stream, limits, &mut has_room).map_err(unpack_error)?;
     // Behind the archive's end there may be padding, which belongs to what was hashed.

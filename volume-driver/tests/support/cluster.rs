@@ -9,8 +9,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
-use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus};
-use vivarium_node::directory::{DirectoryError, Published, VolumeDirectory, VolumeName};
+use vivarium_api::v1alpha1::{
+    Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
+};
+use vivarium_node::directory::{DirectoryError, PUBLISHED, Published, VolumeDirectory, VolumeName};
 
 #[derive(Clone)]
 pub struct Cluster {
@@ -69,6 +71,17 @@ impl VolumeDirectory for Cluster {
     }
 
     async fn report(&self, _: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError> {
+        self.status(|status| {
+            let condition = Condition {
+                type_: PUBLISHED.into(),
+                status: if published.published { ConditionStatus::True } else { ConditionStatus::False },
+                observed_generation: None,
+                last_transition_time: jiff::Timestamp::now(),
+                reason: published.reason.into(),
+                message: published.message.clone(),
+            };
+            condition::set(&mut status.conditions, condition);
+        });
         self.reports.lock().unwrap().push(published);
         Ok(())
     }

@@ -61,7 +61,7 @@ impl TestNode {
     }
 
     pub fn pool_of(&self, size: u64) -> Arc<Pool> {
-        Arc::new(Pool::open(&PoolSource::File { size }, &self.state()).unwrap())
+        Arc::new(Pool::open("n1", &PoolSource::File { size }, &self.state()).unwrap())
     }
 
     pub fn templates(&self, pool: &Arc<Pool>, registry: &str) -> Arc<TemplateCache> {

@@ -75,6 +75,8 @@ pub fn power_on(layout: &Layout, cluster: &Cluster, node: Node) -> Result<(), Er
     if node.running(layout)?.is_some() {
         return Ok(());
     }
+    // One that was killed, not switched off, has left its loop devices, and perhaps the process that held it.
+    power_off(layout, node)?;
     network::create_node(node, cluster.nodes())?;
     cgroup::clean(node)?;
     cgroup::create(node)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 use vivarium_api::v1alpha1::environment::Phase;
+use vivarium_api::v1alpha1::volume::Holder;
 use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume};
 
 use super::fixtures::*;
@@ -137,6 +138,13 @@ fn a_volume_that_cannot_be_had_is_named() {
     refused(&other, "VolumeTemplateMismatch", &["alpine", "debian-13"], true);
     let deleted = with_volume(&spec, |v| v.metadata.deletion_timestamp = Some(Time(now())));
     refused(&deleted, "VolumeDeleted", &["shop"], true);
+    // Its data is destroyed once nobody holds it.
+    let held = with_volume(&spec, |v| {
+        v.metadata.deletion_timestamp = Some(Time(now()));
+        v.status.as_mut().unwrap().holder = Some(Holder { node: "n1".into(), session: "s1".into() });
+    });
+    refused(&held, "VolumeDeleted", &["shop"], true);
+    assert_eq!(short(&decided(&held)), ["release"]);
     let small = json!({"resources": {"disk": "32Mi"}});
     refused(&with_volume(&small, |v| v.spec.environment = None), "DiskTooSmall", &["32Mi", "104857600"], true);
     let mut lost = empty(&spec);

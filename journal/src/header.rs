@@ -98,6 +98,12 @@ pub struct Header {
 /// Bytes that are no header of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum HeaderError {
+    /// The first bytes are others.
+    #[error("this is no transaction file: its first bytes are others, or its header is too long")]
+    Foreign,
+    /// A later version of the format.
+    #[error("the transaction file has version {0} of the format; this build knows version {VERSION}")]
+    Version(u16),
     /// A field is damaged.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -139,6 +145,13 @@ impl Header {
         }
     }
 
+    /// Reads the header from the first bytes of a file: at least 16 and the header.
+    pub fn peek(front: &[u8]) -> Result<Self, HeaderError> {
+        let (start, rest) = front.split_first_chunk::<16>().ok_or(HeaderError::Foreign)?;
+        let length = preamble(start)?;
+        Self::decode(rest.get(..length).ok_or(HeaderError::Foreign)?)
+    }
+
     /// Reads a whole header.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
         let mut input = Input(bytes);
@@ -174,6 +187,28 @@ impl Header {
         }
         Ok(Self { kind, volume, writer, epoch, first, sequence, parent, time, layers })
     }
+}
+
+/// Appends what stands before a header of `length` bytes: magic number, version, two bytes of zero, length.
+pub(crate) fn put_preamble(to: &mut Vec<u8>, length: usize) {
+    to.extend_from_slice(&MAGIC);
+    to.extend_from_slice(&VERSION.to_le_bytes());
+    to.extend_from_slice(&0u16.to_le_bytes());
+    to.extend_from_slice(&(length as u32).to_le_bytes());
+}
+
+/// Checks what stands before a header; tells the header's length.
+pub(crate) fn preamble(start: &[u8; 16]) -> Result<usize, HeaderError> {
+    let (magic, rest) = start.split_at(8);
+    if magic != MAGIC {
+        return Err(HeaderError::Foreign);
+    }
+    let version = u16::from_le_bytes([rest[0], rest[1]]);
+    if version != VERSION || rest[2..4] != [0, 0] {
+        return Err(HeaderError::Version(version));
+    }
+    let length = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
+    if length <= MAX_HEADER { Ok(length) } else { Err(HeaderError::Foreign) }
 }
 
 fn text(bytes: &[u8], what: &'static str) -> Result<String, HeaderError> {

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use crate::header::{Digest, Header, HeaderError, MAGIC, MAX_HEADER, VERSION};
+use crate::header::{self, Digest, Header, HeaderError};
 use crate::op::{Op, OpError};
 use crate::path::{PathError, TreePath};
 use crate::touched::What;
@@ -22,9 +22,6 @@ pub enum ReadError {
     /// It begins or ends as no transaction file does.
     #[error("this is no transaction file: {0}")]
     Foreign(&'static str),
-    /// A later version of the format.
-    #[error("the transaction file has version {0} of the format; this build knows version {VERSION}")]
-    Version(u16),
     /// Bytes were changed, or are missing.
     #[error("the transaction file is damaged: its digest is {found}, and it says {said}")]
     Digest {
@@ -68,31 +65,26 @@ impl<R: Read + Seek> Transaction<R> {
         }
         let trailer = Trailer::read(&mut from, length)?;
         from.rewind()?;
-        let found = hash(&mut from, length - UNHASHED)?;
+        let mut hasher = blake3::Hasher::new();
+        hash(&mut from, length - UNHASHED, &mut hasher)?;
+        let found = Digest(*hasher.finalize().as_bytes());
         if found != trailer.digest {
             return Err(ReadError::Digest { found, said: trailer.digest });
         }
+        hash(&mut from, UNHASHED, &mut hasher)?;
+        let content = Digest(*hasher.finalize().as_bytes());
         from.rewind()?;
         let mut start = [0; 16];
         from.read_exact(&mut start)?;
-        let mut input = Input(&start);
-        if input.array::<8>("the magic number").ok() != Some(MAGIC) {
-            return Err(ReadError::Foreign("its first bytes are others"));
-        }
-        let number =
-            |at: usize, count: usize| start[at..at + count].iter().rev().fold(0u32, |n, b| n << 8 | u32::from(*b));
-        let version = number(8, 2) as u16;
-        if version != VERSION || number(10, 2) != 0 {
-            return Err(ReadError::Version(version));
-        }
-        let header_length = number(12, 4) as usize;
-        if header_length > MAX_HEADER || header_length as u64 + 16 > length {
+        let header_length = header::preamble(&start)?;
+        if header_length as u64 + 16 > length {
             return Err(ReadError::Foreign("its header is too long"));
         }
         let mut header = vec![0; header_length];
         from.read_exact(&mut header)?;
         let header = Header::decode(&header)?;
-        let summary = Summary { digest: trailer.digest, length, operations: trailer.operations, raw: trailer.raw };
+        let summary =
+            Summary { digest: trailer.digest, content, length, operations: trailer.operations, raw: trailer.raw };
         let body = 16 + header_length as u64;
         let mut transaction = Self { from, header, summary, body };
         transaction.check(&trailer)?;
@@ -236,8 +228,7 @@ impl Trailer {
     }
 }
 
-fn hash(from: &mut impl Read, mut length: u64) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
+fn hash(from: &mut impl Read, mut length: u64, hasher: &mut blake3::Hasher) -> io::Result<()> {
     let mut buffer = vec![0; 128 << 10];
     while length > 0 {
         let want = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
@@ -245,7 +236,7 @@ fn hash(from: &mut impl Read, mut length: u64) -> io::Result<Digest> {
         hasher.update(&buffer[..want]);
         length -= want as u64;
     }
-    Ok(Digest(*hasher.finalize().as_bytes()))
+    Ok(())
 }
 
 /// Reads frames until the empty one that ends them.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::header::{Digest, Header, MAGIC, VERSION};
+use crate::header::{self, Digest, Header};
 use crate::op::Op;
 use crate::touched::{Change, Changes};
 use crate::wire::{put_bytes, put_number};
@@ -21,8 +21,10 @@ const LEVEL: i32 = 3;
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Digest of the file.
+    /// Digest of the file, as in its trailer: of everything before it.
     pub digest: Digest,
+    /// BLAKE3 of all bytes, the trailer's among them.
+    pub content: Digest,
     /// Its length in bytes.
     pub length: u64,
     /// How many operations it has.
@@ -52,10 +54,7 @@ impl<W: Write> Writer<W> {
         let mut bytes = Vec::new();
         header.encode(&mut bytes);
         let mut start = Vec::with_capacity(16);
-        start.extend_from_slice(&MAGIC);
-        start.extend_from_slice(&VERSION.to_le_bytes());
-        start.extend_from_slice(&0u16.to_le_bytes());
-        start.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        header::put_preamble(&mut start, bytes.len());
         writer.put(&start)?;
         writer.put(&bytes)?;
         Ok(writer)
@@ -94,11 +93,12 @@ impl<W: Write> Writer<W> {
             self.put(&number.to_le_bytes())?;
         }
         let digest = Digest(*self.hash.finalize().as_bytes());
-        self.to.write_all(&digest.0)?;
-        self.to.write_all(&END)?;
+        self.put(&digest.0)?;
+        self.put(&END)?;
         self.to.flush()?;
-        let length = self.length + 40;
-        Ok((self.to, Summary { digest, length, operations: self.operations, raw: self.raw }))
+        let content = Digest(*self.hash.finalize().as_bytes());
+        let Self { to, length, operations, raw, .. } = self;
+        Ok((to, Summary { digest, content, length, operations, raw }))
     }
 
     fn flush_frame(&mut self) -> io::Result<()> {

@@ -4,6 +4,7 @@
 pub mod btrfs;
 pub mod loopdev;
 pub mod mount;
+pub mod pagecache;
 pub mod process;
 pub mod seccomp;
 pub mod watch;

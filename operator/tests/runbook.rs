@@ -18,13 +18,35 @@ const OTHER_WORDS: &[&[&str]] = &[
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
     &["CSIPlugin", "DateTime", "PartialEq"],
     // Columns of kubectl.
-    &["Age", "Bytes", "Digest", "Environment", "Epoch", "Image", "Node", "Reason", "Size", "Status", "Template", "Used"],
+    &[
+        "Age",
+        "Bytes",
+        "Digest",
+        "Environment",
+        "Epoch",
+        "Image",
+        "Node",
+        "Reason",
+        "Size",
+        "Status",
+        "Template",
+        "Used",
+    ],
     // Types and states of conditions.
     &["Booted", "False", "PodResizeInProgress", "PodResizePending", "PodScheduled", "Ready", "Reconciling", "Stalled"],
     &["StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.
     &["Bound", "ClusterIP", "ContainerCreating", "Exists", "Filesystem", "IfNotPresent", "In", "Infeasible", "Lost"],
-    &["NamespaceTerminating", "Never", "NoExecute", "None", "PodInitializing", "ReadWriteOnce", "Reconcile", "Released"],
+    &[
+        "NamespaceTerminating",
+        "Never",
+        "NoExecute",
+        "None",
+        "PodInitializing",
+        "ReadWriteOnce",
+        "Reconcile",
+        "Released",
+    ],
     &["Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
+use vivarium_e2e::environment::condition_of;
 use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, lab, run_with};
 
 #[test]
@@ -91,6 +92,11 @@ fn a_retained_volume_comes_back_with_a_new_environment() {
     ve.delete();
     let volume = namespace.get("evol", "shop").expect("the volume is retained");
     assert!(volume["spec"]["environment"].is_null(), "{volume}");
+    eventually("the volume to be in no pod", DEADLINE, || {
+        let volume = namespace.get("evol", "shop").ok_or("no volume")?;
+        let (status, reason, _) = condition_of(&volume, "Published");
+        if (status.as_str(), reason.as_str()) == ("False", "NotPublished") { Ok(()) } else { Err(volume.to_string()) }
+    });
     let heir = namespace.environment("heir").with("/volume/name", json!("shop")).up();
     assert_eq!(heir.sh("cat /srv/kept"), "precious");
     assert_eq!(heir.sh("hostname"), "heir");
@@ -100,6 +106,30 @@ fn a_retained_volume_comes_back_with_a_new_environment() {
     let message = thief.wait_reason("Ready", "VolumeInUse");
     assert!(message.contains("heir"), "{message}");
     assert_eq!(heir.sh("cat /srv/kept"), "precious");
+}
+
+#[test]
+fn a_deleted_volume_lives_until_nobody_holds_it() {
+    let namespace = Namespace::new("doomed");
+    let mut ve = namespace.environment("shop").up();
+    ve.sh("echo precious > /srv/kept; sync");
+    let boot = ve.boot();
+    let ran = kubectl(&["-n", &namespace.name, "delete", "evol", "shop", "--wait=false"]);
+    assert!(ran.ok, "{}", ran.stderr);
+    let message = ve.wait_reason("Ready", "VolumeDeleted");
+    assert!(message.contains("being deleted with all data"), "{message}");
+    // What runs keeps what it runs on.
+    assert_eq!(ve.sh("sync; cat /srv/kept"), "precious");
+    assert_eq!(ve.boot(), boot);
+    let volume = namespace.get("evol", "shop").expect("the volume is gone while it is in use");
+    assert!(!volume["status"]["holder"].is_null(), "{volume}");
+    // Once it is shut down, nobody holds the volume any more and it goes.
+    ve.set("/runMode", json!("Stopped"));
+    ve.apply();
+    eventually("the end of the volume", DEADLINE, || {
+        namespace.get("evol", "shop").map_or(Ok(()), |volume| Err(volume.to_string()))
+    });
+    ve.delete();
 }
 
 #[test]

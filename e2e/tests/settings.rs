@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
-use vivarium_e2e::{Namespace, eventually};
+use vivarium_e2e::{DEADLINE, Namespace, eventually, get, kubectl_ok, lab};
 
 #[test]
 fn settings_of_the_spec_are_read_back_inside() {
@@ -86,4 +86,34 @@ fn the_disk_is_as_large_as_the_spec_says_and_grows_live() {
         volume["status"]["usedBytes"].as_i64().filter(|b| *b > 100 << 20).ok_or_else(|| volume["status"].to_string())
     });
     assert!(written < 512 << 20);
+}
+
+#[test]
+fn a_secret_that_vanishes_is_told_and_locks_nobody_out() {
+    let namespace = Namespace::new("vanished");
+    namespace.secret("keys", "authorized_keys", "ssh-ed25519 AAAA somebody");
+    let source = json!([{"secretRef": {"name": "keys", "key": "authorized_keys"}}]);
+    let ve = namespace.environment("shop").with("/root/authorizedKeysFrom", source).up();
+    let node = ve.node();
+    let uid = ve.pod_object()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let file = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected/config/authorized-keys/0");
+    lab::node_sh(&node, &format!("test -e {file}"));
+    kubectl_ok(&["-n", &namespace.name, "delete", "secret", "keys"]);
+    let told = eventually("an event about the Secret", DEADLINE, || {
+        let events = get(&["-n", &namespace.name, "events.v1.events.k8s.io"]).unwrap_or_default();
+        let all = events["items"].as_array().into_iter().flatten();
+        let mut about = all.filter(|e| e["regarding"]["name"] == "shop" && e["reason"] == "SecretNotFound");
+        about.next().cloned().ok_or_else(|| "no such event".to_owned())
+    });
+    assert_eq!(told["type"], "Warning");
+    let note = told["note"].as_str().unwrap();
+    assert!(note.contains("`keys`") && note.contains("keeps the keys that it had"), "{note}");
+    // The kubelet takes its file away in its own time; the environment has its keys still.
+    eventually("the end of the kubelet's file", DEADLINE, || {
+        let ran = lab::on_node(&node, &["test", "!", "-e", &file]);
+        if ran.ok { Ok(()) } else { Err(file.clone()) }
+    });
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(ve.sh("cat /run/host/vivarium/authorized_keys/root"), "ssh-ed25519 AAAA somebody");
+    ve.wait_ready();
 }

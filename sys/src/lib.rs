@@ -5,6 +5,7 @@ pub mod btrfs;
 pub mod extents;
 pub mod loopdev;
 pub mod mount;
+pub mod pagecache;
 pub mod process;
 pub mod seccomp;
 pub mod watch;

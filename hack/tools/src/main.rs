@@ -50,6 +50,9 @@ enum Command {
     Test(test::Arguments),
     /// What an environment costs, beside a peer.
     Bench(bench::Arguments),
+    /// What `bench` runs on a node.
+    #[command(subcommand, hide = true)]
+    Measure(bench::measure::What),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),
+        Command::Measure(what) => finished(bench::measure::run(&what)),
     };
     match result {
         Ok(code) => code,

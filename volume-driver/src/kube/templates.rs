@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{PredicateConfig, WatchStreamExt, predicates};
@@ -20,7 +21,7 @@ use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::template::{CacheState, NodeCache};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume};
 
-use super::{ApiError, FIELD_MANAGER, failed, is_conflict, is_gone};
+use super::{ApiError, FIELD_MANAGER, failed, is_conflict, is_gone, watch_readable};
 use crate::ids::LayerDigest;
 use crate::template::{TemplateCache, TemplateError};
 
@@ -58,8 +59,7 @@ impl Templates {
         // Statuses of many nodes change all the time; what matters here is the spec, and the digest that the first
         // node writes, which every node learns when it writes its own.
         let (reader, writer) = kube::runtime::reflector::store();
-        let stream = watcher(self.api(), watcher::Config::default())
-            .default_backoff()
+        let stream = watch_readable(Api::<DeserializeGuard<EnvironmentTemplate>>::all(self.client.clone()))
             .reflect(writer)
             .applied_objects()
             .predicate_filter(predicates::generation, PredicateConfig::default());

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, future};
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::Store;
-use kube::runtime::watcher::{self, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Client, ResourceExt};
 use serde_json::json;
@@ -19,7 +19,7 @@ use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
 
 use super::directory::{apply, status};
-use super::{ApiError, failed, is_gone};
+use super::{ApiError, failed, is_gone, watch_readable};
 use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
 use crate::publish::{Publisher, Refusal, decide, size};
@@ -67,11 +67,10 @@ pub struct VolumeObjects {
 impl VolumeObjects {
     /// Works until the process ends.
     pub async fn run(self: Arc<Self>) {
-        let api: Api<EnvironmentVolume> = Api::all(self.client.clone());
+        let api: Api<DeserializeGuard<EnvironmentVolume>> = Api::all(self.client.clone());
         let node = self.publisher.me.node.clone();
         let (reader, writer) = reflector::store();
-        let stream = watcher(api, watcher::Config::default())
-            .default_backoff()
+        let stream = watch_readable(api)
             .modify(|volume| {
                 volume.managed_fields_mut().clear();
                 volume.annotations_mut().clear();

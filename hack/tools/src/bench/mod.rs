@@ -1,10 +1,13 @@
 //! `hack/bench`: what an environment costs, beside a peer measured in the same run. Machines are shared and noisy, so
 //! every figure of ours stands next to one of runc's, taken in turn, and the ratio is what to read. Prints Markdown.
 
+pub mod measure;
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::install::{self, Error, Installation};
@@ -18,6 +21,8 @@ pub struct Arguments {
 }
 
 const NAMESPACE: &str = "bench";
+/// Programs of the shims, ours and the peer's.
+const SHIMS: [&str; 2] = ["containerd-shim-vivarium-v1", "containerd-shim-runc-v2"];
 const PEER_IMAGE: &str = "docker.io/library/busybox:lab";
 
 /// Measures and prints.
@@ -53,25 +58,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 
     println!("\n| memory of one idle pod (Pss, MiB) | virtual environment | busybox pod under runc |\n|---|---|---|");
     let (ours, theirs) = (cluster.memory(&node, &pod)?, cluster.memory(&node, "pod")?);
-    println!("| guest processes | {:.1} | {:.1} |", ours.0, theirs.0);
-    println!("| shim | {:.1} | {:.1} |", ours.1, theirs.1);
-
-    println!(
-        "\n| environments on the node | disk of the pool, MiB more | page cache of the machine, MiB more |\n|---|---|---|"
-    );
-    let (disk, cache) = (pool_used(&node)?, cached());
-    let mut names: Vec<String> = Vec::new();
-    for count in [1, 10, 20] {
-        let more: Vec<String> = (names.len()..count).map(|i| format!("many{i}")).collect();
-        for name in &more {
-            cluster.apply(&environment(name, &node))?;
-        }
-        for name in &more {
-            cluster.wait(&format!("ve/{name}"), "condition=Ready")?;
-        }
-        names.extend(more);
-        println!("| {count} | {:.1} | {:.1} |", pool_used(&node)? - disk, cached() - cache);
-    }
+    println!("| guest processes | {:.1} | {:.1} |", mib(ours.guest), mib(theirs.guest));
+    println!("| shim | {:.1} | {:.1} |", mib(ours.shim), mib(theirs.shim));
+    println!("| pause and helpers | {:.1} | {:.1} |", mib(ours.helpers), mib(theirs.helpers));
+    cluster.delete("ve/ve")?;
+    cluster.delete("pod/pod")?;
+    cluster.many(&node)?;
     install::check(cluster.kubectl(&["delete", "namespace", NAMESPACE]).stdout(Stdio::null()))
 }
 
@@ -137,20 +129,63 @@ impl Cluster {
         Ok(begun.elapsed())
     }
 
-    /// Pss in MiB of the processes in a pod's cgroup (the pause process among them), and of its shim.
-    fn memory(&self, node: &str, pod: &str) -> Result<(f64, f64), Error> {
+    /// Memory of a pod.
+    fn memory(&self, node: &str, pod: &str) -> Result<measure::Pod, Error> {
         let uid = install::output(&mut self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]))?;
-        // The shim is the parent, in the node's pid namespace, of the pod's first processes.
-        let script = format!(
-            "guest=0; shims=; for p in /proc/[0-9]*; do grep -q -s {uid} $p/cgroup || continue; \
-             s=$(awk '/^Pss:/ {{print $2}}' $p/smaps_rollup 2>/dev/null); guest=$((guest + ${{s:-0}})); \
-             q=$(awk '/^PPid:/ {{print $2}}' $p/status); grep -q -s {uid} /proc/$q/cgroup || shims=$q; done; \
-             echo $guest $(awk '/^Pss:/ {{print $2}}' /proc/$shims/smaps_rollup)"
-        );
-        let printed = on_node(node, &script)?;
-        let mut fields = printed.split_whitespace().map(|f| f.parse::<f64>().unwrap_or(f64::NAN) / 1024.0);
-        Ok((fields.next().unwrap_or(f64::NAN), fields.next().unwrap_or(f64::NAN)))
+        measured(node, &["pod", &uid])
     }
+
+    /// What more and more environments cost together. Beside each a busybox pod, for the peer's shims.
+    fn many(&self, node: &str) -> Result<(), Error> {
+        println!(
+            "\n| environments on the node | disk of the pool, MiB more | template files in memory, MiB | volume files in \
+             memory, MiB | Pss of a shim (private), MiB | Pss of runc's shim (private), MiB |\n|---|---|---|---|---|---|"
+        );
+        let disk = pool_used(node)?;
+        let mut there = 0;
+        for count in [1, 10, 20] {
+            for number in there..count {
+                self.apply(&environment(&format!("many{number}"), node))?;
+                self.apply(&busybox(&format!("peer{number}"), node))?;
+            }
+            for number in there..count {
+                self.wait(&format!("ve/many{number}"), "condition=Ready")?;
+                self.wait(&format!("pod/peer{number}"), "condition=Ready")?;
+            }
+            there = count;
+            let cache: measure::Cache = measured(node, &["cache"])?;
+            let [ours, theirs] = SHIMS.map(|program| measured::<measure::Shims>(node, &["shims", program]));
+            println!(
+                "| {count} | {:.1} | {:.1} | {:.1} | {} | {} |",
+                pool_used(node)? - disk,
+                mib(cache.templates / 1024),
+                mib(cache.volumes / 1024),
+                of_one(&ours?),
+                of_one(&theirs?)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Runs [`measure`] on a node.
+fn measured<T: DeserializeOwned>(node: &str, what: &[&str]) -> Result<T, Error> {
+    let program = crate::workspace::program();
+    let mut command = Command::new(&program);
+    command.args(["lab", "node", "shell", node, "--"]).arg(&program).arg("measure").args(what);
+    let printed = install::output(&mut command)?;
+    serde_json::from_str(&printed).map_err(|source| Error::Run { program: "measure".into(), source: source.into() })
+}
+
+/// MiB of KiB.
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// Mean over some shims.
+fn of_one(shims: &measure::Shims) -> String {
+    let each = |kib: u64| mib(kib) / shims.count.max(1) as f64;
+    format!("{:.1} ({:.1}) of {}", each(shims.pss), each(shims.private), shims.count)
 }
 
 fn on_node(node: &str, script: &str) -> Result<String, Error> {
@@ -163,13 +198,6 @@ fn pool_used(node: &str) -> Result<f64, Error> {
     let printed =
         on_node(node, "sync -f /var/lib/vivarium/pool; df --output=used -B1024 /var/lib/vivarium/pool | tail -1")?;
     Ok(printed.trim().parse::<f64>().unwrap_or(f64::NAN) / 1024.0)
-}
-
-/// MiB of page cache of the machine.
-fn cached() -> f64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Cached:"));
-    line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
 }
 
 fn row(what: &str, ours: &[Duration], theirs: &[Duration]) {

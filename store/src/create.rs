@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::TryStreamExt;
+use futures::stream::FuturesUnordered;
 use object_store::{PutMode, PutOptions, PutPayload};
 
 use crate::manifest::{self, MAX_PARTS, Manifest, Part};
 use crate::retry::Backoff;
 use crate::store::RequestError;
-use crate::{Cause, Content, Deadline, Digest, Failure, Key, ReadError, Store};
+use crate::{Cause, Content, Deadline, Digest, Failure, Key, Name, ReadError, Store};
 
 /// Where a content comes from.
 #[derive(Clone, Debug)]
@@ -205,7 +206,7 @@ impl Store {
         if length.div_ceil(self.inner.sizes.part as u64) > MAX_PARTS as u64 {
             return Err(refused("that is more than one object can stand for"));
         }
-        if key.part(&crate::Name::random(), 0).is_none() {
+        if key.part(&Name::random(), 0).is_none() {
             return Err(refused("an object of this kind is never large"));
         }
         // A former attempt may have done it: nothing has to be sent then.
@@ -239,50 +240,60 @@ impl Store {
             failure: Failure { cause: Cause::Other, message: error.to_string() },
         })?;
         let mut whole = blake3::Hasher::new();
-        let count = content.length.div_ceil(part_size as u64);
-        let pieces = stream::iter(0..count)
-            .then(|number| {
-                let at = number * part_size as u64;
-                let length = (content.length - at).min(part_size as u64) as usize;
-                async move { body.piece(at, length).await.map(|piece| (number as u32, piece)) }
-            })
-            .map_err(body.failed(key))
-            .map_ok(|(number, piece)| {
-                whole.update(&piece);
-                let digest = *blake3::hash(&piece).as_bytes();
-                (number, piece, digest)
-            });
-        let sent = pieces
-            .map(|piece| {
-                let writer = &writer;
-                async move {
-                    let (number, piece, digest) = piece?;
-                    let length = piece.len() as u32;
-                    if let Some(part_key) = key.part(writer, number) {
-                        let content = Content { length: u64::from(length), digest };
-                        self.commit(&part_key, piece, content, deadline).await?;
-                    }
-                    Ok::<_, CreateError>(Part { length, digest })
+        let mut under_way = FuturesUnordered::new();
+        let mut at = 0;
+        let sent = loop {
+            if under_way.len() == self.inner.sizes.in_flight || (at == content.length && !under_way.is_empty()) {
+                if let Err(error) = under_way.try_next().await {
+                    break Err(error);
                 }
-            })
-            .buffered(self.inner.sizes.in_flight)
-            .try_collect::<Vec<_>>()
-            .await;
-        let sent = match sent {
-            Ok(parts) if *whole.finalize().as_bytes() == content.digest => parts,
-            Ok(parts) => {
-                manifest.parts = parts;
-                self.drop_unused_parts(key, &manifest, deadline).await;
-                return Err(CreateError::Changed { key: key.clone().into() });
+                continue;
             }
+            if at == content.length {
+                break Ok(());
+            }
+            let length = (content.length - at).min(part_size as u64);
+            let piece = match body.piece(at, length as usize).await {
+                Ok(piece) => piece,
+                Err(error) => break Err(body.failed(key)(error)),
+            };
+            at += length;
+            whole.update(&piece);
+            let part = Part { length: length as u32, digest: blake3::hash(&piece).into() };
+            under_way.push(self.send_part(key, &writer, manifest.parts.len() as u32, piece, part, deadline));
+            manifest.parts.push(part);
+        };
+        drop(under_way);
+        let error = match sent {
+            Ok(()) if *whole.finalize().as_bytes() == content.digest => return Ok(manifest),
+            Ok(()) => CreateError::Changed { key: key.clone().into() },
             // What the error says of a part holds for the whole.
             Err(CreateError::Unknown { store, failure, .. }) => {
-                return Err(CreateError::Unknown { store, key: key.clone().into(), failure });
+                CreateError::Unknown { store, key: key.clone().into(), failure }
             }
-            Err(error) => return Err(error),
+            Err(error) => error,
         };
-        manifest.parts = sent;
-        Ok(manifest)
+        // Nothing refers to them, and a further attempt writes its own.
+        if let Err(error) = self.delete_parts(key, &manifest, deadline).await {
+            tracing::debug!(%error, "parts of an object that was not created stay behind");
+        }
+        Err(error)
+    }
+
+    async fn send_part(
+        &self,
+        key: &Key,
+        writer: &Name,
+        number: u32,
+        piece: Bytes,
+        part: Part,
+        deadline: Deadline,
+    ) -> Result<(), CreateError> {
+        let content = Content { length: u64::from(part.length), digest: part.digest };
+        match key.part(writer, number) {
+            Some(part_key) => self.commit(&part_key, piece, content, deadline).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Creates one object of the back end, and finds out whether it holds `content`.

@@ -3,7 +3,8 @@
 
 use std::time::SystemTime;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 
 use crate::manifest::Manifest;
@@ -101,7 +102,7 @@ impl Store {
                 Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
                 Err(RequestError::Failed(failure)) => failure,
             };
-            if failure.cause == Cause::Denied || !backoff.pause().await {
+            if matches!(failure.cause, Cause::Denied | Cause::Missing) || !backoff.pause().await {
                 return Err(MaintainError::List { store: self.to_string(), prefix: prefix.clone(), failure });
             }
         }
@@ -134,13 +135,22 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), MaintainError> {
         let Ok(writer) = manifest.writer_name() else { return Ok(()) };
-        let parts = (0..manifest.parts.len() as u32).filter_map(|number| key.part(&writer, number));
-        stream::iter(parts)
-            .map(Ok)
-            .try_for_each_concurrent(self.inner.sizes.in_flight, |part| async move {
-                self.delete_object(&part, deadline).await
-            })
-            .await
+        let mut parts = (0..manifest.parts.len() as u32).filter_map(|number| key.part(&writer, number));
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < self.inner.sizes.in_flight
+                && let Some(part) = parts.next()
+            {
+                under_way.push(self.delete_part(part, deadline));
+            }
+            if under_way.try_next().await?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn delete_part(&self, part: Key, deadline: Deadline) -> Result<(), MaintainError> {
+        self.delete_object(&part, deadline).await
     }
 
     /// Takes one object of the back end away.
@@ -153,7 +163,7 @@ impl Store {
                 Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
                 Err(RequestError::Failed(failure)) => failure,
             };
-            if failure.cause == Cause::Denied || !backoff.pause().await {
+            if matches!(failure.cause, Cause::Denied | Cause::Missing) || !backoff.pause().await {
                 return Err(MaintainError::Delete { store: self.to_string(), key: key.clone().into(), failure });
             }
         }

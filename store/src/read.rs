@@ -5,7 +5,8 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::TryStreamExt;
+use futures::stream::FuturesOrdered;
 use object_store::{GetOptions, GetRange};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
@@ -254,7 +255,8 @@ impl Store {
                 }
                 Err(RequestError::Failed(failure)) => failure,
             };
-            if failure.cause == crate::Cause::Denied || !backoff.pause().await {
+            let hopeless = matches!(failure.cause, crate::Cause::Denied | crate::Cause::Missing);
+            if hopeless || !backoff.pause().await {
                 return Err(ReadError::Failed { store: self.to_string(), key: key.clone().into(), failure });
             }
         }
@@ -282,19 +284,6 @@ impl Store {
         Ok(bytes)
     }
 
-    /// All parts in order, the next ones under way while one is used.
-    fn parts<'a>(
-        &'a self,
-        key: &'a Key,
-        manifest: &'a Manifest,
-        deadline: Deadline,
-    ) -> impl stream::Stream<Item = Result<Bytes, ReadError>> + 'a {
-        let parts = manifest.parts.iter().enumerate();
-        stream::iter(parts)
-            .map(move |(number, part)| self.part(key, manifest, number as u32, *part, deadline))
-            .buffered(self.inner.sizes.in_flight)
-    }
-
     /// Writes all parts, each checked, and checks the whole.
     async fn copy_parts<W: AsyncWrite + Unpin>(
         &self,
@@ -305,8 +294,16 @@ impl Store {
     ) -> Result<(), ReadError> {
         let sink = |source| ReadError::Sink { key: key.clone().into(), source };
         let mut whole = blake3::Hasher::new();
-        let mut parts = std::pin::pin!(self.parts(key, manifest, deadline));
-        while let Some(part) = parts.try_next().await? {
+        // The next ones are under way while one is written.
+        let mut under_way = FuturesOrdered::new();
+        let mut waiting = manifest.parts.iter().enumerate();
+        loop {
+            while under_way.len() < self.inner.sizes.in_flight
+                && let Some((number, part)) = waiting.next()
+            {
+                under_way.push_back(self.part(key, manifest, number as u32, *part, deadline));
+            }
+            let Some(part) = under_way.try_next().await? else { break };
             whole.update(&part);
             out.write_all(&part).await.map_err(sink)?;
         }

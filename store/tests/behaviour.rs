@@ -150,3 +150,26 @@ async fn foreign_objects_are_in_no_list() {
     objects.put(&Path::from("volumes/v/log/README"), "x".into()).await.unwrap();
     assert_eq!(store.list(&Prefix::All, None, soon()).await.unwrap(), []);
 }
+
+/// What every caller on a runtime of several threads needs.
+#[tokio::test]
+async fn everything_can_be_spawned() {
+    let (store, _) = memory();
+    let (body, digest) = content(5000);
+    let done = tokio::spawn(async move {
+        let path = std::path::PathBuf::from("/nowhere");
+        store.prove(soon()).await.unwrap();
+        store.create(&key(1), Source::Bytes(body), digest, soon()).await.unwrap();
+        let missing = store.create(&key(2), Source::File(&path), digest, soon()).await;
+        assert!(matches!(missing, Err(CreateError::Source { .. })), "{missing:?}");
+        let mut out = Vec::new();
+        store.read_to(&key(1), &mut out, soon()).await.unwrap();
+        store.read(&key(1), 5000, soon()).await.unwrap();
+        store.read_span(&key(1), vivarium_store::Span::Tail(1), soon()).await.unwrap();
+        store.list(&Prefix::All, None, soon()).await.unwrap();
+        Set::one(store.clone()).read(&key(1), 5000, soon()).await.unwrap();
+        store.delete(&key(1), soon()).await.unwrap();
+        out.len()
+    });
+    assert_eq!(done.await.unwrap(), 5000);
+}

@@ -9,7 +9,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 /// Readers of all caches.
 pub struct Caches {
@@ -17,6 +17,8 @@ pub struct Caches {
     pub environments: Store<DeserializeGuard<VirtualEnvironment>>,
     /// Templates.
     pub templates: Store<DeserializeGuard<EnvironmentTemplate>>,
+    /// Stores of journals.
+    pub stores: Store<DeserializeGuard<JournalStore>>,
     /// Volumes.
     pub volumes: Store<DeserializeGuard<EnvironmentVolume>>,
     /// Pods of environments.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 use crate::cache::{Caches, PodNames, environment_of, prune, prune_node};
 use crate::environment::controller::{self, Context};
@@ -32,6 +32,7 @@ const CONCURRENCY: u16 = 64;
 type Guarded = DeserializeGuard<VirtualEnvironment>;
 type GuardedVolume = DeserializeGuard<EnvironmentVolume>;
 type GuardedTemplate = DeserializeGuard<EnvironmentTemplate>;
+type GuardedStore = DeserializeGuard<JournalStore>;
 
 /// Runs both controllers until `stop` becomes true.
 pub async fn run(
@@ -46,6 +47,7 @@ pub async fn run(
     let (environments, environment_writer) = reflector::store();
     let (volumes, volume_writer) = reflector::store();
     let (templates, template_writer) = reflector::store();
+    let (stores, store_writer) = reflector::store();
     let (pods, pod_writer) = reflector::store();
     let (claims, claim_writer) = reflector::store();
     let (persistent_volumes, persistent_volume_writer) = reflector::store();
@@ -67,6 +69,7 @@ pub async fn run(
         },
     );
     let template_stream = touched::<GuardedTemplate>(Api::all(client.clone()), every(), template_writer, prune);
+    let store_stream = touched::<GuardedStore>(Api::all(client.clone()), every(), store_writer, prune);
     let claim_stream =
         touched::<PersistentVolumeClaim>(Api::all(client.clone()), labelled.clone(), claim_writer, prune);
     let persistent_volume_stream =
@@ -83,6 +86,7 @@ pub async fn run(
         caches: Caches {
             environments: environments.clone(),
             templates,
+            stores,
             volumes: volumes.clone(),
             pods: pods.clone(),
             pod_names: PodNames::default(),
@@ -103,6 +107,7 @@ pub async fn run(
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
     let of_volume = environments.clone();
     let of_template = environments.clone();
+    let of_store = environments.clone();
     let of_lease = pods.clone();
 
     let mut for_environments = stop.clone();
@@ -111,6 +116,7 @@ pub async fn run(
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
         .watches_stream(template_stream, move |template| users_of_template(&of_template, &template))
+        .watches_stream(store_stream, move |_| users_of_stores(&of_store))
         .watches_stream(pod_stream, |pod| labelled_environment(&pod))
         .watches_stream(claim_stream, |claim| labelled_environment(&claim))
         .watches_stream(config_map_stream, |config_map| labelled_environment(&config_map))
@@ -171,6 +177,11 @@ fn users_of_template(environments: &Store<Guarded>, template: &GuardedTemplate) 
     // Only a volume that is still to be made needs the template.
     let waits = |e: &VirtualEnvironment| e.status.as_ref().is_none_or(|s| s.template_digest.is_none());
     select(environments, |environment| environment.spec.template.name == name && waits(environment))
+}
+
+/// The environments whose volume is still to be made: the store is chosen then.
+fn users_of_stores(environments: &Store<Guarded>) -> Vec<ObjectRef<Guarded>> {
+    select(environments, |environment| environment.status.as_ref().is_none_or(|s| s.template_digest.is_none()))
 }
 
 fn select(environments: &Store<Guarded>, concerns: impl Fn(&VirtualEnvironment) -> bool) -> Vec<ObjectRef<Guarded>> {

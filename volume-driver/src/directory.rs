@@ -6,6 +6,9 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::volume::JournalStatus;
+
+use crate::ids::VolumeId;
 
 /// Name of an `EnvironmentVolume`: `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +61,20 @@ pub struct Published {
     pub message: String,
 }
 
+/// Type of the condition that [`Journaled`] becomes.
+pub const JOURNALED: &str = "Journaled";
+
+/// How far the journal of a volume is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Journaled {
+    /// The newest transaction in the store, if one is known.
+    pub journal: Option<JournalStatus>,
+    /// Epoch that ended in order with it.
+    pub released: Option<u64>,
+    /// Why nothing is added at present: one CamelCase word, and a sentence.
+    pub trouble: Option<(&'static str, String)>,
+}
+
 /// Where `EnvironmentVolume`s are looked up.
 #[async_trait]
 pub trait VolumeDirectory: Send + Sync + 'static {
@@ -69,6 +86,9 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes the condition `Published`.
     async fn report(&self, volume: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError>;
+
+    /// Writes how far the journal is, if the object still is that of the volume.
+    async fn journaled(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError>;
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::csi::identity::Identity;
 use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen};
 use crate::health::{self, Health};
+use crate::journal::keeper::Keeper;
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::lease;
@@ -93,12 +94,15 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))??
     };
     let client = ::kube::Client::try_default().await?;
+    let directory = Arc::new(ClusterDirectory { client: client.clone() });
     let publisher = Arc::new(Publisher {
         me: Me { node: args.node_name.clone(), session: session.id.clone() },
-        directory: Arc::new(ClusterDirectory { client: client.clone() }),
+        keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone())),
+        directory,
         volumes,
         templates: templates.clone(),
         records,
+        stores: Stores::default(),
         operations: Operations::default(),
         changed: Arc::new(Notify::new()),
         wait: WAIT,
@@ -106,6 +110,12 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
 
     let mut tasks: JoinSet<ServeError> = JoinSet::new();
     start_cluster_tasks(&mut tasks, &args, &client, &session, &publisher, templates);
+    publisher.resume_journals()?;
+    let keeper = publisher.keeper.clone();
+    tasks.spawn(async move {
+        keeper.run().await;
+        ServeError::Ended("keeper of journals", String::new())
+    });
     let stop = Arc::new(Notify::new());
     let servers = start_servers(&mut tasks, &args, &pool, &publisher, &stop)?;
 
@@ -175,7 +185,7 @@ fn start_cluster_tasks(
         client: client.clone(),
         node: args.node_name.clone(),
         namespace: args.namespace.clone(),
-        stores: Stores::default(),
+        stores: publisher.stores.clone(),
     };
     tasks.spawn(async move {
         stores.run().await;

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
+use super::store::Tolerance;
 use crate::node::boot::{ResourceLimit, Sysctl};
 
 /// A complete operating system with its own init, root user, packages and services, which shares the kernel of the node
@@ -64,6 +65,24 @@ pub struct VirtualEnvironmentSpec {
     /// The volume that holds its changes.
     #[serde(default)]
     pub volume: VolumePolicy,
+    /// What its changes must survive. It is decided when the volume is made; if not given, the `JournalStore` with the name `default` keeps them, or, where there is none, the node alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the durability of an environment cannot be changed: set it back"))]
+    pub durability: Option<Durability>,
+}
+
+/// What the changes of an environment must survive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.store) || !has(self.tolerate)").message("give either the store or what it must tolerate"))]
+pub struct Durability {
+    /// What the store must survive; the one that survives least among those that survive this is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerate: Option<Tolerance>,
+    /// Name of the `JournalStore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub store: Option<String>,
 }
 
 /// Reference to an `EnvironmentTemplate`.

@@ -1,6 +1,7 @@
 //! `EnvironmentVolume`: the private, writable part of one environment, and who may write it.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -32,8 +33,22 @@ use super::condition::Condition;
     printcolumn(name = "Size", type_ = "string", json_path = ".spec.size"),
     printcolumn(name = "Used", type_ = "integer", json_path = ".status.usedBytes", description = "Bytes"),
     printcolumn(name = "Template", type_ = "string", json_path = ".spec.template.name"),
+    printcolumn(
+        name = "Store",
+        type_ = "string",
+        json_path = ".spec.store",
+        description = "JournalStore that keeps its journal; empty: the data is on its node alone"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1")
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1"),
+    printcolumn(
+        name = "Journal",
+        type_ = "integer",
+        json_path = ".status.journal.sequence",
+        priority = "1",
+        description = "Number of the newest transaction that was told of"
+    ),
+    validation = Rule::new("!has(oldSelf.spec.store) || has(self.spec.store) && self.spec.store == oldSelf.spec.store").message("the journal of a volume cannot be taken to another store: set spec.store back")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentVolumeSpec {
@@ -47,6 +62,10 @@ pub struct EnvironmentVolumeSpec {
     /// Environment of the same namespace that uses the volume; none when it was retained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
+    /// `JournalStore` that keeps every change, so that any node can bring the volume back; none: the data is on one node
+    /// alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// Template of a volume, fixed when the volume is made.
@@ -88,11 +107,29 @@ pub struct EnvironmentVolumeStatus {
     /// Bytes that can be written at most, as enforced on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<i64>,
-    /// Conditions, by type: Published (False with a reason when the node driver could not hand it to the pod).
+    /// The journal, as of some seconds ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalStatus>,
+    /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
+    #[serde(default)]
+    pub released_epoch: u64,
+    /// Conditions, by type: Journaled (whether what is written reaches the store), Published (False with a reason when the node driver could not hand it to the pod).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// How far the journal of a volume is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalStatus {
+    /// Number of the newest transaction in the store.
+    pub sequence: u64,
+    /// Epoch that wrote it.
+    pub epoch: u64,
+    /// When it was acknowledged.
+    pub time: Time,
 }
 
 /// The node, and the session of its driver, that may write a volume.

@@ -12,7 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 use super::incarnation;
 use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
@@ -48,6 +48,7 @@ pub fn from_caches(caches: &Caches, environment: Arc<VirtualEnvironment>, instal
         service: caches.services.get(&ObjectRef::new(&name).within(&namespace)),
         pods: pods.iter().filter_map(|name| pod(name)).collect(),
         secrets: None,
+        stores: stores(caches),
         nodes: Nodes::default(),
         met: Met::default(),
         volume,
@@ -108,6 +109,7 @@ pub async fn from_server(
         service,
         pods: pods.items.into_iter().map(Arc::new).collect(),
         secrets: Some(secrets),
+        stores: stores(caches),
         nodes: Nodes::default(),
         met: Met::default(),
     };
@@ -161,6 +163,13 @@ fn own_pods(world: &World) -> Vec<Arc<Pod>> {
     world.pods.iter().filter(|pod| world.owns(pod.as_ref())).cloned().collect()
 }
 
+/// Stores that can be read, by name. They change rarely, and a decision on an older state of them harms nothing.
+fn stores(caches: &Caches) -> Vec<Arc<JournalStore>> {
+    let mut all: Vec<_> = caches.stores.state().iter().filter_map(|store| store.0.clone().ok()).map(Arc::new).collect();
+    all.sort_by_key(|store: &Arc<JournalStore>| store.name_any());
+    all
+}
+
 fn bound_node(world: &World) -> Option<&str> {
     world.newest_pod().and_then(|pod| incarnation::node(pod))
 }
@@ -170,7 +179,9 @@ fn session(lease: Option<&Lease>) -> Option<String> {
 }
 
 fn nodes(world: &World, nodes: &Store<Node>, session: Option<String>) -> Nodes {
-    let of_volume = world.volume.as_ref().and_then(|v| v.status.as_ref()?.node.clone());
+    // Of a volume that any node can bring back no node matters.
+    let pinned = world.volume.as_ref().filter(|volume| !world.is_movable(volume));
+    let of_volume = pinned.and_then(|v| v.status.as_ref()?.node.clone());
     // Only a pod without a node needs an explanation.
     let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
     Nodes {

@@ -34,13 +34,14 @@ pub struct Bidder<'a> {
     pub started: bool,
 }
 
-/// Decides for a pod that is bound to a node, whose driver acts as `session`.
+/// Decides for a pod that is bound to a node, whose driver acts as `session`. `movable`: any node can bring the data
+/// back ([`super::world::World::is_movable`]).
 #[must_use]
-pub fn claim(volume: &EnvironmentVolume, pod: Bidder<'_>, session: Option<&str>) -> Claim {
+pub fn claim(volume: &EnvironmentVolume, pod: Bidder<'_>, session: Option<&str>, movable: bool) -> Claim {
     let Bidder { uid, epoch, node, started } = pod;
     let status = volume.status.clone().unwrap_or_default();
-    // The data is on one node until journals can restore it elsewhere.
-    if epoch == 0 || status.node.as_deref().is_some_and(|data| data != node) || epoch < status.epoch {
+    let elsewhere = status.node.as_deref().is_some_and(|data| data != node);
+    if epoch == 0 || (elsewhere && !movable) || epoch < status.epoch {
         return Claim::Stale;
     }
     let take = |session: &str| {

@@ -132,7 +132,8 @@ impl Life<'_> {
         };
         let epoch = self.world.epoch().max(self.world.met.taken).saturating_add(1);
         // What the pod mounts comes first.
-        let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image)?;
+        let movable = self.world.is_movable(volume);
+        let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image, movable)?;
         self.actions.push(Action::CreatePod(Box::new(pod)));
         let ready = Verdict::no("Starting", format!("incarnation {epoch} is being started"));
         Ok(Outlook { epoch, ..Outlook::idle(self.world, Phase::Starting, Progress::Reconciling, ready) })
@@ -251,7 +252,7 @@ impl Life<'_> {
             return Err(Refusal::waiting("Terminating", message));
         }
         let bidder = Bidder { uid: uid.unwrap_or_default(), epoch, node, started: incarnation::was_started(pod) };
-        match holder::claim(volume, bidder, session) {
+        match holder::claim(volume, bidder, session, self.world.is_movable(volume)) {
             Claim::Holds => Ok(()),
             Claim::Take(volume) => {
                 self.actions.push(Action::ReplaceVolumeStatus(volume));

@@ -17,7 +17,8 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
     let Some(volume) = world.volume.as_deref() else {
         validate::volume_not_lost(world)?;
         let template = validate::template(world)?;
-        let made = build::volume(&world.environment, template).ok_or_else(|| {
+        let store = validate::store(world)?;
+        let made = build::volume(&world.environment, template, store).ok_or_else(|| {
             let name = template.name_any();
             Refusal::waiting("TemplateNotReady", format!("EnvironmentTemplate `{name}` is being resolved to a digest"))
         })?;

@@ -1,11 +1,15 @@
 //! What an environment needs before it can start, checked one by one. Each check gives a [`Refusal`] that says what to do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{Resource, ResourceExt};
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment, condition};
+use vivarium_api::v1alpha1::store::Tolerance;
+use vivarium_api::v1alpha1::{
+    Condition, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment, condition,
+};
 
 use super::build;
 use super::decision::Refusal;
@@ -14,6 +18,9 @@ use crate::quantity::Amount;
 
 /// How often Secrets are looked up again: the operator may read those that a spec names, and watch none.
 const SECRETS_AGAIN: Duration = Duration::from_secs(5);
+
+/// `JournalStore` of environments that do not say what they want.
+const DEFAULT_STORE: &str = "default";
 
 /// The template, if a volume can be made from it.
 pub fn template(world: &World) -> Result<&EnvironmentTemplate, Refusal> {
@@ -41,6 +48,41 @@ pub fn template(world: &World) -> Result<&EnvironmentTemplate, Refusal> {
         message: format!("EnvironmentTemplate `{name}` is not ready. {why}"),
         stalled: condition::is_true(conditions, "Stalled"),
         again: None,
+    })
+}
+
+/// The store that is to keep the journal of a new volume; `None`: there is none, and the data is on its node alone.
+pub fn store(world: &World) -> Result<Option<String>, Refusal> {
+    let durability = world.environment.spec.durability.clone().unwrap_or_default();
+    if let Some(name) = durability.store {
+        return match world.store(&name) {
+            Some(_) => Ok(Some(name)),
+            None => Err(Refusal::stalled(
+                "StoreNotFound",
+                format!(
+                    "there is no JournalStore `{name}`, which spec.durability.store names: create it, or name another \
+                     one (kubectl get js lists them)"
+                ),
+            )),
+        };
+    }
+    let Some(wanted) = durability.tolerate else { return Ok(world.store(DEFAULT_STORE).map(ResourceExt::name_any)) };
+    let rank = |tolerates: &Tolerance| (tolerates.domain, tolerates.failures);
+    // A store that survives the loss of a zone survives that of a node in it.
+    let enough = |store: &&Arc<JournalStore>| {
+        let tolerates = &store.spec.tolerates;
+        tolerates.failures >= wanted.failures && (tolerates.domain >= wanted.domain || wanted.failures == 0)
+    };
+    let chosen = world.stores.iter().filter(enough).min_by_key(|store| rank(&store.spec.tolerates));
+    chosen.map(|store| Some(store.name_any())).ok_or_else(|| {
+        Refusal::stalled(
+            "NoStoreTolerates",
+            format!(
+                "no JournalStore tolerates {} failures of a {:?}, as spec.durability wants: create one, or want less \
+                 (kubectl get js shows what each tolerates)",
+                wanted.failures, wanted.domain
+            ),
+        )
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::ResourceExt;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 /// What is observed around one environment.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct World {
     pub pods: Vec<Arc<Pod>>,
     /// Keys of the Secrets that the spec names; `None` when they were not looked at.
     pub secrets: Option<Secrets>,
+    /// The stores of journals, in the order of their names.
+    pub stores: Vec<Arc<JournalStore>>,
     /// What is known of nodes.
     pub nodes: Nodes,
     /// What acting on this world met already.
@@ -91,6 +93,21 @@ impl World {
     #[must_use]
     pub fn own_volume(&self) -> Option<&EnvironmentVolume> {
         self.volume.as_deref().filter(|v| v.spec.environment.as_deref() == Some(self.name()))
+    }
+
+    /// The store of that name.
+    #[must_use]
+    pub fn store(&self, name: &str) -> Option<&JournalStore> {
+        self.stores.iter().map(AsRef::as_ref).find(|store| store.metadata.name.as_deref() == Some(name))
+    }
+
+    /// Whether any node can bring a volume back: all that was ever written is in a store that every node reaches. It is
+    /// not while an incarnation has it, or ended without a last commit.
+    #[must_use]
+    pub fn is_movable(&self, volume: &EnvironmentVolume) -> bool {
+        let released = volume.status.as_ref().is_some_and(|s| s.released_epoch >= s.epoch);
+        let store = volume.spec.store.as_deref().and_then(|name| self.store(name));
+        released && store.is_some_and(|store| store.spec.s3.is_some())
     }
 
     /// Epoch of a pod of this environment; 0 if its name is not one that the operator gives.

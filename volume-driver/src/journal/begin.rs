@@ -1,6 +1,6 @@
 //! Opening an epoch (ownership protocol, rule 12).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vivarium_store::Store;
@@ -54,21 +54,8 @@ impl Journal {
         opening: &Opening,
         still_ours: impl AsyncFnOnce() -> bool,
     ) -> Result<(Self, Origin), JournalError> {
-        let Opening { id, size, epoch, layers, known } = opening.clone();
-        let log = Log::new(&id, store)?;
-        let roots = layer_roots(templates, &id, &layers)?;
-        let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
-        let infos =
-            infos.map_err(|source| JournalError::Io { attempt: "identify a layer", volume: id.clone(), source })?;
-        let mut journal = Self {
-            volumes: volumes.clone(),
-            id: id.clone(),
-            epoch,
-            log,
-            layers: Arc::new(layers.into_iter().zip(infos).collect()),
-            local: None,
-            clean: None,
-        };
+        let Opening { id, size, epoch, known, .. } = opening.clone();
+        let (mut journal, roots) = Self::prepare(volumes, templates, store, opening)?;
         let local = journal.open_local().await?;
         let tail = journal.log.tail(local.map_or(known, |head| head.sequence.max(known))).await?;
         if tail.epoch > epoch {
@@ -93,6 +80,36 @@ impl Journal {
             journal.bring_here(size, barrier, roots).await?
         };
         Ok((journal, origin))
+    }
+
+    /// Goes on with an epoch that was opened already, by a process that is no more.
+    ///
+    /// # Errors
+    /// A layer of the template is not on this node.
+    pub fn resume(
+        volumes: &Volumes,
+        templates: &TemplateCache,
+        store: Arc<Store>,
+        opening: &Opening,
+    ) -> Result<Self, JournalError> {
+        Self::prepare(volumes, templates, store, opening).map(|(journal, _)| journal)
+    }
+
+    fn prepare(
+        volumes: &Volumes,
+        templates: &TemplateCache,
+        store: Arc<Store>,
+        opening: &Opening,
+    ) -> Result<(Self, Vec<OwnedFd>), JournalError> {
+        let Opening { id, epoch, layers, .. } = opening.clone();
+        let log = Log::new(&id, store)?;
+        let roots = layer_roots(templates, &id, &layers)?;
+        let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
+        let infos =
+            infos.map_err(|source| JournalError::Io { attempt: "identify a layer", volume: id.clone(), source })?;
+        let layers = Arc::new(layers.into_iter().zip(infos).collect());
+        let journal = Self { volumes: volumes.clone(), id, epoch, log, layers, local: None, clean: None };
+        Ok((journal, roots))
     }
 
     /// The newest transaction that this node knows of, once an attempt that is left over is settled; `None` if the volume
@@ -140,12 +157,7 @@ impl Journal {
     }
 
     /// Replaces what is here, if anything, by what the log says.
-    async fn bring_here(
-        &mut self,
-        size: u64,
-        barrier: Position,
-        roots: Vec<std::os::fd::OwnedFd>,
-    ) -> Result<Origin, JournalError> {
+    async fn bring_here(&mut self, size: u64, barrier: Position, roots: Vec<OwnedFd>) -> Result<Origin, JournalError> {
         self.local = None;
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         blocking(&self.id, move || Ok(volumes.delete(&id)?)).await?;

@@ -146,6 +146,25 @@ impl Log {
         }
     }
 
+    /// Takes everything of the volume out of the store: its object is being deleted, and its name is never used again.
+    ///
+    /// # Errors
+    /// The store does not answer; what is left is found by the next call.
+    pub async fn purge(&self) -> Result<(), JournalError> {
+        let prefix = Prefix::Volume(self.name.clone());
+        loop {
+            let listed = self.store.list(&prefix, None, Instant::now() + PATIENCE).await;
+            let listed = listed.map_err(|error| self.unreachable(&error))?;
+            if listed.is_empty() {
+                return Ok(());
+            }
+            for entry in listed {
+                let deleted = self.store.delete(&entry.key, Instant::now() + PATIENCE).await;
+                deleted.map_err(|error| self.unreachable(&error))?;
+            }
+        }
+    }
+
     /// Fetches a transaction that must be there, into a file without a name in `directory`, and checks it whole.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ pub mod apply;
 pub mod begin;
 pub mod capture;
 pub mod commit;
+pub mod keeper;
 mod layout;
 pub mod local;
 pub mod log;
@@ -129,6 +130,20 @@ pub enum JournalError {
         /// How.
         message: String,
     },
+}
+
+impl JournalError {
+    /// As one word of the runbook.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Superseded { .. } | Self::Lost { .. } => "Superseded",
+            Self::Store { .. } => "StoreUnreachable",
+            Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
+            Self::LayerMissing { .. } => "TemplateMissing",
+            Self::Capture { .. } | Self::Io { .. } | Self::Volume(_) | Self::CutOff { .. } => "NodeError",
+        }
+    }
 }
 
 /// Runs what blocks beside the async tasks.

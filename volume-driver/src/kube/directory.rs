@@ -14,7 +14,8 @@ use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_gone};
-use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use crate::ids::VolumeId;
 
 /// An API server that does not answer for so long does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,6 +80,37 @@ impl VolumeDirectory for ClusterDirectory {
             return Ok(());
         }
         apply(&self.api(&name.namespace), &name, volume, "published", json!({"conditions": [new]})).await
+    }
+
+    async fn journaled(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError> {
+        let Some(volume) = self.get(name).await?.filter(|volume| volume.metadata.uid.as_deref() == Some(id.as_str()))
+        else {
+            return Ok(());
+        };
+        let status = status(&volume);
+        let (reason, message) = match &journaled.trouble {
+            None => ("Journaled", "changes reach the store"),
+            Some((reason, message)) => (*reason, message.as_str()),
+        };
+        let mut list = status.conditions;
+        condition::set(
+            &mut list,
+            Condition {
+                type_: JOURNALED.into(),
+                status: if journaled.trouble.is_none() { ConditionStatus::True } else { ConditionStatus::False },
+                observed_generation: volume.metadata.generation,
+                last_transition_time: Timestamp::now(),
+                reason: reason.into(),
+                message: message.into(),
+            },
+        );
+        // What is applied is all that this manager says: what was said before and is not said again would be gone.
+        let new = json!({
+            "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
+            "journal": journaled.journal.or(status.journal),
+            "releasedEpoch": journaled.released.unwrap_or(status.released_epoch),
+        });
+        apply(&self.api(&name.namespace), name, &volume, "journal", new).await
     }
 }
 

@@ -102,10 +102,11 @@ impl VolumeObjects {
     }
 
     async fn reconcile(&self, volume: &EnvironmentVolume) -> Result<Action, VolumeTaskError> {
+        let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
         if !is_on(volume, &self.publisher.me.node) {
+            self.drop_former(volume, &id).await?;
             return Ok(Action::await_change());
         }
-        let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
         if volume.metadata.deletion_timestamp.is_some() {
             self.destroy(volume, &id).await?;
             return Ok(Action::await_change());
@@ -151,6 +152,21 @@ impl VolumeObjects {
             Err(error) => return Err(failed("remove the finalizer of volume", &name)(error).into()),
         }
         self.collect.notify_one();
+        Ok(())
+    }
+
+    /// What is here of a volume that another node brought back from its journal is of no use any more.
+    async fn drop_former(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
+        let elsewhere = volume.status.as_ref().is_some_and(|status| status.node.is_some());
+        if volume.spec.store.is_none() || !elsewhere || self.publisher.volumes.get(id).is_err() {
+            return Ok(());
+        }
+        match self.publisher.drop_former(&name(volume), id).await {
+            Ok(()) => tracing::info!(volume = %id, object = %name(volume), "dropped the copy of a volume that moved"),
+            // Told when the pod gives it back.
+            Err(Refusal::Volume(VolumeError::Published { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

@@ -142,6 +142,7 @@ mod tests {
                 template: VolumeTemplate { name: "t".into(), image: "i".into(), layers: vec![] },
                 size: Quantity("1Gi".into()),
                 environment: Some("shop".into()),
+                store: None,
             },
         );
         object.metadata.uid = Some("u1".into());

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
 
@@ -27,11 +28,17 @@ pub use refusal::Refusal;
 
 use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
+use crate::journal::begin::Opening;
+use crate::journal::keeper::Keeper;
+use crate::journal::log::Log;
+use crate::kube::stores::Stores;
 use crate::settings::parse_size;
 use crate::template::TemplateCache;
-use crate::volume::record::{Publication, Records};
+use crate::volume::record::{JournalRecord, Publication, RecordError, Records};
 use crate::volume::{VolumeError, Volumes};
 
+/// How long until a journal whose store did not answer is opened again.
+const RESUME_AGAIN: Duration = Duration::from_secs(5);
 /// How long a call waits for the operator.
 pub const WAIT: Duration = Duration::from_secs(30);
 
@@ -80,6 +87,10 @@ pub struct Publisher {
     pub templates: Arc<TemplateCache>,
     /// What is published.
     pub records: Records,
+    /// The stores of journals.
+    pub stores: Stores,
+    /// The journals of this node.
+    pub keeper: Arc<Keeper>,
     /// What is going on.
     pub operations: Operations,
     /// Told whenever a volume was made or taken back: its object's status, or a deletion, may wait for it.
@@ -120,6 +131,10 @@ impl Publisher {
             self.wait(&call.name, &call.id, |object, waited| decide::placed(object, &call.name, &self.me, waited));
         let object = object.await?;
         let size = size(&object)?;
+        if object.spec.store.is_some() {
+            // What is here counts only once the journal was asked, which is for the one who holds the volume.
+            return Ok(());
+        }
         let was_here = object.status.as_ref().is_some_and(|status| status.capacity_bytes.is_some());
         let (volumes, id, name) = (self.volumes.clone(), call.id.clone(), call.name.clone());
         blocking(move || match volumes.get(&id) {
@@ -185,6 +200,7 @@ impl Publisher {
             }
         }
         let size = size(&object)?;
+        let journal = self.open_journal(call, &object, epoch, size, &layers).await?;
         let mut stage = StageRecord {
             version: stage::VERSION,
             volume_id: call.id.to_string(),
@@ -216,7 +232,7 @@ impl Publisher {
                 }
                 records.remove(&call.id, &old)?;
             }
-            records.put(&call.id, &Publication::new(call.target.clone(), stage))?;
+            records.put(&call.id, &Publication::new(call.target.clone(), stage, journal))?;
             match mounts::at(&call.target).map_err(mount_error("inspect"))? {
                 At::Subvolume(uuid) if uuid == live.info.uuid => Ok(()),
                 At::Nothing => {
@@ -231,23 +247,100 @@ impl Publisher {
         .await
     }
 
+    /// Opens the epoch in the volume's journal, which brings the volume here as the journal says. `None` if it has none.
+    async fn open_journal(
+        &self,
+        call: &PublishCall,
+        object: &EnvironmentVolume,
+        epoch: u64,
+        size: u64,
+        layers: &[LayerDigest],
+    ) -> Result<Option<JournalRecord>, Refusal> {
+        let Some(store) = &object.spec.store else { return Ok(None) };
+        let journal = object.status.as_ref().and_then(|status| status.journal.as_ref());
+        let opening = Opening {
+            id: call.id.clone(),
+            size,
+            epoch,
+            layers: layers.to_vec(),
+            known: journal.map_or(0, |journal| journal.sequence),
+        };
+        let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
+        let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: call.name.clone(), store: store.clone() })?;
+        let still_ours = async || {
+            let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
+            match self.directory.get(&call.name).await {
+                Ok(now) => decide::identify(now.as_ref(), &call.name, &call.id)
+                    .is_ok_and(|now| matches!(decide::held(now, &call.name, &self.me, pod, 0), Verdict::Yes)),
+                Err(_) => false,
+            }
+        };
+        let origin = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
+        tracing::info!(volume = %call.id, object = %call.name, epoch, ?origin, "opened the journal");
+        Ok(Some(JournalRecord {
+            namespace: call.name.namespace.clone(),
+            name: call.name.name.clone(),
+            store: store.clone(),
+            layers: layers.iter().map(ToString::to_string).collect(),
+        }))
+    }
+
+    /// Goes on with the journals of everything that a former process published, as soon as their stores are there.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn resume_journals(self: &Arc<Self>) -> Result<(), RecordError> {
+        for (id, publication) in self.records.list()? {
+            let this = self.clone();
+            tokio::spawn(async move {
+                while let Err(error) = this.resume_journal(&id, &publication).await {
+                    tracing::warn!(%error, volume = %id, "its journal is opened later");
+                    tokio::time::sleep(RESUME_AGAIN).await;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn resume_journal(&self, id: &VolumeId, publication: &Publication) -> Result<(), Refusal> {
+        let Some(record) = &publication.journal else { return Ok(()) };
+        let name = VolumeName { namespace: record.namespace.clone(), name: record.name.clone() };
+        let layers = record.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<_, _>>()?;
+        let opening = Opening { id: id.clone(), size: 0, epoch: publication.stage.epoch, layers, known: 0 };
+        let store = self.stores.wait_for(&record.store, Instant::now() + self.wait).await;
+        let store = store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: record.store.clone() })?;
+        let (keeper, records, id) = (self.keeper.clone(), self.records.clone(), id.clone());
+        blocking(move || match records.get(&id)? {
+            // Taken back meanwhile.
+            None => Ok(()),
+            Some(_) => Ok(keeper.resume(&name, store, &opening)?),
+        })
+        .await
+    }
+
     /// Unmounts the volume from a target and removes the records if they are of that target.
     ///
     /// # Errors
     /// Something uses the mount, [`Refusal::Busy`].
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
         let operation = self.begin(id)?;
-        let (records, id) = (self.records.clone(), id.clone());
-        blocking(move || {
-            let publication = records.get(&id)?.filter(|publication| publication.target == target);
+        let (records, volume) = (self.records.clone(), id.clone());
+        let publication = blocking(move || {
+            let publication = records.get(&volume)?.filter(|publication| publication.target == target);
             mounts::unbind(&target).map_err(|source| Refusal::Mount { attempt: "unmount", path: target, source })?;
-            // Last, so that what is still mounted is still known to be.
-            if let Some(publication) = publication {
-                records.remove(&id, &publication)?;
-            }
-            Ok(())
+            Ok(publication)
         })
         .await?;
+        if let Some(publication) = publication {
+            // Nobody writes any more: what was written last is committed, however often the kubelet has to ask.
+            if publication.journal.is_some() && !self.keeper.has(id) {
+                self.resume_journal(id, &publication).await?;
+            }
+            self.keeper.release(id).await?;
+            let (records, volume) = (self.records.clone(), id.clone());
+            // Last, so that what is not yet taken back is still known to be.
+            blocking(move || Ok(records.remove(&volume, &publication)?)).await?;
+        }
         // Who is told may have work to do on this volume.
         drop(operation);
         self.changed.notify_one();
@@ -305,11 +398,31 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Refusal::Held`] while somebody may write it, [`VolumeError::Published`] while a pod has it mounted,
-    /// [`Refusal::Busy`], or the pool fails.
+    /// [`Refusal::Busy`], the pool fails, or the store of its journal.
     pub async fn destroy(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
         let _operation = self.begin(id)?;
         // What a deletion began with may be older than the last word on who holds it.
-        decide::given_back(&self.object(name, id).await?, name)?;
+        let object = self.object(name, id).await?;
+        decide::given_back(&object, name)?;
+        self.remove(id).await?;
+        match &object.spec.store {
+            Some(store) => self.purge(id, name, store).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Destroys what is here of a volume that another node brought back from its journal.
+    ///
+    /// # Errors
+    /// As [`Self::destroy`], but for who may write it: that is another node's business by now.
+    pub async fn drop_former(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
+        let _operation = self.begin(id)?;
+        let object = self.object(name, id).await?;
+        let elsewhere = object.status.as_ref().and_then(|s| s.node.as_deref()).is_some_and(|node| node != self.me.node);
+        if object.spec.store.is_some() && elsewhere { self.remove(id).await } else { Ok(()) }
+    }
+
+    async fn remove(&self, id: &VolumeId) -> Result<(), Refusal> {
         let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
         blocking(move || {
             if let Some(publication) = records.get(&id)? {
@@ -322,6 +435,13 @@ impl Publisher {
             Ok(volumes.delete(&id)?)
         })
         .await
+    }
+
+    /// Takes the journal of a volume out of its store.
+    async fn purge(&self, id: &VolumeId, name: &VolumeName, store: &str) -> Result<(), Refusal> {
+        let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
+        let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: store.to_owned() })?;
+        Ok(Log::new(id, opened)?.purge().await?)
     }
 
     fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {

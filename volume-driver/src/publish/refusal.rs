@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 
 use crate::directory::{DirectoryError, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
+use crate::journal::JournalError;
 use crate::pool::PoolError;
 use crate::template::TemplateError;
 use crate::volume::VolumeError;
@@ -158,6 +159,19 @@ pub enum Refusal {
         /// Why not.
         source: std::io::Error,
     },
+    /// The store of the journal is not there.
+    #[error(
+        "the JournalStore `{store}`, which keeps the journal of EnvironmentVolume {name}, is not ready on this node: see its conditions"
+    )]
+    StoreNotReady {
+        /// The object.
+        name: VolumeName,
+        /// The store.
+        store: String,
+    },
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A task of ours ended by itself.
     #[error("the operation was cut off: {0}")]
     CutOff(String),
@@ -180,7 +194,8 @@ impl Refusal {
             Self::BadId(_) | Self::NoObject { .. } | Self::NotThere { .. } | Self::Volume(VolumeError::NotFound(_)) => {
                 Code::NotFound
             }
-            Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => Code::ResourceExhausted,
+            Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
+            | Self::Journal(JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))) => Code::ResourceExhausted,
             Self::Template { source, .. } if source.is_pool_full() => Code::ResourceExhausted,
             Self::NotStaged(_)
             | Self::OtherNode { .. }
@@ -193,8 +208,13 @@ impl Refusal {
             | Self::LayerMissing { .. }
             | Self::Template { .. }
             | Self::Volume(VolumeError::TooSmall { .. } | VolumeError::Published { .. }) => Code::FailedPrecondition,
-            Self::Directory(_) => Code::Unavailable,
-            Self::Volume(_) | Self::Record(_) | Self::Mount { .. } | Self::CutOff(_) => Code::Internal,
+            Self::Journal(JournalError::Superseded { .. } | JournalError::Lost { .. }) => Code::FailedPrecondition,
+            Self::Directory(_) | Self::StoreNotReady { .. } | Self::Journal(JournalError::Store { .. }) => {
+                Code::Unavailable
+            }
+            Self::Volume(_) | Self::Journal(_) | Self::Record(_) | Self::Mount { .. } | Self::CutOff(_) => {
+                Code::Internal
+            }
         }
     }
 
@@ -217,7 +237,11 @@ impl Refusal {
             Self::NotHolder { .. } => "NotHolder",
             Self::NotItsPod { .. } => "NotItsPod",
             Self::InUse { .. } | Self::Volume(VolumeError::Published { .. }) => "InUse",
-            Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",
+            Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
+            | Self::Journal(JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))) => "PoolFull",
+            Self::StoreNotReady { .. } => "StoreNotReady",
+            Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. }) => return None,
+            Self::Journal(error) => error.reason(),
             Self::Template { source, .. } if source.is_pool_full() => "PoolFull",
             Self::LayerMissing { .. } | Self::Template { .. } => "TemplateMissing",
             Self::Volume(VolumeError::TooSmall { .. }) => "DiskTooSmall",

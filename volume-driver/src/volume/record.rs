@@ -23,13 +23,30 @@ pub struct Publication {
     pub target: PathBuf,
     /// What the shim reads.
     pub stage: StageRecord,
+    /// Its journal; none if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalRecord>,
+}
+
+/// What the next process of the driver has to know to go on with a journal without asking anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalRecord {
+    /// Namespace of the volume's object.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The `JournalStore`.
+    pub store: String,
+    /// Layers of the template, lowest first.
+    pub layers: Vec<String>,
 }
 
 impl Publication {
     /// A volume that is to be mounted at `target`.
     #[must_use]
-    pub fn new(target: PathBuf, stage: StageRecord) -> Self {
-        Self { version: VERSION, target, stage }
+    pub fn new(target: PathBuf, stage: StageRecord, journal: Option<JournalRecord>) -> Self {
+        Self { version: VERSION, target, stage, journal }
     }
 }
 
@@ -78,6 +95,24 @@ impl Records {
             }
             found => Ok(found),
         }
+    }
+
+    /// Every volume that is published.
+    ///
+    /// # Errors
+    /// A record cannot be read, or is of another version.
+    pub fn list(&self) -> Result<Vec<(VolumeId, Publication)>, RecordError> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.published).map_err(failed("list", &self.published))? {
+            let name = entry.map_err(failed("list", &self.published))?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(|id| VolumeId::parse(id).ok());
+            if let Some(id) = id
+                && let Some(publication) = self.get(&id)?
+            {
+                all.push((id, publication));
+            }
+        }
+        Ok(all)
     }
 
     /// Writes both records. They are there before the mount is, so that a mount is never without them.

@@ -12,7 +12,8 @@ use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
 use vivarium_api::v1alpha1::{
     Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
 };
-use vivarium_node::directory::{DirectoryError, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use vivarium_node::directory::{DirectoryError, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use vivarium_node::ids::VolumeId;
 
 #[derive(Clone)]
 pub struct Cluster {
@@ -29,6 +30,7 @@ impl Cluster {
                 template: VolumeTemplate { name: "t".into(), image: image.into(), layers },
                 size: Quantity(size.into()),
                 environment: Some("shop".into()),
+                store: None,
             },
         );
         object.metadata.uid = Some(uid.into());
@@ -83,6 +85,14 @@ impl VolumeDirectory for Cluster {
             condition::set(&mut status.conditions, condition);
         });
         self.reports.lock().unwrap().push(published);
+        Ok(())
+    }
+
+    async fn journaled(&self, _: &VolumeName, _: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError> {
+        self.status(|status| {
+            status.journal = journaled.journal.or(status.journal.take());
+            status.released_epoch = journaled.released.unwrap_or(status.released_epoch);
+        });
         Ok(())
     }
 }

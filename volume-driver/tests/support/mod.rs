@@ -15,6 +15,8 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use vivarium_node::csi::node::Node;
 use vivarium_node::ids::VolumeId;
+use vivarium_node::journal::keeper::Keeper;
+use vivarium_node::kube::stores::Stores;
 use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::publish::guard::Operations;
 use vivarium_node::publish::{Me, Publisher};
@@ -70,11 +72,16 @@ impl TestNode {
 
     /// The node service as `serve` builds it, in front of a cluster of one object.
     pub fn service(&self, pool: &Arc<Pool>, cluster: &cluster::Cluster, registry: &str) -> Node {
+        let directory = Arc::new(cluster.clone());
+        let volumes = Volumes::open(pool.clone()).unwrap();
+        let templates = self.templates(pool, registry);
         let publisher = Publisher {
             me: me(),
-            directory: Arc::new(cluster.clone()),
-            volumes: Volumes::open(pool.clone()).unwrap(),
-            templates: self.templates(pool, registry),
+            stores: Stores::default(),
+            keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone())),
+            directory,
+            volumes,
+            templates,
             records: Records::open(&self.run()).unwrap(),
             operations: Operations::default(),
             changed: Arc::new(Notify::new()),

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Affinity, ConfigMapProjection, Container, KeyToPath, NodeAffinity, NodeSelector, NodeSelectorRequirement,
-    NodeSelectorTerm, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSpec, ProjectedVolumeSource,
-    ResourceRequirements, SecretProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    NodeSelectorTerm, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSpec, PreferredSchedulingTerm,
+    ProjectedVolumeSource, ResourceRequirements, SecretProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
@@ -29,6 +29,7 @@ pub fn pod(
     volume: &EnvironmentVolume,
     epoch: u64,
     stub_image: &str,
+    movable: bool,
 ) -> Result<Pod, serde_json::Error> {
     let started_with = StartedWith::of(environment);
     let name = environment.name_any();
@@ -64,7 +65,7 @@ pub fn pod(
         automount_service_account_token: Some(false),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         node_selector: Some(node_selector),
-        affinity: volume.status.as_ref().and_then(|s| s.node.as_deref()).map(pinned_to),
+        affinity: volume.status.as_ref().and_then(|s| s.node.as_deref()).map(|node| near(node, movable)),
         tolerations: Some(["not-ready", "unreachable"].map(tolerated_for_ever).into()),
         readiness_gates: Some(vec![PodReadinessGate { condition_type: names::CONDITION_BOOTED.into() }]),
         containers: vec![container],
@@ -134,22 +135,24 @@ fn config_volume(environment: &str, started_with: &StartedWith) -> Volume {
     }
 }
 
-/// Binds the pod to the node that holds the data.
-fn pinned_to(node: &str) -> Affinity {
+/// Binds the pod to the node that holds the data; where any node can bring them back, only prefers that node.
+fn near(node: &str, movable: bool) -> Affinity {
     let requirement =
         NodeSelectorRequirement { key: "metadata.name".into(), operator: "In".into(), values: Some(vec![node.into()]) };
-    Affinity {
-        node_affinity: Some(NodeAffinity {
-            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
-                node_selector_terms: vec![NodeSelectorTerm {
-                    match_fields: Some(vec![requirement]),
-                    match_expressions: None,
-                }],
-            }),
+    let term = NodeSelectorTerm { match_fields: Some(vec![requirement]), match_expressions: None };
+    let affinity = if movable {
+        let preferred = PreferredSchedulingTerm { weight: 100, preference: term };
+        NodeAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![preferred]),
+            required_during_scheduling_ignored_during_execution: None,
+        }
+    } else {
+        NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector { node_selector_terms: vec![term] }),
             preferred_during_scheduling_ignored_during_execution: None,
-        }),
-        ..Affinity::default()
-    }
+        }
+    };
+    Affinity { node_affinity: Some(affinity), ..Affinity::default() }
 }
 
 /// Kubernetes must not move an environment because its node is silent: that is decided by whoever can fence the node.

@@ -10,9 +10,13 @@ use super::labels;
 use crate::environment::world::volume_name;
 use crate::quantity::Amount;
 
-/// A new volume on the template's present content. `None` if the template is not resolved yet.
+/// A new volume on the template's present content, with its journal in a store. `None` if the template is not resolved yet.
 #[must_use]
-pub fn volume(environment: &VirtualEnvironment, template: &EnvironmentTemplate) -> Option<EnvironmentVolume> {
+pub fn volume(
+    environment: &VirtualEnvironment,
+    template: &EnvironmentTemplate,
+    store: Option<String>,
+) -> Option<EnvironmentVolume> {
     let status = template.status.as_ref()?;
     let digest = status.digest.as_deref()?;
     if status.layers.is_empty() {
@@ -26,6 +30,7 @@ pub fn volume(environment: &VirtualEnvironment, template: &EnvironmentTemplate) 
         },
         size: environment.spec.resources.disk.clone(),
         environment: environment.metadata.name.clone(),
+        store,
     };
     let metadata = ObjectMeta {
         name: Some(volume_name(environment).to_owned()),

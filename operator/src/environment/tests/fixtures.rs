@@ -70,6 +70,7 @@ pub fn empty(spec: &Value) -> World {
         service: None,
         pods: Vec::new(),
         secrets: Some(std::collections::BTreeMap::new()),
+        stores: vec![],
         nodes: Nodes { any_pool: true, of_volume: None, session: Some("s1".into()) },
         met: Met::default(),
     }
@@ -97,7 +98,7 @@ pub fn prepared(spec: &Value) -> World {
 /// A pod of the environment with a status.
 pub fn pod(world: &World, epoch: u64, node: Option<&str>, status: &Value) -> Pod {
     let mut pod =
-        build::pod(&world.environment, world.volume.as_ref().unwrap(), epoch, &settings().stub_image).unwrap();
+        build::pod(&world.environment, world.volume.as_ref().unwrap(), epoch, &settings().stub_image, false).unwrap();
     pod.metadata.uid = Some(format!("pod-{epoch}"));
     pod.spec.as_mut().unwrap().node_name = node.map(Into::into);
     pod.status = Some(serde_json::from_value(status.clone()).unwrap());

@@ -1,0 +1,215 @@
+//! All journals of a node: a commit of whatever has changed about once a second, and on demand.
+//!
+//! One `syncfs` of the pool comes before each round, because the kernel moves a subvolume's generation only when a
+//! transaction of the file system ends. Volumes are committed side by side, each alone in its own directory, so that their
+//! snapshots share a transaction. A journal that fails does not hinder the others; it is tried again in the next round.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+use vivarium_api::v1alpha1::volume::JournalStatus;
+
+use super::JournalError;
+use super::begin::{Opening, Origin};
+use super::commit::{Committed, Journal};
+use crate::directory::{Journaled, VolumeDirectory, VolumeName};
+use crate::ids::VolumeId;
+use crate::pool::Pool;
+use crate::template::TemplateCache;
+use crate::volume::Volumes;
+use vivarium_store::Store;
+
+/// From the end of a round to the next.
+const PACE: Duration = Duration::from_secs(1);
+/// Volumes that are committed at the same time.
+const PARALLEL: usize = 32;
+/// How often the object of a volume is told of its journal while nothing is wrong: what is told is a hint, and a thousand
+/// volumes a second would be too much for any API server.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// A journal that is open.
+struct Held {
+    name: VolumeName,
+    journal: AsyncMutex<Journal>,
+    told: Mutex<Told>,
+}
+
+/// What the volume's object was told last.
+#[derive(Default)]
+struct Told {
+    at: Option<Instant>,
+    sequence: u64,
+    trouble: Option<&'static str>,
+}
+
+/// The journals of this node.
+pub struct Keeper {
+    pool: Arc<Pool>,
+    volumes: Volumes,
+    templates: Arc<TemplateCache>,
+    directory: Arc<dyn VolumeDirectory>,
+    held: Mutex<HashMap<VolumeId, Arc<Held>>>,
+}
+
+impl Keeper {
+    /// None is open yet.
+    #[must_use]
+    pub fn new(volumes: Volumes, templates: Arc<TemplateCache>, directory: Arc<dyn VolumeDirectory>) -> Self {
+        Self { pool: volumes.pool().clone(), volumes, templates, directory, held: Mutex::default() }
+    }
+
+    /// Opens an epoch of a volume and keeps its journal from then on.
+    ///
+    /// # Errors
+    /// As [`Journal::begin`].
+    pub async fn open(
+        &self,
+        name: &VolumeName,
+        store: Arc<Store>,
+        opening: &Opening,
+        still_ours: impl AsyncFnOnce() -> bool,
+    ) -> Result<Origin, JournalError> {
+        // A repeated call must not work beside the journal that is open.
+        if let Some(held) = self.get(&opening.id) {
+            if held.journal.lock().await.epoch() == opening.epoch {
+                return Ok(Origin::Here);
+            }
+            self.forget(&opening.id);
+        }
+        let (journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
+        self.keep(name, journal);
+        Ok(origin)
+    }
+
+    /// Goes on with an epoch that a former process opened.
+    ///
+    /// # Errors
+    /// The volume is not here, or a layer of it is not.
+    pub fn resume(&self, name: &VolumeName, store: Arc<Store>, opening: &Opening) -> Result<(), JournalError> {
+        if self.get(&opening.id).is_none() {
+            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?);
+        }
+        Ok(())
+    }
+
+    /// Whether the journal of a volume is open.
+    #[must_use]
+    pub fn has(&self, id: &VolumeId) -> bool {
+        self.get(id).is_some()
+    }
+
+    /// Commits what was written last and closes the journal: nothing writes to the volume any more. After an error the
+    /// journal stays open, and this can be called again.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`]; or the cluster cannot be told.
+    pub async fn release(&self, id: &VolumeId) -> Result<(), JournalError> {
+        let Some(held) = self.get(id) else { return Ok(()) };
+        self.sync(id).await?;
+        let mut journal = held.journal.lock().await;
+        let committed = journal.commit().await;
+        let released = match &committed {
+            Ok(_) => Some(journal.epoch()),
+            // Somebody else has it: there is nothing that could still be kept.
+            Err(JournalError::Superseded { .. }) => None,
+            Err(_) => return committed.map(drop),
+        };
+        if let (Ok(committed), Some(epoch)) = (&committed, released) {
+            let journaled = Journaled { journal: status(committed), released: Some(epoch), trouble: None };
+            self.tell(&held.name, id, journaled).await?;
+        }
+        drop(journal);
+        self.forget(id);
+        Ok(())
+    }
+
+    /// Commits now and then, for ever.
+    pub async fn run(&self) {
+        loop {
+            tokio::time::sleep(PACE).await;
+            let all: Vec<(VolumeId, Arc<Held>)> = {
+                let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.iter().map(|(id, held)| (id.clone(), held.clone())).collect()
+            };
+            let Some((first, _)) = all.first() else { continue };
+            if let Err(error) = self.sync(first).await {
+                tracing::error!(%error, "nothing can be committed");
+                continue;
+            }
+            futures::stream::iter(all)
+                .for_each_concurrent(PARALLEL, |(id, held)| async move { self.round(&id, &held).await })
+                .await;
+        }
+    }
+
+    async fn round(&self, id: &VolumeId, held: &Held) {
+        // One that is being opened or released is in good hands.
+        let Ok(mut journal) = held.journal.try_lock() else { return };
+        let committed = journal.commit().await;
+        drop(journal);
+        let journaled = match &committed {
+            Ok(committed) => Journaled { journal: status(committed), released: None, trouble: None },
+            Err(error) => {
+                tracing::warn!(%error, "a commit is tried again");
+                Journaled { journal: None, released: None, trouble: Some((error.reason(), error.to_string())) }
+            }
+        };
+        if !held.is_news(&journaled) {
+            return;
+        }
+        if let Err(error) = self.tell(&held.name, id, journaled).await {
+            tracing::warn!(%error, "how far the journal is, is told later");
+        }
+    }
+
+    async fn tell(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), JournalError> {
+        let told = self.directory.journaled(name, id, journaled).await;
+        told.map_err(|error| JournalError::CutOff { volume: id.clone(), message: error.to_string() })
+    }
+
+    async fn sync(&self, id: &VolumeId) -> Result<(), JournalError> {
+        let pool = self.pool.clone();
+        super::blocking(id, move || Ok(pool.sync().map_err(crate::volume::VolumeError::from)?)).await
+    }
+
+    fn keep(&self, name: &VolumeName, journal: Journal) {
+        let id = journal.volume().clone();
+        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told: Mutex::default() };
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
+    }
+
+    fn get(&self, id: &VolumeId) -> Option<Arc<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Keeps a journal no more, without a last commit.
+    pub fn forget(&self, id: &VolumeId) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+impl Held {
+    /// Whether the object should be told: of trouble that comes, changes or ends at once, of progress now and then.
+    fn is_news(&self, journaled: &Journaled) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = journaled.trouble.as_ref().map(|(reason, _)| *reason);
+        let sequence = journaled.journal.as_ref().map_or(told.sequence, |journal| journal.sequence);
+        let due = told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) && sequence != told.sequence;
+        if trouble == told.trouble && !due {
+            return false;
+        }
+        *told = Told { at: Some(Instant::now()), sequence, trouble };
+        true
+    }
+}
+
+fn status(committed: &Committed) -> Option<JournalStatus> {
+    let Committed { head, .. } = committed;
+    let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now());
+    (head.sequence > 0).then_some(JournalStatus { sequence: head.sequence, epoch: head.epoch, time })
+}

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
-use vivarium_api::v1alpha1::{EnvironmentTemplate, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, JournalStore, VirtualEnvironment};
 
 fn environment(name: &str, spec: &Value) -> VirtualEnvironment {
     let mut object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "VirtualEnvironment",
@@ -121,4 +121,75 @@ fn a_template_is_fixed_once_it_is_ready() {
     template("a", Some("True")).validate_cel_update(&template("a", Some("True"))).unwrap();
     let errors = template("b", Some("True")).validate_cel_update(&template("a", Some("True"))).expect_err("accepted");
     assert!(errors.to_string().contains("create a new template"), "{errors}");
+}
+
+fn store(spec: &Value, ready: bool) -> JournalStore {
+    let conditions = if ready {
+        json!([{"type": "Ready", "status": "True", "reason": "Proven", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+    } else {
+        json!([])
+    };
+    let object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore", "metadata": {"name": "default"},
+        "spec": spec, "status": {"observedGeneration": 1, "conditions": conditions}});
+    serde_json::from_value(object).unwrap()
+}
+
+/// A bucket, with changes.
+fn s3(changes: &Value) -> Value {
+    let mut s3 =
+        json!({"endpoint": "https://s3.example.org", "bucket": "journals", "credentialsSecret": {"name": "x"}});
+    for (key, value) in changes.as_object().unwrap() {
+        s3[key] = value.clone();
+    }
+    json!({"s3": s3})
+}
+
+#[test]
+fn a_store_is_a_bucket_or_a_directory() {
+    let local = json!({"local": {"path": "/var/lib/vivarium/store"}});
+    for good in [s3(&json!({})), s3(&json!({"prefix": "a/b-1"})), local.clone()] {
+        if let Err(errors) = store(&good, false).validate_cel() {
+            panic!("{good} was refused: {errors}");
+        }
+    }
+    let mut both = s3(&json!({}));
+    both["local"] = local["local"].clone();
+    for (bad, message) in [
+        (json!({}), "exactly one"),
+        (both, "exactly one"),
+        (s3(&json!({"endpoint": "s3.example.org"})), "the endpoint is a URL"),
+        (s3(&json!({"endpoint": "https://a:b@s3.example.org"})), "without credentials"),
+        (s3(&json!({"bucket": "No_bucket"})), "the name of a bucket"),
+        (s3(&json!({"prefix": "../x"})), "a prefix is segments"),
+        (s3(&json!({"prefix": "/x"})), "a prefix is segments"),
+        (json!({"local": {"path": "/srv/store"}}), "below /var/lib/vivarium"),
+        (json!({"local": {"path": "/var/lib/vivarium/../x"}}), "below /var/lib/vivarium"),
+        (json!({"local": {"path": "/var/lib/vivarium/pool"}}), "outside of /var/lib/vivarium/pool"),
+        (json!({"local": {"path": "/var/lib/vivarium/pool/x"}}), "outside of /var/lib/vivarium/pool"),
+    ] {
+        let errors = store(&bad, false).validate_cel().expect_err("it was accepted").to_string();
+        assert!(errors.contains(message), "{bad}: {errors}");
+    }
+}
+
+#[test]
+fn a_store_that_holds_journals_stays_where_it_is() {
+    let old = s3(&json!({"prefix": "a"}));
+    let local = json!({"local": {"path": "/var/lib/vivarium/store"}});
+    for new in
+        [s3(&json!({"prefix": "b"})), s3(&json!({})), s3(&json!({"prefix": "a", "bucket": "other"})), local.clone()]
+    {
+        store(&new, false).validate_cel_update(&store(&old, false)).unwrap();
+        let errors = store(&new, true).validate_cel_update(&store(&old, true)).expect_err("accepted").to_string();
+        assert!(errors.contains("create a new store"), "{new}: {errors}");
+    }
+    let moved = json!({"local": {"path": "/var/lib/vivarium/other"}});
+    assert!(store(&moved, true).validate_cel_update(&store(&local, true)).is_err());
+    for new in [
+        json!({"prefix": "a", "endpoint": "https://other"}),
+        json!({"prefix": "a", "credentialsSecret": {"name": "y"}}),
+    ] {
+        store(&s3(&new), true).validate_cel_update(&store(&old, true)).unwrap();
+    }
+    store(&local, true).validate_cel_update(&store(&local, true)).unwrap();
 }

@@ -23,6 +23,7 @@ const SUBVOL_CREATE_V2: c_ulong = request::<VolArgsV2>(WRITE, 24);
 const SUBVOL_GETFLAGS: c_ulong = request::<u64>(READ, 25);
 const SUBVOL_SETFLAGS: c_ulong = request::<u64>(WRITE, 26);
 const FS_INFO: c_ulong = request::<FsInfo>(READ, 31);
+const SEND: c_ulong = request::<SendArgs>(WRITE, 38);
 const QUOTA_CTL: c_ulong = request::<QuotaCtl>(READ | WRITE, 40);
 const QGROUP_ASSIGN: c_ulong = request::<[u64; 3]>(WRITE, 41);
 const QGROUP_CREATE: c_ulong = request::<[u64; 2]>(WRITE, 42);
@@ -32,6 +33,8 @@ const SNAP_DESTROY_V2: c_ulong = request::<VolArgsV2>(WRITE, 63);
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
 const SUBVOL_SPEC_BY_ID: u64 = 1 << 4;
+/// `BTRFS_SEND_FLAG_VERSION`: the version of the stream is asked for.
+const SEND_VERSION: u64 = 1 << 3;
 const QUOTA_CTL_ENABLE_SIMPLE: u64 = 4;
 const QGROUP_LIMIT_MAX_RFER: u64 = 1;
 /// Inode number of a subvolume's root directory (`BTRFS_FIRST_FREE_OBJECTID`).
@@ -118,6 +121,18 @@ struct Search {
     unused: u32,
     more_unused: [u64; 4],
     found: [u8; 4096 - 104],
+}
+
+/// `struct btrfs_ioctl_send_args`.
+#[repr(C)]
+struct SendArgs {
+    to: i64,
+    clone_sources_count: u64,
+    clone_sources: *const u64,
+    parent: u64,
+    flags: u64,
+    version: u32,
+    reserved: [u8; 28],
 }
 
 /// A UUID as its 16 bytes; written lower-case with dashes.
@@ -309,6 +324,34 @@ pub fn set_read_only(directory: BorrowedFd<'_>, read_only: bool) -> io::Result<(
     ioctl(directory, SUBVOL_SETFLAGS, &mut flags)
 }
 
+/// Writes what has changed in the read-only subvolume `snapshot` since the read-only subvolume number `parent` (or all of
+/// it) into the pipe `to`, in the given version of the stream format. Data that are shared with one of the read-only
+/// subvolumes numbered `sources` are sent as clones. Returns when all is written, so somebody else must read the pipe;
+/// `EPIPE` when nobody does.
+pub fn send(
+    snapshot: BorrowedFd<'_>,
+    parent: Option<u64>,
+    sources: &[u64],
+    version: u32,
+    to: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let args = SendArgs {
+        to: i64::from(to.as_raw_fd()),
+        clone_sources_count: sources.len() as u64,
+        clone_sources: sources.as_ptr(),
+        parent: parent.unwrap_or(0),
+        flags: SEND_VERSION,
+        version,
+        reserved: [0; 28],
+    };
+    // SAFETY: the kernel reads `args`, and `clone_sources_count` numbers behind its only pointer; both outlive the call.
+    if unsafe { libc::ioctl(snapshot.as_raw_fd(), SEND, std::ptr::from_ref(&args)) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// UUID of the file system; its directory in `/sys/fs/btrfs`.
 pub fn file_system_uuid(directory: BorrowedFd<'_>) -> io::Result<Uuid> {
     let mut info: FsInfo = zeroed();
@@ -392,6 +435,7 @@ mod tests {
             (SUBVOL_GETFLAGS, 0x8008_9419),
             (SUBVOL_SETFLAGS, 0x4008_941a),
             (FS_INFO, 0x8400_941f),
+            (SEND, 0x4048_9426),
             (QUOTA_CTL, 0xc010_9428),
             (QGROUP_ASSIGN, 0x4018_9429),
             (QGROUP_CREATE, 0x4010_942a),

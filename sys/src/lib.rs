@@ -2,6 +2,7 @@
 //! every unsafe block says why it is sound. What `rustix` has is used from there and not repeated here.
 
 pub mod btrfs;
+pub mod extents;
 pub mod loopdev;
 pub mod mount;
 pub mod pagecache;

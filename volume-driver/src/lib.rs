@@ -20,13 +20,15 @@
 //! # What it may do in the cluster
 //! `environmenttemplates`, `environmentvolumes`: get, list, watch; `environmentvolumes`: patch (its finalizer);
 //! `environmenttemplates/status`, `environmentvolumes/status`: get, patch, update; `pods`: get, list, watch;
-//! `pods/status`: patch; `leases` in its own namespace: get, list, watch, create, update, patch.
+//! `journalstores`: get, list, watch; `journalstores/status`: get, update; the Secrets that they name in its own
+//! namespace: get, list, watch; `pods/status`: patch; `leases` in its own namespace: get, list, watch, create, update, patch.
 
 pub mod csi;
 pub mod directory;
 mod files;
 pub mod health;
 pub mod ids;
+pub mod journal;
 pub mod kube;
 pub mod pool;
 pub mod publish;

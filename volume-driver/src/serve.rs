@@ -15,6 +15,7 @@ use crate::health::{self, Health};
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::lease;
+use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
 use crate::pool::{Pool, PoolError, PoolSource};
@@ -167,6 +168,18 @@ fn start_cluster_tasks(
     tasks.spawn(async move {
         templates.collect().await;
         ServeError::Ended("collection of layers", "its watch ended".into())
+    });
+
+    // Whoever commits or restores takes the stores from here.
+    let stores = StoreObjects {
+        client: client.clone(),
+        node: args.node_name.clone(),
+        namespace: args.namespace.clone(),
+        stores: Stores::default(),
+    };
+    tasks.spawn(async move {
+        stores.run().await;
+        ServeError::Ended("watch of stores", "its stream ended".into())
     });
 
     let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });

@@ -5,12 +5,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use super::{EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment};
+use super::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 /// Every definition, in the order of installation.
 #[must_use]
 pub fn all() -> Vec<CustomResourceDefinition> {
-    [VirtualEnvironment::crd(), EnvironmentTemplate::crd(), EnvironmentVolume::crd()].map(finish).into()
+    let all = [VirtualEnvironment::crd(), EnvironmentTemplate::crd(), EnvironmentVolume::crd(), JournalStore::crd()];
+    all.map(finish).into()
 }
 
 /// Adds what the derive cannot say: the default status, without which a fresh object that no controller has seen
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_fresh_object_is_not_current() {
-        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume"] {
+        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume", "JournalStore"] {
             assert_eq!(schema(kind)["status"]["default"], json!({"observedGeneration": -1}), "{kind}");
         }
     }
@@ -93,7 +94,7 @@ mod tests {
                 }
             }
         }
-        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume"] {
+        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume", "JournalStore"] {
             for (name, property) in schema(kind).as_object().unwrap() {
                 walk(&format!("{kind}.{name}"), property);
             }

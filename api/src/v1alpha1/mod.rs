@@ -7,11 +7,13 @@
 pub mod condition;
 mod crd;
 pub mod environment;
+pub mod store;
 pub mod template;
 pub mod volume;
 
 pub use condition::{Condition, ConditionStatus};
 pub use crd::all as crds;
 pub use environment::{VirtualEnvironment, VirtualEnvironmentSpec, VirtualEnvironmentStatus};
+pub use store::{JournalStore, JournalStoreSpec, JournalStoreStatus};
 pub use template::{EnvironmentTemplate, EnvironmentTemplateSpec, EnvironmentTemplateStatus};
 pub use volume::{EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus};

@@ -4,6 +4,7 @@
 pub mod directory;
 pub mod guests;
 pub mod lease;
+pub mod stores;
 pub mod templates;
 pub mod volumes;
 

@@ -23,7 +23,7 @@ const PARTIAL: &str = ".partial-";
 /// Prefix of volumes that are being destroyed.
 const DELETED: &str = ".deleted-";
 /// The live subvolume of a volume.
-const LIVE: &str = "live";
+pub(crate) const LIVE: &str = "live";
 /// Room that a fresh volume is taken to need in the pool: its directories cost a few blocks.
 const FRESH: u64 = 1 << 20;
 /// Directories of a fresh volume, below the live subvolume, and their modes. Those in `data` are what
@@ -158,15 +158,29 @@ impl Volumes {
     /// # Errors
     /// The pool is full, or fails. What was made of it is gone again then, or at the next start.
     pub fn create(&self, id: &VolumeId, size: u64) -> Result<Live, VolumeError> {
-        self.pool.require(FRESH)?;
+        self.create_with(id, size, FRESH, |live| lay_out(live, id))
+    }
+
+    /// Makes a volume that `fill` fills, given its empty subvolume, with about `room` bytes; then limits it to `size`.
+    ///
+    /// # Errors
+    /// As [`Self::create`], or what `fill` says.
+    pub fn create_with<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        size: u64,
+        room: u64,
+        fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<Live, E> {
+        self.pool.require(room).map_err(VolumeError::from)?;
         let parent = self.pool.volumes();
         let partial = format!("{PARTIAL}{id}");
         self.destroy(&partial).map_err(failed("remove the remains", id))?;
-        let made = self.fill(id, &partial, size);
+        let made = self.make(id, &partial, size, fill);
         let made = made.and_then(|()| {
             // Of two with one name the first stays.
             rustix::fs::renameat_with(parent, &partial, parent, id.as_str(), rustix::fs::RenameFlags::NOREPLACE)
-                .map_err(failed("name the directory", id))
+                .map_err(|error| failed("name the directory", id)(error).into())
         });
         if let Err(error) = made {
             if let Err(error) = self.destroy(&partial) {
@@ -174,10 +188,16 @@ impl Volumes {
             }
             return Err(error);
         }
-        self.get(id)
+        Ok(self.get(id)?)
     }
 
-    fn fill(&self, id: &VolumeId, partial: &str, size: u64) -> Result<(), VolumeError> {
+    fn make<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        partial: &str,
+        size: u64,
+        fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<(), E> {
         let parent = self.pool.volumes();
         rustix::fs::mkdirat(parent, partial, Mode::RWXU).map_err(failed("make the directory", id))?;
         let directory = open_beneath(parent, Path::new(partial)).map_err(failed("open the directory", id))?;
@@ -190,16 +210,39 @@ impl Volumes {
             btrfs::create_qgroup(self.pool.root(), group).map_err(failed("make the quota group", id))?;
             btrfs::assign_qgroup(self.pool.root(), Qgroup::new(0, info.id), group)
                 .map_err(failed("assign the quota group", id))?;
-            btrfs::limit_qgroup(self.pool.root(), group, limit_for(size)).map_err(failed("set the size", id))?;
         }
         rustix::fs::fchmod(&live, Mode::from_raw_mode(0o755)).map_err(failed("set the mode", id))?;
-        for (path, mode) in LAYOUT {
-            rustix::fs::mkdirat(&live, *path, Mode::RWXU).map_err(failed("make a directory", id))?;
-            let made = open_beneath(live.as_fd(), Path::new(path)).map_err(failed("open a directory", id))?;
-            // Not by mkdir, which subtracts the umask.
-            rustix::fs::fchmod(&made, Mode::from_raw_mode(*mode)).map_err(failed("set the mode of a directory", id))?;
+        fill(&live)?;
+        if self.pool.quota() == Quota::Simple {
+            // Last, because on the way to a tree there can be more in it than in the end.
+            btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), limit_for(size))
+                .map_err(failed("set the size", id))?;
         }
         Ok(())
+    }
+
+    /// The directory of a volume: its live subvolume, and what its journal keeps beside that.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], or the pool fails.
+    pub fn directory(&self, id: &VolumeId) -> Result<OwnedFd, VolumeError> {
+        match open_beneath(self.pool.volumes(), Path::new(id.as_str())) {
+            Ok(directory) => Ok(directory),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(id.clone())),
+            Err(error) => Err(failed("open the directory", id)(error)),
+        }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn directory_path(&self, id: &VolumeId) -> PathBuf {
+        self.pool.volumes_path().join(id.as_str())
+    }
+
+    /// The pool that they are in.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Sets the size of a volume, which may be in use.
@@ -264,6 +307,12 @@ impl Volumes {
             Err(error) => return Err(error),
         };
         for entry in names_in(directory.as_fd())? {
+            // Small files of the journal lie beside the subvolumes.
+            match rustix::fs::unlinkat(&directory, &entry, AtFlags::empty()) {
+                Ok(()) => continue,
+                Err(rustix::io::Errno::ISDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
             self.lift_limit(directory.as_fd(), Path::new(&entry));
             destroy_tree(self.pool.root(), directory.as_fd(), &CString::new(entry)?)?;
         }
@@ -321,8 +370,19 @@ impl Volumes {
     }
 }
 
+/// Makes the directories of a fresh volume.
+fn lay_out(live: &OwnedFd, id: &VolumeId) -> Result<(), VolumeError> {
+    for (path, mode) in LAYOUT {
+        rustix::fs::mkdirat(live, *path, Mode::RWXU).map_err(failed("make a directory", id))?;
+        let made = open_beneath(live.as_fd(), Path::new(path)).map_err(failed("open a directory", id))?;
+        // Not by mkdir, which subtracts the umask.
+        rustix::fs::fchmod(&made, Mode::from_raw_mode(*mode)).map_err(failed("set the mode of a directory", id))?;
+    }
+    Ok(())
+}
+
 /// Names in a directory that only we write to.
-fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+pub(crate) fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {
         let entry = entry?;

@@ -34,6 +34,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("images.node.digest=sha256:abc", "/images/node/digest"),
     ("node.kubeletDir=var/lib/kubelet", "/node/kubeletDir"),
     ("unknown=1", "unknown"),
+    ("store.local.path=/srv/store", "/store/local/path"),
+    ("store.s3.endpoint=ftp://x", "/store/s3/endpoint"),
+    ("store.s3.bucket=", "store.s3.bucket is not set"),
 ];
 
 /// The subcommand.

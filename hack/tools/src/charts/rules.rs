@@ -11,6 +11,7 @@ const CLUSTER_KINDS: &[&str] = &[
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
+    "JournalStore",
     "RuntimeClass",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",

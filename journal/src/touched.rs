@@ -1,0 +1,213 @@
+//! Which names a transaction touches, under the names that they have at its end.
+//!
+//! The kernel renames directories around while it sends, so the names in its stream are those of a moment. This follows
+//! them in a tree of the touched names alone: a rename moves a branch.
+
+use std::collections::BTreeMap;
+
+use crate::op::Range;
+use crate::path::TreePath;
+
+/// What happened to a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct What(u8);
+
+impl What {
+    /// It was made, or what has it now was put there (new file, link, rename).
+    pub const MADE: Self = Self(1);
+    /// It is gone, or something else has it now.
+    pub const REMOVED: Self = Self(2);
+    /// Data, size or layout changed.
+    pub const CONTENT: Self = Self(4);
+    /// Owner, mode, times or attributes changed.
+    pub const METADATA: Self = Self(8);
+    /// All of them.
+    const ALL: u8 = 15;
+
+    /// As a number; 0 is nothing.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// From a number; `None` if it is none.
+    #[must_use]
+    pub fn from_bits(bits: u8) -> Option<Self> {
+        (bits != 0 && bits & !Self::ALL == 0).then_some(Self(bits))
+    }
+
+    /// Whether all of `other` happened.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// One touched name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its path.
+    pub path: Vec<u8>,
+    /// What happened to it.
+    pub what: What,
+    /// Parts that were sent as zeros: holes or data, which the stream does not tell apart.
+    pub zeros: Vec<Range>,
+}
+
+/// Touched names, sorted by path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes(Vec<Change>);
+
+impl Changes {
+    /// Each of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Change> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    what: What,
+    zeros: Vec<Range>,
+    children: BTreeMap<Box<[u8]>, Node>,
+}
+
+/// The tree of touched names.
+#[derive(Debug, Default)]
+pub struct Touched {
+    root: Node,
+}
+
+impl Touched {
+    /// Something happened to what has this name now.
+    pub fn touch(&mut self, path: TreePath<'_>, what: What) {
+        self.node(path).what.add(what);
+    }
+
+    /// A part of the file of this name was sent as zeros.
+    pub fn zeroed(&mut self, path: TreePath<'_>, range: Range) {
+        let node = self.node(path);
+        node.what.add(What::CONTENT);
+        match node.zeros.last_mut() {
+            Some(last) if last.offset + last.length == range.offset => last.length += range.length,
+            _ => node.zeros.push(range),
+        }
+    }
+
+    /// The name is gone, and with it what was below.
+    pub fn remove(&mut self, path: TreePath<'_>) {
+        let node = self.node(path);
+        // What was made in the same transaction and is gone again has left no trace.
+        let trace = !node.what.contains(What::MADE) || node.what.contains(What::REMOVED);
+        *node = Node { what: if trace { What::REMOVED } else { What::default() }, ..Node::default() };
+    }
+
+    /// What had the one name has the other now; what had the other is gone.
+    pub fn rename(&mut self, from: TreePath<'_>, to: TreePath<'_>) {
+        let node = self.node(from);
+        let made = node.what.contains(What::MADE);
+        let gone = node.what.contains(What::REMOVED) || !made;
+        let mut moved = std::mem::take(node);
+        node.what = if gone { What::REMOVED } else { What::default() };
+        let target = self.node(to);
+        let replaced = target.what;
+        moved.what.0 &= !What::REMOVED.0;
+        moved.what.add(What::MADE);
+        if replaced.contains(What::REMOVED) || (replaced.bits() != 0 && !replaced.contains(What::MADE)) {
+            moved.what.add(What::REMOVED);
+        }
+        *target = moved;
+    }
+
+    /// The touched names in order, those left out that only lead to others.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let mut changes = Vec::new();
+        collect(&self.root, &mut Vec::new(), &mut changes);
+        changes.sort_by(|a: &Change, b| a.path.cmp(&b.path));
+        Changes(changes)
+    }
+
+    fn node(&mut self, path: TreePath<'_>) -> &mut Node {
+        let mut node = &mut self.root;
+        for name in path.components() {
+            node = node.children.entry(name.into()).or_default();
+        }
+        node
+    }
+}
+
+fn collect(node: &Node, path: &mut Vec<u8>, changes: &mut Vec<Change>) {
+    if node.what.bits() != 0 {
+        changes.push(Change { path: path.clone(), what: node.what, zeros: node.zeros.clone() });
+    }
+    let length = path.len();
+    for (name, child) in &node.children {
+        if length > 0 {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        collect(child, path, changes);
+        path.truncate(length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath<'_> {
+        TreePath::parse(text.as_bytes()).unwrap()
+    }
+
+    fn told(touched: &Touched) -> Vec<(String, u8)> {
+        let changes = touched.changes();
+        changes.iter().map(|c| (String::from_utf8(c.path.clone()).unwrap(), c.what.bits())).collect()
+    }
+
+    #[test]
+    fn what_is_touched_below_a_renamed_directory_has_its_last_name() {
+        let mut touched = Touched::default();
+        touched.touch(path("o257-1-0"), What::MADE);
+        touched.touch(path("o257-1-0/f"), What::MADE);
+        touched.touch(path("o257-1-0/f"), What::CONTENT);
+        touched.rename(path("o257-1-0"), path("etc/new"));
+        assert_eq!(told(&touched), [("etc/new".into(), 1), ("etc/new/f".into(), 5)]);
+        touched.rename(path("etc"), path("old"));
+        assert_eq!(
+            told(&touched),
+            [("etc".into(), 2), ("old".into(), 1), ("old/new".into(), 1), ("old/new/f".into(), 5)]
+        );
+    }
+
+    #[test]
+    fn what_was_made_and_removed_leaves_no_trace() {
+        let mut touched = Touched::default();
+        touched.touch(path("a"), What::MADE);
+        touched.remove(path("a"));
+        assert_eq!(told(&touched), []);
+        touched.touch(path("b"), What::CONTENT);
+        touched.remove(path("b"));
+        assert_eq!(told(&touched), [("b".into(), 2)]);
+        touched.touch(path("b"), What::MADE);
+        assert_eq!(told(&touched), [("b".into(), 3)]);
+        touched.remove(path("b"));
+        assert_eq!(told(&touched), [("b".into(), 2)]);
+    }
+}

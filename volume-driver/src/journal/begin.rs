@@ -1,0 +1,192 @@
+//! Opening an epoch (ownership protocol, rule 12).
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vivarium_store::Store;
+use vivarium_sys::btrfs;
+
+use super::commit::Journal;
+use super::local::Local;
+use super::log::{Appended, Log, Position};
+use super::restore::{Restored, layer_roots, restore};
+use super::{JournalError, blocking};
+use crate::ids::{LayerDigest, VolumeId};
+use crate::template::TemplateCache;
+use crate::volume::{VolumeError, Volumes};
+
+/// The volume whose epoch is to be opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Epoch of the incarnation that it is given to.
+    pub epoch: u64,
+    /// Layers of its template, lowest first; they are on this node.
+    pub layers: Vec<LayerDigest>,
+    /// A transaction that was in the log for certain, for example as the volume's object says; 0: none.
+    pub known: u64,
+}
+
+/// How a volume came to be on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was here, with everything that was ever written.
+    Here,
+    /// It is new.
+    New,
+    /// From the log.
+    Restored(Restored),
+}
+
+impl Journal {
+    /// Opens an epoch. `still_ours` is asked once the barrier is in the log: whether the volume's object still names this
+    /// node, session and epoch.
+    ///
+    /// # Errors
+    /// [`JournalError::Superseded`] and [`JournalError::Lost`]: never. Others: call it again.
+    pub async fn begin(
+        volumes: &Volumes,
+        templates: &TemplateCache,
+        store: Arc<Store>,
+        opening: &Opening,
+        still_ours: impl AsyncFnOnce() -> bool,
+    ) -> Result<(Self, Origin), JournalError> {
+        let Opening { id, size, epoch, layers, known } = opening.clone();
+        let log = Log::new(&id, store)?;
+        let roots = layer_roots(templates, &id, &layers)?;
+        let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
+        let infos =
+            infos.map_err(|source| JournalError::Io { attempt: "identify a layer", volume: id.clone(), source })?;
+        let mut journal = Self {
+            volumes: volumes.clone(),
+            id: id.clone(),
+            epoch,
+            log,
+            layers: Arc::new(layers.into_iter().zip(infos).collect()),
+            local: None,
+            clean: None,
+        };
+        let local = journal.open_local().await?;
+        let tail = journal.log.tail(local.map_or(known, |head| head.sequence.max(known))).await?;
+        if tail.epoch > epoch {
+            return Err(JournalError::Superseded { volume: id, epoch, current: tail.epoch });
+        }
+        // Nothing was added since this node's last transaction: what is here is that, and what was written after it.
+        let here = local == Some(tail);
+        let origin = if here {
+            // A second opening of the same epoch finds its own barrier or transactions.
+            if tail.epoch < epoch {
+                journal.barrier().await?;
+            }
+            if !still_ours().await {
+                return Err(JournalError::Lost { volume: id });
+            }
+            Origin::Here
+        } else {
+            let barrier = journal.barrier_from_afar(tail).await?;
+            if !still_ours().await {
+                return Err(JournalError::Lost { volume: id });
+            }
+            journal.bring_here(size, barrier, roots).await?
+        };
+        Ok((journal, origin))
+    }
+
+    /// The newest transaction that this node knows of, once an attempt that is left over is settled; `None` if the volume
+    /// is not here, or if the attempt's number went to somebody else.
+    async fn open_local(&mut self) -> Result<Option<Position>, JournalError> {
+        let (volumes, id) = (self.volumes.clone(), self.id.clone());
+        let opened = blocking(&self.id, move || match Local::open(&volumes, &id) {
+            Ok(local) => Ok(Some(local)),
+            Err(JournalError::Volume(VolumeError::NotFound(_))) => Ok(None),
+            Err(error) => Err(error),
+        });
+        let Some(local) = opened.await? else { return Ok(None) };
+        let attempt = local.attempt()?;
+        self.local = Some(local);
+        if let Some(attempt) = attempt {
+            match self.log.append(attempt.position.sequence, &attempt.path, attempt.content).await? {
+                Appended::Yes => self.with_local(move |local| local.settle(&attempt)).await?,
+                Appended::Taken => return Ok(None),
+            }
+        }
+        self.with_local(|local| Ok(Some(local.head()))).await
+    }
+
+    /// Adds a barrier behind `tail` while the volume is not here. A crash leaves at most a barrier more.
+    async fn barrier_from_afar(&self, tail: Position) -> Result<Position, JournalError> {
+        let mut tail = tail;
+        loop {
+            let header =
+                super::commit::header(&self.id, vivarium_journal::Kind::Barrier, self.epoch, tail, &self.layers);
+            let io = |source| JournalError::Io { attempt: "write a barrier", volume: self.id.clone(), source };
+            let file = tempfile::NamedTempFile::new_in(self.volumes.pool().path()).map_err(io)?;
+            let writer = vivarium_journal::write::Writer::new(file.as_file(), &header).map_err(io)?;
+            let (_, summary) = writer.finish(&vivarium_journal::touched::Touched::default().changes()).map_err(io)?;
+            let sequence = tail.sequence + 1;
+            match self.log.append(sequence, file.path(), summary.content).await? {
+                Appended::Yes => return Ok(Position { sequence, epoch: self.epoch, digest: summary.digest }),
+                // The former owner added one more while we looked.
+                Appended::Taken => tail = self.log.tail(sequence).await?,
+            }
+            if tail.epoch > self.epoch {
+                let current = tail.epoch;
+                return Err(JournalError::Superseded { volume: self.id.clone(), epoch: self.epoch, current });
+            }
+        }
+    }
+
+    /// Replaces what is here, if anything, by what the log says.
+    async fn bring_here(
+        &mut self,
+        size: u64,
+        barrier: Position,
+        roots: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<Origin, JournalError> {
+        self.local = None;
+        let (volumes, id) = (self.volumes.clone(), self.id.clone());
+        blocking(&self.id, move || Ok(volumes.delete(&id)?)).await?;
+        let restored = restore(&self.volumes, &self.id, size, &self.log, barrier, roots).await?;
+        if restored.empty {
+            let (volumes, id) = (self.volumes.clone(), self.id.clone());
+            blocking(&self.id, move || Ok(volumes.create(&id, size).map(drop)?)).await?;
+        }
+        self.with_local(move |local| local.start_from(barrier, restored.empty)).await?;
+        if restored.empty {
+            return Ok(Origin::New);
+        }
+        // The base is the tree of the log. What overlayfs had under way is for it alone, and of no use to another mount.
+        let live = self.volumes.live_path(&self.id);
+        let id = self.id.clone();
+        blocking(&self.id, move || {
+            empty(&live.join("work")).map_err(|source| JournalError::Io {
+                attempt: "empty the work directory",
+                volume: id,
+                source,
+            })
+        })
+        .await?;
+        Ok(Origin::Restored(restored))
+    }
+}
+
+/// Removes everything in a directory, if that is there. Symbolic links are removed, not followed.
+fn empty(directory: &std::path::Path) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

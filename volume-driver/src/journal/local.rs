@@ -1,0 +1,306 @@
+//! What a node keeps of a journal, beside the live subvolume in the volume's directory:
+//!
+//! | name | what |
+//! |---|---|
+//! | `journal.json` | the newest transaction that is known to be in the store, and which base belongs to it |
+//! | `base.<n>` | read-only snapshot: the tree after transaction n, from which the next one is counted |
+//! | `next` | read-only snapshot that is being committed |
+//! | `attempt.vtx` | the transaction that may or may not be in the store |
+//!
+//! Every step leaves something from which [`Local::open`] goes on.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vivarium_journal::Digest;
+use vivarium_journal::read::Transaction;
+use vivarium_sys::btrfs::{self, SubvolumeInfo};
+
+use super::JournalError;
+use super::log::Position;
+use crate::files;
+use crate::ids::VolumeId;
+use crate::pool::{destroy_tree, open_beneath};
+use crate::volume::{LIVE, Volumes, names_in};
+
+const STATE: &str = "journal.json";
+const ATTEMPT: &str = "attempt.vtx";
+/// The transaction while it is being written.
+const PARTIAL: &str = "attempt.partial";
+const NEXT: &str = "next";
+const BASE: &str = "base.";
+/// Version of [`Stored`] that this build writes and reads.
+const VERSION: u32 = 1;
+
+/// `journal.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stored {
+    version: u32,
+    sequence: u64,
+    epoch: u64,
+    digest: String,
+    /// Number of the base; none while the tree of the journal is empty.
+    base: Option<u64>,
+}
+
+/// A read-only snapshot.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its root.
+    pub root: OwnedFd,
+    /// What the kernel tells of it.
+    pub info: SubvolumeInfo,
+}
+
+/// A transaction whose outcome may not be known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What the log's tail is once it is in the store.
+    pub position: Position,
+    /// BLAKE3 of the file.
+    pub content: Digest,
+    /// Whether a snapshot belongs to it; a barrier has none.
+    pub snapshot: bool,
+    /// The file.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// The directory of a volume that is on this node.
+#[derive(Debug)]
+pub struct Local {
+    volumes: Volumes,
+    id: VolumeId,
+    directory: OwnedFd,
+    path: PathBuf,
+    head: Position,
+    base: Option<u64>,
+}
+
+impl Local {
+    /// What is known of a volume that is here. Snapshots that belong to nothing are destroyed.
+    ///
+    /// # Errors
+    /// The volume is not here, or the pool fails.
+    pub fn open(volumes: &Volumes, id: &VolumeId) -> Result<Self, JournalError> {
+        let directory = volumes.directory(id)?;
+        let path = volumes.directory_path(id);
+        let stored: Option<Stored> = files::read_json(&path.join(STATE)).map_err(io_error("read the state", id))?;
+        let (head, base) = match stored {
+            None => (Position::START, None),
+            Some(Stored { version: VERSION, sequence, epoch, digest, base }) => {
+                let digest = Digest::parse(&digest).ok_or_else(|| invalid(id, "its digest is none"))?;
+                (Position { sequence, epoch, digest }, base)
+            }
+            Some(Stored { version, .. }) => {
+                return Err(invalid(id, &format!("it has version {version}, this build knows {VERSION}")));
+            }
+        };
+        let local = Self { volumes: volumes.clone(), id: id.clone(), directory, path, head, base };
+        local.sweep()?;
+        Ok(local)
+    }
+
+    /// Removes what no state refers to.
+    fn sweep(&self) -> Result<(), JournalError> {
+        files::remove(&self.path.join(PARTIAL)).map_err(self.io("remove a half-written transaction"))?;
+        let attempt = self.attempt()?;
+        for name in names_in(self.directory.as_fd()).map_err(self.io("list the snapshots"))? {
+            let number = name.strip_prefix(BASE).and_then(|number| number.parse::<u64>().ok());
+            let attempted = attempt.as_ref().filter(|attempt| attempt.snapshot);
+            let used = match number {
+                Some(number) => Some(number) == self.base || attempted.is_some_and(|a| a.position.sequence == number),
+                None => name != NEXT || attempted.is_some(),
+            };
+            if !used {
+                self.destroy(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest transaction that is known to be in the store.
+    #[must_use]
+    pub fn head(&self) -> Position {
+        self.head
+    }
+
+    /// The live subvolume's path.
+    #[must_use]
+    pub fn live(&self) -> PathBuf {
+        self.path.join(LIVE)
+    }
+
+    /// The snapshot that the next transaction is counted from; `None`: from an empty tree.
+    ///
+    /// # Errors
+    /// It is not there, or the pool fails.
+    pub fn base(&self) -> Result<Option<Snapshot>, JournalError> {
+        self.base.map(|number| self.snapshot(&format!("{BASE}{number}"))).transpose()
+    }
+
+    fn snapshot(&self, name: &str) -> Result<Snapshot, JournalError> {
+        let root = open_beneath(self.directory.as_fd(), Path::new(name)).map_err(self.io("open a snapshot"))?;
+        let info = btrfs::subvolume_info(root.as_fd()).map_err(self.io("identify a snapshot"))?;
+        Ok(Snapshot { root, info })
+    }
+
+    /// Takes the snapshot `next` of the live subvolume, in place of one that is there.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn take(&self) -> Result<Snapshot, JournalError> {
+        self.destroy(NEXT)?;
+        self.snap(NEXT)?;
+        self.snapshot(NEXT)
+    }
+
+    fn snap(&self, name: &str) -> Result<(), JournalError> {
+        let live = self.volumes.get(&self.id)?;
+        let name = CString::new(name).map_err(|e| self.io("name a snapshot")(e.into()))?;
+        btrfs::snapshot(live.directory.as_fd(), self.directory.as_fd(), &name, true).map_err(self.io("take a snapshot"))
+    }
+
+    /// A file for a transaction that is being written.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn partial(&self) -> Result<File, JournalError> {
+        let path = self.path.join(PARTIAL);
+        files::remove(&path).map_err(self.io("remove a half-written transaction"))?;
+        let options = File::options().read(true).write(true).create_new(true).open(&path);
+        options.map_err(self.io("make a transaction file"))
+    }
+
+    /// The partial file, complete and on disk, becomes the attempt.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn persist(&self, partial: &File) -> Result<Attempt, JournalError> {
+        partial.sync_data().map_err(self.io("write out a transaction"))?;
+        std::fs::rename(self.path.join(PARTIAL), self.path.join(ATTEMPT)).map_err(self.io("name a transaction"))?;
+        self.sync()?;
+        self.attempt()?.ok_or_else(|| invalid(&self.id, "the transaction that was just written is gone"))
+    }
+
+    /// The partial file and `next` are of no use.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn discard(&self) -> Result<(), JournalError> {
+        files::remove(&self.path.join(PARTIAL)).map_err(self.io("remove a transaction"))?;
+        files::remove(&self.path.join(ATTEMPT)).map_err(self.io("remove a transaction"))?;
+        self.destroy(NEXT)
+    }
+
+    /// The transaction whose outcome may not be known. It was written whole before it got its name; so one that is
+    /// damaged is an error.
+    ///
+    /// # Errors
+    /// The pool fails, or it is damaged.
+    pub fn attempt(&self) -> Result<Option<Attempt>, JournalError> {
+        let path = self.path.join(ATTEMPT);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.io("open a transaction")(error)),
+        };
+        let transaction =
+            Transaction::open(file).map_err(|source| JournalError::Read { volume: self.id.clone(), source })?;
+        let (header, summary) = (transaction.header(), transaction.summary());
+        Ok(Some(Attempt {
+            position: Position { sequence: header.sequence, epoch: header.epoch, digest: summary.digest },
+            content: summary.content,
+            snapshot: header.kind != vivarium_journal::Kind::Barrier,
+            path,
+            length: summary.length,
+        }))
+    }
+
+    /// The attempt is in the store: the head moves, its snapshot becomes the base, the former base goes.
+    ///
+    /// # Errors
+    /// The pool fails; the attempt stays then, and this can be called again.
+    pub fn settle(&mut self, attempt: &Attempt) -> Result<(), JournalError> {
+        let mut base = self.base;
+        if attempt.snapshot {
+            let number = attempt.position.sequence;
+            let name = format!("{BASE}{number}");
+            match rustix::fs::renameat(&self.directory, NEXT, &self.directory, &name) {
+                // It was done by a call that was cut off.
+                Err(rustix::io::Errno::NOENT) => drop(self.snapshot(&name)?),
+                Err(error) => return Err(self.io("name the base")(error.into())),
+                Ok(()) => {}
+            }
+            base = Some(number);
+        }
+        self.store(attempt.position, base)?;
+        files::remove(&attempt.path).map_err(self.io("remove a transaction"))?;
+        Ok(())
+    }
+
+    /// The live subvolume holds the tree at `head`; from now on changes are counted from there. `empty`: that tree is
+    /// nothing at all.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn start_from(&mut self, head: Position, empty: bool) -> Result<(), JournalError> {
+        let base = (!empty).then_some(head.sequence);
+        if let Some(number) = base {
+            let name = format!("{BASE}{number}");
+            self.destroy(&name)?;
+            self.snap(&name)?;
+        }
+        self.store(head, base)
+    }
+
+    fn store(&mut self, head: Position, base: Option<u64>) -> Result<(), JournalError> {
+        let stored = Stored {
+            version: VERSION,
+            sequence: head.sequence,
+            epoch: head.epoch,
+            digest: head.digest.to_string(),
+            base,
+        };
+        files::write_json(&self.path.join(STATE), &stored).map_err(self.io("write the state"))?;
+        self.sync()?;
+        let old = std::mem::replace(&mut self.base, base).filter(|old| Some(*old) != base);
+        self.head = head;
+        if let Some(old) = old {
+            self.destroy(&format!("{BASE}{old}"))?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), JournalError> {
+        rustix::fs::fsync(&self.directory).map_err(|error| self.io("write out the directory")(error.into()))
+    }
+
+    fn destroy(&self, name: &str) -> Result<(), JournalError> {
+        let name = CString::new(name).map_err(|e| self.io("name a snapshot")(e.into()))?;
+        destroy_tree(self.volumes.pool().root(), self.directory.as_fd(), &name).map_err(self.io("destroy a snapshot"))
+    }
+
+    fn io(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> JournalError + use<> {
+        io_error(attempt, &self.id)
+    }
+}
+
+fn io_error(attempt: &'static str, id: &VolumeId) -> impl FnOnce(io::Error) -> JournalError + use<> {
+    let volume = id.clone();
+    move |source| JournalError::Io { attempt, volume, source }
+}
+
+fn invalid(id: &VolumeId, what: &str) -> JournalError {
+    JournalError::Io {
+        attempt: "read the journal's state",
+        volume: id.clone(),
+        source: io::Error::other(what.to_owned()),
+    }
+}

@@ -1,0 +1,547 @@
+//! `JournalStore`s: opens each, tries it out once in the life of this process and again when the object or its credentials
+//! change, says in its status what was found, and hands out those that did what they have to.
+//!
+//! Each node writes its own entry; the conditions follow from all entries ([`conditions`], pure), whoever writes last.
+//! A store that was proven stays in use while it does not answer: only its own misbehaviour takes it out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watch_object, watcher};
+use kube::{Client, ResourceExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use vivarium_api::v1alpha1::JournalStore;
+use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
+use vivarium_api::v1alpha1::store::{NodeStore, S3Store};
+use vivarium_store::{Backend, Cause, Config, Credential, OpenError, ProveError, S3, Store};
+
+use super::{ApiError, failed, is_conflict, is_gone};
+
+/// How long a trial may take.
+const TRIAL: Duration = Duration::from_mins(1);
+/// How long until a store that failed is tried again by itself: what may pass, and what somebody has to change.
+const RETRY_SOON: Duration = Duration::from_secs(15);
+const RETRY_LATE: Duration = Duration::from_mins(2);
+/// Keys of the Secret, as other programs and operators name them.
+const ACCESS_KEY: &str = "AWS_ACCESS_KEY_ID";
+const SECRET_KEY: &str = "AWS_SECRET_ACCESS_KEY";
+const READY: &str = "Ready";
+const STALLED: &str = "Stalled";
+const PROVEN: &str = "Proven";
+
+/// Why a store cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It does not do what it has to.
+    #[error("{0}")]
+    NotAtomic(String),
+    /// No credentials.
+    #[error("{0}")]
+    CredentialsMissing(String),
+    /// No answer, or none of use.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The spec is wrong.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl StoreError {
+    /// As one word of the runbook.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotAtomic(_) => "NotAtomic",
+            Self::CredentialsMissing(_) => "CredentialsMissing",
+            Self::Unreachable(_) => "Unreachable",
+            Self::Invalid(_) => "Invalid",
+        }
+    }
+}
+
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<ProveError> for StoreError {
+    fn from(error: ProveError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProveError::NotAtomic { .. } => Self::NotAtomic(text),
+            ProveError::Failed { failure, .. } => match failure.cause {
+                Cause::Denied => Self::Invalid(format!("{text}. Check the credentials and what they allow")),
+                Cause::Missing => Self::Invalid(format!("{text}. Create the bucket, or correct its name")),
+                Cause::Full => Self::Unreachable(format!("{text}. It is full: make room in it")),
+                Cause::TimedOut | Cause::Unreachable | Cause::Other => Self::Unreachable(text),
+            },
+        }
+    }
+}
+
+/// The stores of this node. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    proven: watch::Sender<HashMap<String, Arc<Store>>>,
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self { proven: watch::Sender::new(HashMap::new()) }
+    }
+}
+
+impl Stores {
+    /// The store of that name, if it was opened and proven.
+    pub fn get(&self, name: &str) -> Option<Arc<Store>> {
+        self.proven.borrow().get(name).cloned()
+    }
+
+    /// The store of that name, as soon as it is proven, until the deadline.
+    pub async fn wait_for(&self, name: &str, deadline: Instant) -> Option<Arc<Store>> {
+        let mut changes = self.proven.subscribe();
+        let found = async { changes.wait_for(|proven| proven.contains_key(name)).await.ok()?.get(name).cloned() };
+        tokio::time::timeout_at(deadline, found).await.ok().flatten()
+    }
+
+    fn put(&self, name: &str, store: Option<Arc<Store>>) {
+        self.proven.send_modify(|proven| {
+            match store {
+                Some(store) => proven.insert(name.into(), store),
+                None => proven.remove(name),
+            };
+        });
+    }
+}
+
+/// What works on the objects.
+#[derive(Clone)]
+pub struct StoreObjects {
+    /// The cluster.
+    pub client: Client,
+    /// Name of this node.
+    pub node: String,
+    /// Namespace that Vivarium is installed in: the Secrets are there.
+    pub namespace: String,
+    /// Where proven stores go.
+    pub stores: Stores,
+}
+
+/// One object that is worked on.
+struct Work {
+    object: watch::Sender<JournalStore>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl StoreObjects {
+    fn api(&self) -> Api<JournalStore> {
+        Api::all(self.client.clone())
+    }
+
+    /// Works on every store until the process ends.
+    pub async fn run(self) {
+        let mut work: HashMap<String, Work> = HashMap::new();
+        let mut listed = Vec::new();
+        let events = watcher(self.api(), watcher::Config::default()).default_backoff();
+        tokio::pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(object)) => {
+                    listed.push(object.name_any());
+                    self.seen(&mut work, object);
+                }
+                Ok(Event::Apply(object)) => self.seen(&mut work, object),
+                Ok(Event::InitDone) => {
+                    let gone: Vec<String> = work.keys().filter(|name| !listed.contains(name)).cloned().collect();
+                    for name in &gone {
+                        self.gone(&mut work, name);
+                    }
+                }
+                Ok(Event::Delete(object)) => self.gone(&mut work, &object.name_any()),
+                Err(error) => tracing::warn!(%error, "journal stores cannot be watched"),
+            }
+        }
+    }
+
+    fn seen(&self, work: &mut HashMap<String, Work>, object: JournalStore) {
+        let name = object.name_any();
+        if let Some(known) = work.get(&name) {
+            // Statuses of many nodes change all the time.
+            known.object.send_if_modified(|old| {
+                let changed =
+                    old.metadata.generation != object.metadata.generation || old.metadata.uid != object.metadata.uid;
+                if changed {
+                    *old = object;
+                }
+                changed
+            });
+            return;
+        }
+        let (sender, receiver) = watch::channel(object);
+        let this = self.clone();
+        let task = tokio::spawn(async move { this.keep(receiver).await });
+        work.insert(name, Work { object: sender, task });
+    }
+
+    fn gone(&self, work: &mut HashMap<String, Work>, name: &str) {
+        work.remove(name);
+        self.stores.put(name, None);
+    }
+
+    /// Keeps one store open and its status true, until it is gone.
+    async fn keep(self, mut objects: watch::Receiver<JournalStore>) {
+        loop {
+            let object = objects.borrow_and_update().clone();
+            let name = object.name_any();
+            let mut secrets = self.secret_changes(&object);
+            let (found, version) = self.open(&object).await;
+            let retry = match &found {
+                Ok(_) => None,
+                Err(StoreError::Unreachable(_)) => Some(RETRY_SOON),
+                Err(_) => Some(RETRY_LATE),
+            };
+            let result = match found {
+                Ok(store) => {
+                    tracing::info!(store = name, "the store was tried and is in use");
+                    self.stores.put(&name, Some(Arc::new(store)));
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::warn!(store = name, reason = error.reason(), "{error}");
+                    if matches!(error, StoreError::NotAtomic(_)) {
+                        self.stores.put(&name, None);
+                    }
+                    Err(error)
+                }
+            };
+            let retry = match self.report(&object, &result).await {
+                Ok(()) => retry,
+                Err(error) => {
+                    tracing::warn!(%error, "the status of a store is written later");
+                    Some(RETRY_SOON)
+                }
+            };
+            let again = async {
+                match retry {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let other_secret = async {
+                while let Some(seen) = secrets.next().await {
+                    if seen != version {
+                        return;
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                changed = objects.changed() => if changed.is_err() { return },
+                () = other_secret => tracing::info!(store = name, "the credentials of the store changed"),
+                () = again => {}
+            }
+        }
+    }
+
+    /// Versions of the Secret that holds the credentials, beginning with the present one. An absent one has none.
+    fn secret_changes(&self, object: &JournalStore) -> BoxStream<'static, Option<String>> {
+        let Some(s3) = &object.spec.s3 else { return futures::stream::empty().boxed() };
+        watch_object(self.secrets(), &s3.credentials_secret.name)
+            .default_backoff()
+            .filter_map(|seen| async move {
+                match seen {
+                    Ok(secret) => Some(secret.and_then(|secret| secret.resource_version())),
+                    Err(error) => {
+                        tracing::debug!(%error, "the credentials of a store cannot be watched");
+                        None
+                    }
+                }
+            })
+            .boxed()
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Opens and tries a store. Also the version of the Secret that was read, if there was one.
+    async fn open(&self, object: &JournalStore) -> (Result<Store, StoreError>, Option<String>) {
+        let mut version = None;
+        let opened = async {
+            let backend = match (&object.spec.s3, &object.spec.local) {
+                (Some(s3), None) => {
+                    let secret = self.secret(&s3.credentials_secret.name).await?;
+                    version = secret.resource_version();
+                    let (access_key, secret_key) = credentials(&secret)?;
+                    Backend::S3(Box::new(bucket(s3, access_key, secret_key)))
+                }
+                (None, Some(local)) => Backend::Local { directory: PathBuf::from(&local.path) },
+                _ => return Err(StoreError::Invalid("give exactly one of spec.s3 and spec.local".into())),
+            };
+            let config = Config { name: object.name_any(), backend };
+            let opened = tokio::task::spawn_blocking(move || Store::open(&config)).await;
+            let store = opened.map_err(|error| StoreError::Invalid(error.to_string()))??;
+            store.prove(Instant::now() + TRIAL).await?;
+            Ok(store)
+        }
+        .await;
+        (opened, version)
+    }
+
+    async fn secret(&self, name: &str) -> Result<Secret, StoreError> {
+        let namespace = &self.namespace;
+        match self.secrets().get_opt(name).await {
+            Ok(Some(secret)) => Ok(secret),
+            Ok(None) => Err(StoreError::CredentialsMissing(format!(
+                "there is no Secret '{name}' in namespace {namespace}: create it with the keys {ACCESS_KEY} and {SECRET_KEY}"
+            ))),
+            Err(kube::Error::Api(status)) if status.is_forbidden() => Err(StoreError::CredentialsMissing(format!(
+                "the nodes may not read Secret '{name}' in namespace {namespace}: add its name to store.secrets in the chart's values"
+            ))),
+            Err(error) => Err(StoreError::Unreachable(format!("Secret '{name}' cannot be read: {error}"))),
+        }
+    }
+
+    /// Writes what this node found, by compare-and-swap, if it is not so already.
+    async fn report(&self, seen: &JournalStore, result: &Result<(), StoreError>) -> Result<(), ApiError> {
+        let name = seen.name_any();
+        let entry = NodeStore {
+            name: self.node.clone(),
+            observed_generation: seen.metadata.generation.unwrap_or_default(),
+            proven: result.is_ok(),
+            reason: result.as_ref().err().map_or(PROVEN, StoreError::reason).into(),
+            message: result.as_ref().err().map(ToString::to_string),
+        };
+        loop {
+            let Some(mut latest) = self.api().get_opt(&name).await.map_err(failed("read store", &name))? else {
+                return Ok(());
+            };
+            // What was found of an older spec, or of another object of that name, is told by nobody.
+            if latest.metadata.uid != seen.metadata.uid || latest.metadata.generation != seen.metadata.generation {
+                return Ok(());
+            }
+            let before = latest.status.clone();
+            apply(&mut latest, entry.clone(), Timestamp::now());
+            if latest.status == before {
+                return Ok(());
+            }
+            match self.api().replace_status(&name, &PostParams::default(), &latest).await {
+                Ok(_) => return Ok(()),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) if is_gone(&error) => return Ok(()),
+                Err(error) => return Err(failed("write the status of store", &name)(error)),
+            }
+        }
+    }
+}
+
+/// What is in the Secret.
+fn credentials(secret: &Secret) -> Result<(Credential, Credential), StoreError> {
+    let value = |key: &str| {
+        let value = secret.data.as_ref()?.get(key)?;
+        std::str::from_utf8(&value.0).ok().map(Credential::new)
+    };
+    match (value(ACCESS_KEY), value(SECRET_KEY)) {
+        (Some(access), Some(secret)) => Ok((access, secret)),
+        _ => Err(StoreError::CredentialsMissing(format!(
+            "Secret '{}' lacks one of the keys {ACCESS_KEY} and {SECRET_KEY}, or it is no text",
+            secret.name_any()
+        ))),
+    }
+}
+
+fn bucket(s3: &S3Store, access_key: Credential, secret_key: Credential) -> S3 {
+    S3 {
+        endpoint: s3.endpoint.clone(),
+        bucket: s3.bucket.clone(),
+        region: s3.region.clone(),
+        prefix: s3.prefix.clone(),
+        path_style: s3.path_style,
+        allow_http: s3.allow_http,
+        access_key,
+        secret_key,
+    }
+}
+
+/// Puts a node's entry into the status, and what follows from all of them.
+fn apply(object: &mut JournalStore, entry: NodeStore, now: Timestamp) {
+    let generation = object.metadata.generation.unwrap_or_default();
+    let is_local = object.spec.local.is_some();
+    let status = object.status.get_or_insert_default();
+    status.observed_generation = generation;
+    status.type_ = Some(if is_local { "Local" } else { "S3" }.into());
+    match status.nodes.iter_mut().find(|node| node.name == entry.name) {
+        Some(node) => *node = entry,
+        None => status.nodes.push(entry),
+    }
+    status.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let new = conditions(&status.nodes, generation, is_local, now);
+    // Stalled is there only while it is True.
+    status.conditions.retain(|old| new.iter().any(|new| new.type_ == old.type_));
+    for condition in new {
+        condition::set(&mut status.conditions, condition);
+    }
+}
+
+/// What the entries of all nodes say together. One node that found the store wanting spoils it for all; one that cannot
+/// reach it does not spoil it for those that can.
+fn conditions(nodes: &[NodeStore], generation: i64, is_local: bool, now: Timestamp) -> Vec<Condition> {
+    let condition = |type_: &str, holds: bool, reason: &str, message: String| Condition {
+        type_: type_.into(),
+        status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+        observed_generation: Some(generation),
+        last_transition_time: now,
+        reason: reason.into(),
+        message,
+    };
+    let current: Vec<&NodeStore> = nodes.iter().filter(|node| node.observed_generation == generation).collect();
+    let proven = current.iter().filter(|node| node.proven).count();
+    let unproven: BTreeMap<&str, &NodeStore> =
+        current.iter().filter(|node| !node.proven).map(|node| (node.reason.as_str(), *node)).collect();
+    let told = |node: &NodeStore| format!("node {}: {}", node.name, node.message.as_deref().unwrap_or("no message"));
+    let not_atomic = unproven.get("NotAtomic");
+    if proven > 0 && not_atomic.is_none() {
+        let mut message = format!("{proven} of {} nodes tried the store and can use it", current.len());
+        if is_local && current.len() > 1 {
+            message.push_str(
+                ". It is a directory of its own on each of them: what one node writes no other can read, so no environment can be brought back elsewhere. Use an S3 store for several nodes",
+            );
+        } else if is_local {
+            message.push_str(". It is a directory of this one node and is lost with it");
+        }
+        for node in unproven.values() {
+            message.push_str("; ");
+            message.push_str(&told(node));
+        }
+        return vec![condition(READY, true, PROVEN, message)];
+    }
+    // What somebody has to change goes before what may pass.
+    let worst = ["NotAtomic", "Invalid", "CredentialsMissing"].iter().find_map(|reason| unproven.get(reason));
+    let Some(node) = worst.or_else(|| unproven.values().next()) else { return Vec::new() };
+    let mut all = vec![condition(READY, false, &node.reason, told(node))];
+    if worst.is_some() {
+        all.push(condition(STALLED, true, &node.reason, told(node)));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(name: &str, generation: i64, reason: &str) -> NodeStore {
+        let proven = reason == PROVEN;
+        let message = (!proven).then(|| format!("because {reason}"));
+        NodeStore { name: name.into(), observed_generation: generation, proven, reason: reason.into(), message }
+    }
+
+    fn object(spec: &serde_json::Value) -> JournalStore {
+        let object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+            "metadata": {"name": "default", "generation": 2}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn s3() -> JournalStore {
+        object(&json!({"s3": {"endpoint": "https://x", "bucket": "abc", "credentialsSecret": {"name": "s"}}}))
+    }
+
+    #[test]
+    fn the_conditions_follow_from_what_all_nodes_found() {
+        for (reasons, ready, reason, stalled) in [
+            (&["Proven", "Proven"][..], ConditionStatus::True, "Proven", false),
+            (&["Proven", "Unreachable"], ConditionStatus::True, "Proven", false),
+            (&["Proven", "NotAtomic"], ConditionStatus::False, "NotAtomic", true),
+            (&["Unreachable", "NotAtomic"], ConditionStatus::False, "NotAtomic", true),
+            (&["Unreachable"], ConditionStatus::False, "Unreachable", false),
+            (&["Unreachable", "Invalid"], ConditionStatus::False, "Invalid", true),
+            (&["CredentialsMissing"], ConditionStatus::False, "CredentialsMissing", true),
+        ] {
+            let mut object = s3();
+            for (number, reason) in reasons.iter().enumerate() {
+                apply(&mut object, entry(&format!("n{number}"), 2, reason), Timestamp::UNIX_EPOCH);
+            }
+            let status = object.status.unwrap();
+            let found = condition::find(&status.conditions, READY).unwrap();
+            assert_eq!((found.status, found.reason.as_str()), (ready, reason), "{reasons:?}");
+            assert_eq!(condition::is_true(&status.conditions, STALLED), stalled, "{reasons:?}");
+            assert_eq!((status.type_.as_deref(), status.observed_generation), (Some("S3"), 2));
+        }
+    }
+
+    #[test]
+    fn what_was_found_of_an_older_spec_does_not_count() {
+        let mut object = s3();
+        apply(&mut object, entry("n1", 1, "NotAtomic"), Timestamp::UNIX_EPOCH);
+        assert_eq!(object.status.as_ref().unwrap().conditions, []);
+        apply(&mut object, entry("n2", 2, "Proven"), Timestamp::UNIX_EPOCH);
+        assert!(condition::is_true(&object.status.unwrap().conditions, READY));
+    }
+
+    #[test]
+    fn a_node_that_recovers_takes_its_complaint_back() {
+        let mut object = s3();
+        apply(&mut object, entry("n1", 2, "Invalid"), Timestamp::UNIX_EPOCH);
+        apply(&mut object, entry("n1", 2, "Proven"), Timestamp::UNIX_EPOCH);
+        let status = object.status.unwrap();
+        assert_eq!((status.nodes.len(), status.conditions.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_directory_says_that_it_is_no_store_for_several_nodes() {
+        let mut object = object(&json!({"local": {"path": "/var/lib/vivarium/store"}}));
+        let message = |object: &JournalStore| {
+            condition::find(&object.status.as_ref().unwrap().conditions, READY).unwrap().message.clone()
+        };
+        apply(&mut object, entry("n1", 2, "Proven"), Timestamp::UNIX_EPOCH);
+        assert!(message(&object).contains("lost with it"), "{}", message(&object));
+        apply(&mut object, entry("n2", 2, "Proven"), Timestamp::UNIX_EPOCH);
+        assert!(message(&object).contains("no other can read"), "{}", message(&object));
+    }
+
+    #[test]
+    fn credentials_that_lack_a_key_are_named() {
+        let secret = |data: serde_json::Value| -> Secret {
+            serde_json::from_value(json!({"metadata": {"name": "keys"}, "data": data})).unwrap()
+        };
+        assert!(credentials(&secret(json!({ACCESS_KEY: "YQ==", SECRET_KEY: "Yg=="}))).is_ok());
+        for data in [json!({}), json!({ACCESS_KEY: "YQ=="}), json!({ACCESS_KEY: "YQ==", SECRET_KEY: "/w=="})] {
+            let error = credentials(&secret(data)).unwrap_err();
+            assert_eq!(error.reason(), "CredentialsMissing");
+            assert!(error.to_string().contains("'keys'") && error.to_string().contains(SECRET_KEY), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_is_handed_out_as_soon_as_it_is_proven() {
+        let stores = Stores::default();
+        assert!(stores.get("default").is_none());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let waiting = tokio::spawn({
+            let stores = stores.clone();
+            async move { stores.wait_for("default", deadline).await.map(|store| store.name().to_owned()) }
+        });
+        stores.put("default", Some(Arc::new(Store::memory("default"))));
+        assert_eq!(waiting.await.unwrap().as_deref(), Some("default"));
+        stores.put("default", None);
+        assert!(stores.wait_for("default", Instant::now()).await.is_none());
+    }
+}

@@ -16,7 +16,7 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Kinds of Kubernetes and of ours, and what derives from them.
     &["ConfigMap", "EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
-    &["CSIPlugin", "DateTime", "PartialEq"],
+    &["CSIPlugin", "DateTime", "JournalStore", "JournalStoreStatus", "PartialEq"],
     // Columns of kubectl.
     &[
         "Age",
@@ -47,7 +47,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Reconcile",
         "Released",
     ],
-    &["Retain", "Succeeded"],
+    &["Local", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
     &["RemoveFinalizer", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],

@@ -22,6 +22,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Age",
         "Bytes",
         "Digest",
+        "Domain",
         "Environment",
         "Epoch",
         "Image",
@@ -30,6 +31,8 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Size",
         "Status",
         "Template",
+        "Tolerates",
+        "Type",
         "Used",
     ],
     // Types and states of conditions.

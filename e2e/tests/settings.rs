@@ -106,8 +106,8 @@ fn a_secret_that_vanishes_is_told_and_locks_nobody_out() {
         about.next().cloned().ok_or_else(|| "no such event".to_owned())
     });
     assert_eq!(told["type"], "Warning");
-    let note = told["note"].as_str().unwrap();
-    assert!(note.contains("`keys`") && note.contains("keeps the keys that it had"), "{note}");
+    let said = told["note"].as_str().unwrap();
+    assert!(said.contains("`keys`") && said.contains("keeps the keys that it had"), "{said}");
     // The kubelet takes its file away in its own time; the environment has its keys still.
     eventually("the end of the kubelet's file", DEADLINE, || {
         let ran = lab::on_node(&node, &["test", "!", "-e", &file]);

@@ -16,12 +16,13 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Kinds of Kubernetes and of ours, and what derives from them.
     &["ConfigMap", "EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
-    &["CSIPlugin", "DateTime", "PartialEq"],
+    &["CSIPlugin", "DateTime", "JournalStore", "JournalStoreStatus", "PartialEq"],
     // Columns of kubectl.
     &[
         "Age",
         "Bytes",
         "Digest",
+        "Domain",
         "Environment",
         "Epoch",
         "Image",
@@ -30,6 +31,8 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Size",
         "Status",
         "Template",
+        "Tolerates",
+        "Type",
         "Used",
     ],
     // Types and states of conditions.
@@ -47,7 +50,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Reconcile",
         "Released",
     ],
-    &["Retain", "Succeeded"],
+    &["Local", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
     &["RemoveFinalizer", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],

@@ -26,6 +26,7 @@ use std::{
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 pub use error::Error;
@@ -34,6 +35,9 @@ use node::Node;
 use state::{Cluster, Layout};
 
 use crate::build;
+
+/// A process that is killed ends at once, but for one that waits for a disk.
+const CRASH: Duration = Duration::from_secs(30);
 
 /// Arguments of `lab`.
 #[derive(clap::Args)]
@@ -79,6 +83,9 @@ enum Action {
     NodeInit { node: u8, nodes: u8 },
     #[command(hide = true)]
     Forward,
+    /// End every second process of the lab as a crash might, for a test of what `up` makes of the rest.
+    #[command(hide = true)]
+    Crash,
 }
 
 #[derive(clap::Subcommand)]
@@ -114,6 +121,7 @@ pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
         Action::Run { command } => run_in_network(&layout, &command)?,
         Action::NodeInit { node, nodes } => node_init::run(&layout, Node::new(node), nodes)?,
         Action::Forward => forward::serve()?,
+        Action::Crash => crash(&layout)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -121,6 +129,14 @@ pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
 /// Runs a function where the registry and the services of the lab can be reached, on a thread of its own.
 pub fn in_control_plane<T: Send>(function: impl FnOnce() -> T + Send) -> Result<T, Error> {
     network::inside(network::CONTROL_PLANE, function)
+}
+
+fn crash(layout: &Layout) -> Result<(), Error> {
+    for (name, record) in process::all(layout)?.iter().step_by(2) {
+        println!("killing {name} ({})", record.pid());
+        record.kill(CRASH)?;
+    }
+    Ok(())
 }
 
 fn build() -> Result<(), Error> {

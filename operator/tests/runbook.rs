@@ -16,12 +16,13 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Kinds of Kubernetes and of ours, and what derives from them.
     &["ConfigMap", "EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
-    &["CSIPlugin", "DateTime", "PartialEq"],
+    &["CSIPlugin", "DateTime", "JournalStore", "JournalStoreStatus", "PartialEq"],
     // Columns of kubectl.
     &[
         "Age",
         "Bytes",
         "Digest",
+        "Domain",
         "Environment",
         "Epoch",
         "Image",
@@ -30,6 +31,8 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Size",
         "Status",
         "Template",
+        "Tolerates",
+        "Type",
         "Used",
     ],
     // Types and states of conditions.
@@ -51,6 +54,8 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
     &["RemoveFinalizer", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
+    // Types of stores.
+    &["Local"],
     // Suffixes of quantities.
     &["Ei", "Gi", "Ki", "Mi", "Pi", "Ti"],
     // A word in the message about a pod that ended.

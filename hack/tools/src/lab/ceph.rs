@@ -31,6 +31,7 @@ const GATEWAY_PORT: u16 = 7480;
 /// What Vivarium is told.
 const BUCKET: &str = "vivarium";
 const USER: &str = "vivarium";
+const ACCESS: &str = "laboratory";
 const SECRET: &str = "no-secret-in-a-laboratory";
 const FSID: &str = "6c616220-6f66-4976-8172-697669756d21";
 /// SHA-256 of nothing, which S3 wants to see in the request that makes a bucket.
@@ -106,7 +107,7 @@ pub fn ensure_programs() -> Result<PathBuf, Error> {
 
 /// What is needed to use the store.
 pub fn access() -> serde_json::Value {
-    serde_json::json!({ "endpoint": endpoint(), "bucket": BUCKET, "accessKey": USER, "secretKey": SECRET })
+    serde_json::json!({ "endpoint": endpoint(), "bucket": BUCKET, "accessKey": ACCESS, "secretKey": SECRET })
 }
 
 fn endpoint() -> String {
@@ -151,8 +152,8 @@ fn configuration(layout: &Layout, nodes: u8) -> String {
     let folder = folder(layout);
     let (folder, logs) = (folder.display(), layout.logs());
     let (size, min_size) = copies(nodes);
-    // The monitor's map is a file: a daemon that asks for it by the network may act before it knows the cluster's id, and
-    // is refused. The monitor proposes at once instead of once a second. Dead OSDs are noticed within seconds.
+    // The monitor's map is a file, and an OSD asks for nothing at its start: one that asks before it knows the cluster's
+    // id is refused, and ends. The monitor proposes at once instead of once a second. Dead OSDs are noticed within seconds.
     format!(
         "[global]
 fsid = {FSID}
@@ -171,6 +172,7 @@ mon_allow_pool_size_one = true
 mon_warn_on_pool_no_redundancy = false
 osd_crush_chooseleaf_type = 0
 osd_crush_update_on_start = false
+osd_class_update_on_start = false
 mon_data_avail_warn = 2
 mon_data_avail_crit = 1
 paxos_propose_interval = 0.05
@@ -307,12 +309,13 @@ pub fn finish(layout: &Layout) -> Result<(), Error> {
         let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
         Ok(network::inside(network::CONTROL_PLANE, connect)?.then_some(()))
     })?;
-    let user = ["user", "create", "--uid", USER, "--display-name", USER, "--access-key", USER, "--secret-key", SECRET];
+    let user =
+        ["user", "create", "--uid", USER, "--display-name", USER, "--access-key", ACCESS, "--secret-key", SECRET];
     call(layout, "radosgw-admin", &user, "")?;
     let mut put = Command::new("nsenter");
     put.arg(&network::enter(network::CONTROL_PLANE)[1]).args(["curl", "--silent", "--show-error", "--fail"]);
     put.args(["--max-time", "60", "--noproxy", "*", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
-    put.args(["--user", &format!("{USER}:{SECRET}"), "--header", &format!("x-amz-content-sha256: {EMPTY}")]);
+    put.args(["--user", &format!("{ACCESS}:{SECRET}"), "--header", &format!("x-amz-content-sha256: {EMPTY}")]);
     put.args(["--request", "PUT", &format!("{}/{BUCKET}", endpoint())]);
     Ok(command::run(&mut put).map(drop)?)
 }

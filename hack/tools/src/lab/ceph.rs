@@ -153,7 +153,8 @@ fn configuration(layout: &Layout, nodes: u8) -> String {
     let (folder, logs) = (folder.display(), layout.logs());
     let (size, min_size) = copies(nodes);
     // The monitor's map is a file, and an OSD asks for nothing at its start: one that asks before it knows the cluster's
-    // id is refused, and ends. The monitor proposes at once instead of once a second. Dead OSDs are noticed within seconds.
+    // id is refused, and ends. The monitor proposes at once instead of once a second. Dead OSDs are noticed within seconds. There is no
+    // manager, and that is no complaint.
     format!(
         "[global]
 fsid = {FSID}
@@ -173,6 +174,7 @@ mon_warn_on_pool_no_redundancy = false
 osd_crush_chooseleaf_type = 0
 osd_crush_update_on_start = false
 osd_class_update_on_start = false
+mon_mgr_mkfs_grace = 2592000
 mon_data_avail_warn = 2
 mon_data_avail_crit = 1
 paxos_propose_interval = 0.05

@@ -54,6 +54,8 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
     &["RemoveFinalizer", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
+    // Types of stores.
+    &["Local"],
     // Suffixes of quantities.
     &["Ei", "Gi", "Ki", "Mi", "Pi", "Ti"],
     // A word in the message about a pod that ended.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// Flushes `object` (a path below `root`, without `..`) and every directory from it up to `root`.
 pub fn settle(root: &Path, object: &str) -> io::Result<()> {
@@ -33,6 +34,39 @@ pub fn make_root(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whoever still writes a file of this age does not.
+const ABANDONED: Duration = Duration::from_hours(1);
+
+/// Removes what writers that died in the middle left: files beside the objects, called `<object>#<number>`, which the back
+/// end lists for nobody and never looks at again. Returns how many.
+pub fn sweep(root: &Path) -> io::Result<usize> {
+    let abandoned = SystemTime::now() - ABANDONED;
+    let (mut folders, mut removed) = (vec![root.to_owned()], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            // What is deleted meanwhile is no concern of a sweep.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            } else if is_staged(&entry.file_name().to_string_lossy()) && metadata.modified()? < abandoned {
+                match std::fs::remove_file(entry.path()) {
+                    Ok(()) => removed += 1,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// No name of an object has a '#'.
+fn is_staged(name: &str) -> bool {
+    let number = name.rsplit_once('#').map(|(_, number)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +81,28 @@ mod tests {
         std::fs::write(root.join("volumes/v/x"), "x").unwrap();
         settle(&root, "volumes/v/x").unwrap();
         assert_eq!(settle(&root, "volumes/v/y").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_what_a_dead_writer_left_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("volumes/v/log");
+        std::fs::create_dir_all(&folder).unwrap();
+        let old = SystemTime::now() - 2 * ABANDONED;
+        for (name, age) in
+            [("1", Some(old)), ("2#1", Some(old)), ("3#17", Some(old)), ("4#1", None), ("5#x", Some(old))]
+        {
+            let file = File::create(folder.join(name)).unwrap();
+            if let Some(age) = age {
+                file.set_modified(age).unwrap();
+            }
+        }
+        assert_eq!(sweep(root.path()).unwrap(), 2);
+        let mut left: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["1", "4#1", "5#x"]);
     }
 }

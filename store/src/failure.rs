@@ -75,14 +75,36 @@ impl Redaction {
 
     /// What a back end said, as it can be passed on.
     pub fn failure(&self, error: &object_store::Error) -> Failure {
-        let message = self.clean(&error.to_string());
+        let text = error.to_string();
+        let message = self.clean(&answer(&text).or_else(|| connection(error)).unwrap_or_else(|| text.clone()));
         let cause = match error {
             object_store::Error::NotFound { .. } => Cause::Missing,
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Cause::Denied,
-            _ => deeper(error).unwrap_or_else(|| by_code(&message)),
+            _ => deeper(error).unwrap_or_else(|| by_code(&text)),
         };
         Failure { cause, message }
     }
+}
+
+/// What an S3 server said: status, error code and message. Not the request's number and duration, which make the same
+/// failure look new each time.
+fn answer(text: &str) -> Option<String> {
+    let between = |from: &str, to: &str| Some(text.split_once(from)?.1.split_once(to)?.0.trim());
+    let status = text.split_once("status code: ")?.1.split(':').next()?.trim();
+    let details = [between("<Code>", "</Code>"), between("<Message>", "</Message>")];
+    let details: Vec<&str> = details.into_iter().flatten().filter(|detail| !detail.is_empty()).collect();
+    Some(if details.is_empty() {
+        format!("it answered {status}")
+    } else {
+        format!("it answered {status} ({})", details.join(": "))
+    })
+}
+
+/// Why there was no answer, for an error of the transport: the innermost cause, which has no durations in it.
+fn connection(error: &object_store::Error) -> Option<String> {
+    let causes = || std::iter::successors(error.source(), |error| (*error).source());
+    causes().find(|cause| cause.is::<HttpError>())?;
+    Some(format!("it cannot be reached: {}", causes().last()?))
 }
 
 /// The kind, from the causes of an error.
@@ -152,6 +174,17 @@ mod tests {
         let failure = redaction.failure(&generic("<AWSAccessKeyId>key</AWSAccessKeyId> key-and-secret"));
         assert!(!failure.message.contains("key-and") && !failure.message.contains(">key<"), "{failure}");
         assert_eq!(format!("{redaction:?}"), "Redaction");
+    }
+
+    #[test]
+    fn what_a_server_said_is_told_without_what_changes_each_time() {
+        let text = "Error performing PUT http://s/b/k in 3.1ms - Server returned non-2xx status code: 403 Forbidden: \
+            <?xml version=\"1.0\"?><Error><Code>SignatureDoesNotMatch</Code><Message>No</Message><RequestId>tx1</RequestId></Error>";
+        let message = Redaction::default().failure(&generic(text)).message;
+        assert_eq!(message, "it answered 403 Forbidden (SignatureDoesNotMatch: No)");
+        let text =
+            "Error performing PUT http://s/b/k in 3.1ms - Server returned non-2xx status code: 502 Bad Gateway: ";
+        assert_eq!(Redaction::default().failure(&generic(text)).message, "it answered 502 Bad Gateway");
     }
 
     #[test]

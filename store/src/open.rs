@@ -59,6 +59,10 @@ impl Store {
                 let failed = |source| OpenError::Directory { name: name.clone(), directory: directory.clone(), source };
                 durable::make_root(directory).map_err(failed)?;
                 let directory = directory.canonicalize().map_err(failed)?;
+                let swept = durable::sweep(&directory).map_err(failed)?;
+                if swept > 0 {
+                    tracing::info!(store = name, swept, "removed what interrupted writers had left");
+                }
                 let objects = LocalFileSystem::new_with_prefix(&directory)
                     .map_err(|error| OpenError::Backend { name: name.clone(), message: error.to_string() })?
                     .with_fsync(true);

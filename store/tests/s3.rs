@@ -65,9 +65,21 @@ async fn wrong_credentials_are_refused_at_once_and_shown_nowhere() {
     let (body, digest) = content(10);
     let create = store.create(&key(1), Source::Bytes(body), digest, soon()).await.unwrap_err();
     assert!(matches!(create, CreateError::Unknown { .. }), "{create}");
+    assert!(failure.message.starts_with("it answered 403"), "{failure}");
     for text in [format!("{error} {error:?}"), format!("{create} {create:?}")] {
         assert!(!text.contains(secret) && !text.contains(&access), "{text}");
     }
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_as_such() {
+    let mut nowhere = s3();
+    nowhere.endpoint = "http://127.0.0.1:1".into();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    let error = open(nowhere).prove(deadline).await.unwrap_err();
+    let ProveError::Failed { failure, .. } = error else { panic!("{error}") };
+    assert_eq!(failure.cause, Cause::Unreachable, "{failure}");
+    assert!(failure.message.starts_with("it cannot be reached: Connection refused"), "{failure}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::workspace;
+use crate::{command, workspace};
 
 /// Name of the Helm release.
 pub const RELEASE: &str = "vivarium";
@@ -28,6 +28,35 @@ pub enum Error {
     /// The workspace could not be found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
+    /// A command with an input failed.
+    #[error(transparent)]
+    Command(#[from] command::Error),
+    /// What the lab says of its store is not understood.
+    #[error("what `hack/lab store` prints is not JSON: {0}")]
+    Store(#[from] serde_json::Error),
+}
+
+/// Secret with the credentials of the lab's store.
+const STORE_SECRET: &str = "vivarium-store";
+
+/// What is needed to use the lab's object store.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Store {
+    /// URL, reachable from the control plane's network and from pods.
+    pub endpoint: String,
+    /// The bucket.
+    pub bucket: String,
+    /// Who asks.
+    pub access_key: String,
+    /// Proof of it.
+    pub secret_key: String,
+}
+
+/// The lab's object store, if it has one.
+pub fn store() -> Result<Option<Store>, Error> {
+    let printed = output(Command::new(workspace::program()).args(["lab", "store"]))?;
+    if printed.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&printed)?)) }
 }
 
 /// A lab with Vivarium in it.
@@ -99,11 +128,36 @@ pub fn install() -> Result<Installation, Error> {
     settings.push("node.plainHttpRegistries={10.250.0.1:5000}".into());
     // Sparse, and the nodes share one disk.
     settings.push("node.pool.size=20Gi".into());
+    if let Some(store) = store()? {
+        settings.extend(use_store(&installation, &store)?);
+    }
     helm("vivarium", RELEASE, &settings)?;
     println!("Vivarium is installed in namespace {NAMESPACE}; the template is {}", template.trim());
     check(installation.command("kubectl").args(["apply", "-f"]).arg(root.join("examples/template-debian.yaml")))?;
+    check(installation.command("kubectl").args(["wait", "--for=condition=Ready", "js/default", "--timeout=120s"]))?;
     check(installation.command("kubectl").args(["wait", "--for=condition=Ready", "et/debian-13", "--timeout=300s"]))?;
     Ok(installation)
+}
+
+/// Puts the credentials into the cluster; gives the chart's values.
+fn use_store(installation: &Installation, store: &Store) -> Result<Vec<String>, Error> {
+    let secret = serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": STORE_SECRET, "namespace": NAMESPACE },
+        "stringData": { "AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key },
+    });
+    let mut kubectl = installation.command("kubectl");
+    command::run_with_input(kubectl.args(["apply", "-f", "-"]), &secret.to_string())?;
+    let mut settings = vec![
+        format!("store.s3.endpoint={}", store.endpoint),
+        format!("store.s3.bucket={}", store.bucket),
+        format!("store.s3.credentialsSecret={STORE_SECRET}"),
+        "store.s3.allowHttp=true".to_owned(),
+    ];
+    // Every node holds a copy of everything, and one may be lost.
+    if installation.nodes()?.len() > 1 {
+        settings.push("store.tolerates.failures=1".to_owned());
+    }
+    Ok(settings)
 }
 
 /// Another subcommand of this program.

@@ -64,7 +64,22 @@ type Step = (&'static str, &'static str, fn(&mut Context) -> Result<bool, Error>
 const STEPS: &[Step] = &[
     ("format", "source is formatted", |c| cargo(c, &["fmt", "--all", "--check"])),
     ("lint", "no warning of the compiler or clippy", |c| {
-        cargo(c, &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
+        let features = "vivarium-store/s3-tests";
+        cargo(
+            c,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--features",
+                features,
+                "--locked",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
     }),
     ("deny", "licences, advisories and sources of dependencies", |c| own(c, &["deny"])),
     ("unit", "pure parts, and the parts that meet the kernel, as root", |c| {
@@ -75,6 +90,7 @@ const STEPS: &[Step] = &[
         c.installation = Some(install::install()?);
         Ok(true)
     }),
+    ("store", "objects are created once in the lab's S3 too", store),
     ("e2e", "what a user does with kubectl", end_to_end),
     ("lab", "power cuts, pulled cables and killed supervisors, with environments on them", |c| on_the_lab(c, &[ALONE])),
     ("helm-test", "the chart's own test", |c| {
@@ -160,6 +176,20 @@ fn installed(context: &mut Context) -> Result<&Installation, Error> {
 
 /// Test of the end-to-end tests that takes nodes from under all others, and so runs by itself.
 const ALONE: &str = "lab";
+
+/// The tests of the crate that need a real S3, in the network where the lab has one.
+fn store(context: &mut Context) -> Result<bool, Error> {
+    let Some(store) = install::store()? else {
+        println!("the lab that is up has no object store; it needs `hack/lab up --store ceph`");
+        return Ok(false);
+    };
+    let mut tests = Command::new(workspace::program());
+    tests.args(["lab", "run", "--", "cargo", "test", "-p", "vivarium-store", "--features", "s3-tests"]);
+    tests.args(["--test", "s3", "--locked", "--offline"]).current_dir(&context.root);
+    tests.env("VIVARIUM_TEST_S3", store.endpoint).env("VIVARIUM_TEST_S3_BUCKET", store.bucket);
+    tests.env("VIVARIUM_TEST_S3_ACCESS_KEY", store.access_key).env("VIVARIUM_TEST_S3_SECRET_KEY", store.secret_key);
+    run(&mut tests)
+}
 
 fn end_to_end(context: &mut Context) -> Result<bool, Error> {
     let directory = context.root.join("e2e/tests");

@@ -1,9 +1,14 @@
-//! Debian packages that the lab and the builds need. What is there is left alone; what is missing is installed.
+//! Debian packages that the lab and the builds need. What is there is left alone; what is missing is installed, or only
+//! unpacked into the cache.
 
-use std::{path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use super::Error;
-use crate::{command, progress::Step};
+use super::{Error, file, key};
+use crate::{cache, command, progress::Step};
 
 /// Name, and files any of which says that the package is not needed any more (another one may bring it).
 pub type Package = (&'static str, &'static [&'static str]);
@@ -62,6 +67,43 @@ pub fn ensure(table: &[Package]) -> Result<(), Error> {
         .or_else(|_| apt(&["update"]).and_then(|_| install()))
         .map(drop)
         .map_err(|source| Error::Packages { packages: names, source })
+}
+
+/// Unpacks packages into a folder of the cache (`<name>-<key of the list>`), as they are and without running anything
+/// of them: nothing of this machine is changed.
+pub fn unpacked(name: &str, packages: &[&str]) -> Result<PathBuf, Error> {
+    let place = cache::root().join(format!("{name}-{}", key(&[packages.join(" ").as_bytes()])));
+    if place.is_dir() {
+        return Ok(place);
+    }
+    let lock = cache::root();
+    let _lock = cache::lock("build").map_err(file("lock", &lock))?;
+    if place.is_dir() {
+        return Ok(place);
+    }
+    let _step = Step::begin(format!("fetching {name} ({} Debian packages)", packages.len()));
+    let unfinished = place.with_extension("unfinished");
+    let archives = unfinished.join("archives");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).map_err(file("remove", &unfinished))?;
+    }
+    fs::create_dir_all(&archives).map_err(file("create", &archives))?;
+    let failed = |source| Error::Packages { packages: packages.join(" "), source };
+    let download = || {
+        let mut apt = command::command("apt-get", ["-q", "-o", "APT::Sandbox::User=root", "download"]);
+        command::run(apt.args(packages).current_dir(&archives))
+    };
+    download()
+        .or_else(|_| command::run(&mut command::command("apt-get", ["-q", "update"])).and_then(|_| download()))
+        .map_err(failed)?;
+    for entry in fs::read_dir(&archives).map_err(file("read", &archives))? {
+        let archive = entry.map_err(file("read", &archives))?.path();
+        let mut unpack = command::command("dpkg-deb", ["--extract"]);
+        command::run(unpack.arg(&archive).arg(&unfinished)).map_err(failed)?;
+    }
+    fs::remove_dir_all(&archives).map_err(file("remove", &archives))?;
+    fs::rename(&unfinished, &place).map_err(file("rename", &unfinished))?;
+    Ok(place)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-pub use debian::{Package, ensure, ensure_packages};
+pub use debian::{Package, ensure, ensure_packages, unpacked};
 use modules::{MODULES, Module};
 use sha2::{Digest, Sha256};
 

@@ -4,17 +4,17 @@
 use std::time::Duration;
 
 use super::{
-    config,
+    ceph, config,
     error::{Error, io},
     network,
     process::{self, Record},
-    state::{self, Layout},
+    state::{self, Cluster, Layout, StoreKind},
     wait,
 };
 use crate::command;
 
 /// Records of the processes, in the order of their start.
-pub const PROCESSES: &[&str] = &["etcd", "apiserver", "registry", "forward", "controller-manager", "scheduler"];
+const PROCESSES: &[&str] = &["etcd", "apiserver", "registry", "forward", "controller-manager", "scheduler"];
 const READY: Duration = Duration::from_secs(90);
 
 /// Starts what needs nothing else, and the API server.
@@ -45,9 +45,15 @@ pub fn finish(layout: &Layout) -> Result<(), Error> {
     inside(layout, "scheduler", scheduler(layout))
 }
 
+/// Names of all processes of a lab's control plane.
+pub fn processes(cluster: &Cluster) -> impl Iterator<Item = &'static str> {
+    let store = if cluster.store() == StoreKind::Ceph { ceph::PROCESSES } else { &[] };
+    PROCESSES.iter().chain(store).copied()
+}
+
 /// Whether all of it runs.
-pub fn is_running(layout: &Layout) -> Result<bool, Error> {
-    for name in PROCESSES {
+pub fn is_running(layout: &Layout, cluster: &Cluster) -> Result<bool, Error> {
+    for name in processes(cluster) {
         if Record::load_alive(layout, name)?.is_none() {
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use super::{
     error::{Error, errno, io, refused},
     loops, network, node,
     process::{self, Record},
-    state::{Cluster, Layout},
+    state::{Cluster, Layout, StoreKind},
 };
 use crate::cache;
 
@@ -33,7 +33,7 @@ pub fn down(layout: &Layout) -> Result<(), Error> {
 /// Takes everything away that belongs to the lab of this directory.
 pub fn take_down(layout: &Layout) -> Result<(), Error> {
     // The size does not matter for what is not there, and a damaged file must not stand in the way of a clean-up.
-    let cluster = layout.cluster().ok().flatten().unwrap_or_else(|| Cluster::new(MOST_NODES));
+    let cluster = layout.cluster().ok().flatten().unwrap_or_else(|| Cluster::new(MOST_NODES, StoreKind::Local));
     for node in cluster.nodes() {
         node::power_off(layout, node)?;
     }

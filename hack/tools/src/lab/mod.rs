@@ -2,6 +2,7 @@
 //! This file says what can be asked; [`up`] and [`down`] are the two big answers, [`node`] is a node from outside and
 //! [`node_init`] from inside, [`state`] says where everything is.
 
+mod ceph;
 mod cgroup;
 mod checks;
 mod config;
@@ -32,7 +33,7 @@ use std::{
 pub use error::Error;
 use error::{io, refused};
 use node::Node;
-use state::{Cluster, Layout};
+use state::{Cluster, Layout, StoreKind};
 
 use crate::build;
 
@@ -53,6 +54,9 @@ enum Action {
         /// How many nodes; 3 unless a lab is up.
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(down::MOST_NODES)))]
         nodes: Option<u8>,
+        /// What keeps journals; Ceph unless a lab is up.
+        #[arg(long)]
+        store: Option<StoreKind>,
     },
     /// Take the lab away with all that it holds.
     Down,
@@ -64,6 +68,8 @@ enum Action {
     Programs,
     /// Build the programs into the cache and start nothing.
     Build,
+    /// Print what is needed to use the object store, as JSON; nothing when there is none.
+    Store,
     /// Put image archives (OCI or Docker) into the containerd of every node.
     LoadImage {
         #[arg(required = true)]
@@ -109,12 +115,14 @@ enum Switch {
 pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
     let layout = Layout::from_environment();
     match arguments.action {
-        Action::Up { nodes } => up::up(&layout, nodes)?,
+        Action::Up { nodes, store } => up::up(&layout, nodes, store)?,
         Action::Down => down::down(&layout)?,
         Action::Status => return Ok(if status::print(&layout)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Action::Kubeconfig => println!("{}", layout.kubeconfig().display()),
         Action::Programs => println!("{}", layout.programs().display()),
         Action::Build => build()?,
+        Action::Store if ceph::is_here(&layout) => println!("{}", ceph::access()),
+        Action::Store => {}
         Action::LoadImage { files } => load_images(&layout, &files)?,
         Action::Node(switch) => node(&layout, switch)?,
         Action::Logs { name } => status::logs(&layout, name.as_deref())?,
@@ -144,6 +152,7 @@ fn build() -> Result<(), Error> {
     for (name, path) in build::ensure_programs()?.iter() {
         println!("{name} {}", path.display());
     }
+    println!("ceph {}", ceph::ensure_programs()?.display());
     Ok(())
 }
 

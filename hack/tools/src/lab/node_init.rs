@@ -1,6 +1,6 @@
 //! The init process of a node, in namespaces of its own: makes the mounts that turn this machine's tree into a node's,
-//! writes the node's configuration, starts containerd, kubelet and kube-proxy, and from then on reaps what is orphaned
-//! and starts each of the three again when it ends (so that an installer may end containerd to have its configuration
+//! writes the node's configuration, starts containerd, kubelet, kube-proxy and the node's part of the object store, and
+//! from then on reaps what is orphaned and starts each of them again when it ends (so that an installer may end containerd to have its configuration
 //! read again).
 //!
 //! Every standard path is the node's own, bound from the node's disk, and `/run` is a tmpfs: lost with the power.
@@ -27,8 +27,8 @@ use rustix::{
 };
 
 use super::{
-    config,
-    error::{Error, errno, io},
+    ceph, config,
+    error::{Error, errno, io, refused},
     node::Node,
     process::Record,
     state::{self, Layout},
@@ -160,39 +160,40 @@ fn share_of_others(meminfo: &str, nodes: u8) -> u64 {
 
 struct Service {
     name: &'static str,
-    program: &'static str,
-    arguments: Vec<String>,
+    /// Program and arguments.
+    words: Vec<String>,
 }
 
 fn services(layout: &Layout, node: Node) -> Vec<Service> {
-    let words = |line: String| line.split_whitespace().map(Into::into).collect();
+    let words = |program: &str, line: &str| -> Vec<String> {
+        let program = layout.program(program).display().to_string();
+        std::iter::once(program).chain(line.split_whitespace().map(Into::into)).collect()
+    };
     let kubeconfig = layout.kubeconfig_of(&node.name());
     let kubelet = format!(
         "--config=/run/kubelet.yaml --kubeconfig={} --hostname-override={node} --node-ip={} --root-dir=/var/lib/kubelet",
         kubeconfig.display(),
         node.address(),
     );
-    vec![
-        Service {
-            name: "containerd",
-            program: "containerd",
-            arguments: words("--config /etc/containerd/config.toml".to_owned()),
-        },
-        Service { name: "kubelet", program: "kubelet", arguments: words(kubelet) },
-        Service {
-            name: "kube-proxy",
-            program: "kube-proxy",
-            arguments: words("--config=/run/kube-proxy.yaml".to_owned()),
-        },
-    ]
+    let mut services = vec![
+        Service { name: "containerd", words: words("containerd", "--config /etc/containerd/config.toml") },
+        Service { name: "kubelet", words: words("kubelet", &kubelet) },
+        Service { name: "kube-proxy", words: words("kube-proxy", "--config=/run/kube-proxy.yaml") },
+    ];
+    if ceph::is_here(layout) {
+        // First: the store takes longest until it answers.
+        services.insert(0, Service { name: "ceph-osd", words: ceph::osd(layout, node) });
+    }
+    services
 }
 
 fn start(layout: &Layout, node: Node, service: &Service) -> Result<i32, Error> {
     let path = layout.log(&format!("{node}-{}", service.name));
     let log = File::options().create(true).append(true).open(&path).map_err(io("open", path.display()))?;
     let copy = log.try_clone().map_err(io("open", path.display()))?;
-    let mut command = Command::new(layout.program(service.program));
-    command.args(&service.arguments).env("PATH", layout.search_path()).env_remove("VIVARIUM_LAB");
+    let (program, arguments) = service.words.split_first().ok_or_else(|| refused("a service without a program"))?;
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", layout.search_path()).env_remove("VIVARIUM_LAB");
     command.stdin(Stdio::null()).stdout(log).stderr(copy);
     let child = command.spawn().map_err(io("start", service.name))?;
     Ok(child.id().cast_signed())

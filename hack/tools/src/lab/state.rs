@@ -8,7 +8,7 @@
 //! | `run/NAME.json` | [`super::process::Record`] of each process that the lab started |
 //! | `logs/NAME.log` | their output |
 //! | `nodes/NAME/` | the disk of a node |
-//! | `pki/`, `etcd/`, `registry/` | of the control plane |
+//! | `pki/`, `etcd/`, `registry/`, `ceph/` | of the control plane |
 
 use std::{
     fs, io,
@@ -108,15 +108,32 @@ impl Layout {
     }
 }
 
+/// What keeps journals in a lab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Ceph, its data replicated over the nodes.
+    Ceph,
+    /// A directory of each node.
+    #[default]
+    Local,
+}
+
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     nodes: u8,
+    #[serde(default)]
+    store: StoreKind,
 }
 
 impl Cluster {
-    pub fn new(nodes: u8) -> Self {
-        Self { nodes }
+    pub fn new(nodes: u8, store: StoreKind) -> Self {
+        Self { nodes, store }
+    }
+
+    pub fn store(&self) -> StoreKind {
+        self.store
     }
 
     pub fn size(&self) -> u8 {
@@ -155,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_node_is_found_by_its_name_alone() {
-        let cluster = Cluster::new(3);
+        let cluster = Cluster::new(3, StoreKind::Local);
         assert_eq!(cluster.node("n2").unwrap(), Node::new(2));
         for name in ["n4", "n0", "2", "", "n02"] {
             let message = cluster.node(name).unwrap_err().to_string();

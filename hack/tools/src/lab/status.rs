@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fs, io::Write};
 use serde_json::Value;
 
 use super::{
-    control_plane,
+    ceph, control_plane,
     error::{Error, io, refused},
     network,
     process::{self, Record},
-    state::Layout,
+    state::{Layout, StoreKind},
 };
 use crate::command::end_of;
 
@@ -39,7 +39,7 @@ pub fn print(layout: &Layout) -> Result<bool, Error> {
     };
     let mut well = true;
     let mut table = vec![format!("{:<20} {:<8} STATE", "CONTROL PLANE", "PID")];
-    for name in control_plane::PROCESSES {
+    for name in control_plane::processes(&cluster) {
         let record = Record::load_alive(layout, name)?;
         well &= record.is_some();
         let state = if record.is_some() { "running" } else { "NOT RUNNING" };
@@ -64,6 +64,11 @@ pub fn print(layout: &Layout) -> Result<bool, Error> {
             child("kubelet"),
             child("kube-proxy"),
         ]));
+    }
+    if cluster.store() == StoreKind::Ceph {
+        let (is_well, said) = ceph::status(layout);
+        well &= is_well;
+        table.push(format!("\nOBJECT STORE         {said}"));
     }
     let (kubeconfig, programs) = (layout.kubeconfig(), layout.programs());
     table.push(format!("\nexport KUBECONFIG={} PATH={}:$PATH", kubeconfig.display(), programs.display()));

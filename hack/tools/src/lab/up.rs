@@ -4,18 +4,18 @@
 use std::{
     fs,
     os::unix::fs::symlink,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use super::{
-    cgroup, checks, control_plane, down,
+    ceph, cgroup, checks, control_plane, down,
     error::{Error, io, refused},
     forward, images, network,
     node::{self, Node},
     pki,
     process::Record,
-    state::{self, Cluster, Layout},
+    state::{self, Cluster, Layout, StoreKind},
     status, wait,
 };
 use crate::{
@@ -26,23 +26,25 @@ use crate::{
 
 const READY: Duration = Duration::from_secs(120);
 
-/// Brings a lab of `size` nodes up, or of as many as there are, or of 3.
-pub fn up(layout: &Layout, size: Option<u8>) -> Result<(), Error> {
+/// Brings a lab of `size` nodes with that store up, or as it is, or of 3 nodes with Ceph.
+pub fn up(layout: &Layout, size: Option<u8>, store: Option<StoreKind>) -> Result<(), Error> {
     let begun = Instant::now();
     checks::machine(layout)?;
     build::ensure_packages()?;
     let programs = build::ensure_programs()?;
     let images = images::ensure(&programs)?;
+    let ceph = if store == Some(StoreKind::Local) { None } else { Some(ceph::ensure_programs()?) };
     let built = begun.elapsed();
     let cache = cache::root();
     let _lock = cache::lock("lab").map_err(io("lock", cache.display()))?;
     let begun = Instant::now();
     if let Some(cluster) = running(layout)? {
-        return complete(layout, &cluster, size);
+        return complete(layout, &cluster, size, store);
     }
     clean(layout)?;
-    let cluster = Cluster::new(size.unwrap_or(3));
-    make(layout, &cluster, &programs, &images)?;
+    let kind = if ceph.is_some() { StoreKind::Ceph } else { StoreKind::Local };
+    let cluster = Cluster::new(size.unwrap_or(3), kind);
+    make(layout, &cluster, &programs, &images, ceph.as_deref())?;
     println!(
         "the lab is up: {} nodes Ready after {:.1} s (and {:.1} s for programs and images)\n  \
          export KUBECONFIG={}\n  export PATH={}:$PATH\n  hack/lab status",
@@ -58,10 +60,13 @@ pub fn up(layout: &Layout, size: Option<u8>) -> Result<(), Error> {
 /// The lab, if its control plane runs as a whole.
 fn running(layout: &Layout) -> Result<Option<Cluster>, Error> {
     let Some(cluster) = layout.cluster()? else { return Ok(None) };
-    Ok(control_plane::is_running(layout)?.then_some(cluster))
+    Ok(control_plane::is_running(layout, &cluster)?.then_some(cluster))
 }
 
-fn complete(layout: &Layout, cluster: &Cluster, size: Option<u8>) -> Result<(), Error> {
+fn complete(layout: &Layout, cluster: &Cluster, size: Option<u8>, store: Option<StoreKind>) -> Result<(), Error> {
+    if store.is_some_and(|store| store != cluster.store()) {
+        return Err(refused("a lab with another store is up; `hack/lab down` first"));
+    }
     if let Some(size) = size.filter(|size| *size != cluster.size()) {
         return Err(refused(format!(
             "a lab of {} nodes is up and {size} were asked for; `hack/lab down` first",
@@ -112,9 +117,15 @@ fn clean(layout: &Layout) -> Result<(), Error> {
     )))
 }
 
-fn make(layout: &Layout, cluster: &Cluster, programs: &Programs, images: &[PathBuf]) -> Result<(), Error> {
+fn make(
+    layout: &Layout,
+    cluster: &Cluster,
+    programs: &Programs,
+    images: &[PathBuf],
+    ceph: Option<&Path>,
+) -> Result<(), Error> {
     let nodes: Vec<Node> = cluster.nodes().collect();
-    let mut progress = Progress::new(5);
+    let mut progress = Progress::new(if ceph.is_some() { 7 } else { 5 });
     {
         let _step = progress.step("certificates, networks and cgroups");
         forward::check()?;
@@ -130,6 +141,10 @@ fn make(layout: &Layout, cluster: &Cluster, programs: &Programs, images: &[PathB
         pki::create(layout, cluster.nodes())?;
         network::create()?;
     }
+    if let Some(programs) = ceph {
+        let _step = progress.step("object store on disk");
+        ceph::make(layout, cluster, programs)?;
+    }
     {
         let _step = progress.step("control plane and nodes");
         control_plane::start(layout)?;
@@ -137,6 +152,9 @@ fn make(layout: &Layout, cluster: &Cluster, programs: &Programs, images: &[PathB
             node::power_on(layout, cluster, *node)?;
         }
         route_services(layout, cluster)?;
+        if ceph.is_some() {
+            ceph::start_gateway(layout)?;
+        }
         control_plane::finish(layout)?;
     }
     {
@@ -146,6 +164,10 @@ fn make(layout: &Layout, cluster: &Cluster, programs: &Programs, images: &[PathB
     {
         let _step = progress.step(format!("waiting for {} Ready nodes", nodes.len()));
         wait_for_nodes(layout, cluster)?;
+    }
+    if ceph.is_some() {
+        let _step = progress.step("object store");
+        ceph::finish(layout)?;
     }
     let _step = progress.step("cluster DNS");
     control_plane::kubectl_with(layout, &["apply", "-f", "-"], include_str!("coredns.yaml"))?;

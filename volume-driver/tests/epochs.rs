@@ -11,8 +11,13 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
 
 use support::{TestNode, id};
 use vivarium_node::journal::JournalError;
@@ -22,7 +27,8 @@ use vivarium_node::journal::tree::describe;
 use vivarium_node::pool::Pool;
 use vivarium_node::template::TemplateCache;
 use vivarium_node::volume::Volumes;
-use vivarium_store::Store;
+use vivarium_store::faults::{Faults, Faulty};
+use vivarium_store::{Prefix, Sizes, Store};
 
 /// A node with its pool, and the one store of all nodes.
 struct Place {
@@ -141,4 +147,58 @@ async fn a_volume_that_is_taken_away_while_it_is_opened_is_not_restored() {
     let lost = Journal::begin(&b.volumes, &b.templates, store, &opening, async || false).await;
     assert!(matches!(lost, Err(JournalError::Lost { .. })));
     assert!(b.volumes.get(&id("v1")).is_err(), "something was made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_volume_leaves_nothing_in_the_store() {
+    let (a, store) = (Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    // More than one object can hold: the transaction is split.
+    let mut noise = vec![0; 20 << 20];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    fs::write(a.upper("large"), noise).unwrap();
+    assert!(a.commit(&mut journal).await > 16 << 20);
+    let all = || store.list(&Prefix::All, None, tokio::time::Instant::now() + Duration::from_secs(5));
+    assert!(all().await.unwrap().len() >= 4, "a barrier, a list of parts, two parts");
+    vivarium_node::journal::log::Log::new(&id("v1"), store.clone()).unwrap().purge().await.unwrap();
+    assert_eq!(all().await.unwrap(), []);
+}
+
+/// The store fails or loses answers, and the process dies meanwhile: the next one goes on, nothing is doubled, nothing
+/// that was acknowledged is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_die_while_the_store_fails_lose_nothing_and_double_nothing() {
+    let failing = Faults { fails: 1.0, ..Faults::NONE };
+    let silent = Faults { answer_lost: 1.0, ..Faults::NONE };
+    let moody = Faults { fails: 0.3, answer_lost: 0.3, loser_told_500: 0.5, ..Faults::NONE };
+    for seed in 0..3 {
+        let (a, b) = (Place::new(), Place::new());
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let faulty = Arc::new(Faulty::new(memory.clone(), seed, Faults::NONE));
+        let broken = Arc::new(Store::over("broken", faulty.clone(), Sizes::default()));
+        let whole = Arc::new(Store::over("whole", memory, Sizes::default()));
+        let (mut journal, _) = a.begin(&broken, 1).await.unwrap();
+        for step in 0..6u8 {
+            fs::write(a.upper(&format!("file{step}")), vec![step; 10_000]).unwrap();
+            fs::write(a.upper("same"), [step]).unwrap();
+            let mode = (seed + u64::from(step)) % 3;
+            faulty.set([moody, failing, silent][mode as usize]);
+            a.pool.sync().unwrap();
+            let committed = tokio::time::timeout(Duration::from_secs(3), journal.commit()).await;
+            // A lost answer is found out; a store that fails for long is waited for.
+            assert_eq!(committed.is_ok(), mode != 1, "{committed:?}");
+            faulty.set(Faults::NONE);
+            if mode > 0 {
+                // What was written after the attempt must not get into it.
+                fs::write(a.upper("same"), [step, step]).unwrap();
+                drop(journal);
+                journal = a.begin(&broken, 1).await.unwrap().0;
+            }
+        }
+        a.commit(&mut journal).await;
+        let last = a.tree();
+        let (_, origin) = b.begin(&whole, 2).await.unwrap();
+        assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
+        assert_eq!(b.tree(), last, "seed {seed}");
+    }
 }

@@ -357,8 +357,10 @@ fn compare(what: &str, expected: &[String], found: &[String]) -> Result<(), Fail
     let mut difference = String::new();
     for (sign, line) in old.difference(&new).map(|l| ('-', l)).chain(new.difference(&old).map(|l| ('+', l))).take(SHOWN)
     {
-        let end = line.char_indices().nth(600).map_or(line.len(), |(at, _)| at);
-        let _ = writeln!(difference, "{sign} {}", &line[..end]);
+        let count = line.chars().count();
+        let (start, end): (String, String) =
+            (line.chars().take(80).collect(), line.chars().skip(count.saturating_sub(500).max(80)).collect());
+        let _ = writeln!(difference, "{sign} {start}{}{end}", if count > 580 { " [...] " } else { "" });
     }
     Err(Failure::Differs { what: what.to_owned(), difference })
 }

@@ -82,14 +82,14 @@ impl FromStr for Plan {
 
     fn from_str(text: &str) -> Result<Self, PlanError> {
         let number = |part: &str| part.parse::<u32>().map_err(|_| PlanError(text.to_owned()));
-        let (start, list) = text.split_once(':').map_or((text, None), |(start, list)| (start, Some(list)));
-        let seed = start.parse().map_err(|_| PlanError(text.to_owned()))?;
+        let (seed, list) = text.split_once(':').map_or((text, None), |(seed, steps)| (seed, Some(steps)));
+        let seed = seed.parse().map_err(|_| PlanError(text.to_owned()))?;
         let Some(list) = list else { return Ok(Self::of(seed)) };
         let mut steps = Vec::new();
         for part in list.split(',').filter(|part| !part.is_empty()) {
             match part.split_once('-') {
                 _ if part == "c" => steps.push(Step::Commit),
-                Some((first, last)) => steps.extend((number(first)?..=number(last)?).map(Step::Change)),
+                Some((from, to)) => steps.extend((number(from)?..=number(to)?).map(Step::Change)),
                 None => steps.push(Step::Change(number(part)?)),
             }
         }

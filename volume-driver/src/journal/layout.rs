@@ -126,8 +126,8 @@ impl Layout<'_> {
         let mut reset = false;
         for part in &self.unsaid {
             let (_, end) = common(*part, last);
-            reset |= part.offset + part.length > last.offset + last.length || (open_end && end > last.offset);
-            self.holes(Range { offset: part.offset, length: part.length }, last.offset, &mut operations);
+            reset |= part.offset + part.length > self.size.next_multiple_of(BLOCK) || (open_end && end > last.offset);
+            self.holes(*part, last.offset, &mut operations);
         }
         let reserved: Vec<Range> = self.extents.iter().filter(|extent| extent.unwritten).map(range).collect();
         let shorter = open_end && (reset || !reserved.is_empty());
@@ -303,6 +303,7 @@ mod tests {
                 vec![],
                 vec![Size(b), Reserve(range(5, 1)), Size(b + 1)],
             ),
+            ("an empty file that had room", 0, vec![], vec![], vec![range(0, 1)], vec![Size(0)]),
             (
                 "a last block that was reserved and is a hole",
                 b + 1,

@@ -334,9 +334,21 @@ fn quoted(path: &[u8]) -> String {
 
 /// Whether a line is of a file with several names: the first of them, which carries the description, may have changed.
 fn linked(line: &str, old: &[String], new: &[String]) -> bool {
-    let name = line.split_once("\" ").map_or(line, |(name, _)| name);
-    let same = format!(" same={name}\"");
+    let same = format!(" same={}", name_of(line));
     old.iter().chain(new).any(|other| other.ends_with(&same))
+}
+
+/// The quoted name that a line begins with.
+fn name_of(line: &str) -> &str {
+    let mut escaped = false;
+    for (at, byte) in line.bytes().enumerate().skip(1) {
+        match byte {
+            b'"' if !escaped => return &line[..=at],
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    line
 }
 
 fn open(path: &Path, commit: u64) -> Result<Transaction<File>, Failure> {

@@ -95,21 +95,22 @@ pub enum Op<'a> {
         /// At least one byte, at most [`MAX_DATA`].
         data: &'a [u8],
     },
-    /// Make a part of a file a hole that reads as zeros; the size stays.
+    /// Make a part of a file a hole that reads as zeros. A file that ends before its end grows to it: zeros at the end of a
+    /// file are sent so.
     Hole {
         /// The file.
         path: TreePath<'a>,
         /// Which part.
         range: Range,
     },
-    /// Reserve room for a part of a file that holds no data; the size stays.
+    /// Reserve room where a part of a file holds no data, also behind its end; the size stays.
     Preallocate {
         /// The file.
         path: TreePath<'a>,
         /// Which part.
         range: Range,
     },
-    /// Set the size of a file.
+    /// Set the size of a file. Room that was reserved behind it is gone, also if the size stays.
     Truncate {
         /// The file.
         path: TreePath<'a>,

@@ -18,6 +18,9 @@ const MAX_OFFSET: u64 = i64::MAX as u64;
 const MAX_MAJOR: u64 = (1 << 12) - 1;
 const MAX_MINOR: u64 = (1 << 20) - 1;
 
+/// Largest number of a user or group: the one above means "as it is" to chown(2).
+const MAX_ID: u64 = u32::MAX as u64 - 1;
+
 /// Seconds and nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time {
@@ -92,21 +95,22 @@ pub enum Op<'a> {
         /// At least one byte, at most [`MAX_DATA`].
         data: &'a [u8],
     },
-    /// Make a part of a file a hole that reads as zeros; the size stays.
+    /// Make a part of a file a hole that reads as zeros. A file that ends before its end grows to it: zeros at the end of a
+    /// file are sent so.
     Hole {
         /// The file.
         path: TreePath<'a>,
         /// Which part.
         range: Range,
     },
-    /// Reserve room for a part of a file that holds no data; the size stays.
+    /// Reserve room where a part of a file holds no data, also behind its end; the size stays.
     Preallocate {
         /// The file.
         path: TreePath<'a>,
         /// Which part.
         range: Range,
     },
-    /// Set the size of a file.
+    /// Set the size of a file. Room that was reserved behind it is gone, also if the size stays.
     Truncate {
         /// The file.
         path: TreePath<'a>,
@@ -406,8 +410,8 @@ impl<'a> Op<'a> {
             },
             code::OWNER => Self::Owner {
                 path,
-                user: input.number(u32::MAX.into(), "a user")? as u32,
-                group: input.number(u32::MAX.into(), "a group")? as u32,
+                user: input.number(MAX_ID, "a user")? as u32,
+                group: input.number(MAX_ID, "a group")? as u32,
             },
             code::MODE => Self::Mode { path, mode: input.number(0o7777, "a mode")? as u32 },
             code::TIMES => Self::Times { path, access: get_time(input)?, modification: get_time(input)? },

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::op::Range;
-use crate::path::TreePath;
+use crate::path::{MAX_PATH, TreePath};
 
 /// What happened to a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +54,11 @@ pub struct Change {
     pub path: Vec<u8>,
     /// What happened to it.
     pub what: What,
-    /// Parts that were sent as zeros: holes or data, which the stream does not tell apart.
+    /// Parts that were sent as zeros, or shared with such: holes or data, which the stream does not tell apart. In order,
+    /// none overlaps another.
     pub zeros: Vec<Range>,
+    /// Parts that were shared with others: where those hold no data, what is there is not said. In order as `zeros`.
+    pub cloned: Vec<Range>,
 }
 
 /// Touched names, sorted by path.
@@ -85,7 +88,18 @@ impl Changes {
 struct Node {
     what: What,
     zeros: Vec<Range>,
+    cloned: Vec<Range>,
     children: BTreeMap<Box<[u8]>, Node>,
+}
+
+/// One node after the other: a tenant moves long branches below each other as often as he likes, and the stack is short.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut pending = vec![std::mem::take(&mut self.children)];
+        while let Some(children) = pending.pop() {
+            pending.extend(children.into_values().map(|mut child| std::mem::take(&mut child.children)));
+        }
+    }
 }
 
 /// The tree of touched names.
@@ -104,10 +118,33 @@ impl Touched {
     pub fn zeroed(&mut self, path: TreePath<'_>, range: Range) {
         let node = self.node(path);
         node.what.add(What::CONTENT);
-        match node.zeros.last_mut() {
-            Some(last) if last.offset + last.length == range.offset => last.length += range.length,
-            _ => node.zeros.push(range),
-        }
+        insert(&mut node.zeros, range);
+    }
+
+    /// A part of the file of this name now shares its data with something outside.
+    pub fn cloned(&mut self, path: TreePath<'_>, range: Range) {
+        let node = self.node(path);
+        node.what.add(What::CONTENT);
+        insert(&mut node.cloned, range);
+    }
+
+    /// A part of the file of this name, at `offset`, now shares its data with a part of another, or the same, file.
+    pub fn cloned_own(&mut self, path: TreePath<'_>, offset: u64, from: TreePath<'_>, range: Range) {
+        let end = range.offset.saturating_add(range.length);
+        let zeros = &self.node(from).zeros;
+        let first = zeros.partition_point(|zeros| zeros.offset + zeros.length <= range.offset);
+        let inherited: Vec<Range> = zeros[first..]
+            .iter()
+            .take_while(|zeros| zeros.offset < end)
+            .map(|zeros| {
+                let start = zeros.offset.max(range.offset);
+                let length = (zeros.offset + zeros.length).min(end) - start;
+                Range { offset: offset + (start - range.offset), length }
+            })
+            .collect();
+        self.cloned(path, Range { offset, length: range.length });
+        let node = self.node(path);
+        inherited.into_iter().for_each(|range| insert(&mut node.zeros, range));
     }
 
     /// The name is gone, and with it what was below.
@@ -115,7 +152,8 @@ impl Touched {
         let node = self.node(path);
         // What was made in the same transaction and is gone again has left no trace.
         let trace = !node.what.contains(What::MADE) || node.what.contains(What::REMOVED);
-        *node = Node { what: if trace { What::REMOVED } else { What::default() }, ..Node::default() };
+        *node = Node::default();
+        node.what = if trace { What::REMOVED } else { What::default() };
     }
 
     /// What had the one name has the other now; what had the other is gone.
@@ -135,7 +173,8 @@ impl Touched {
         *target = moved;
     }
 
-    /// The touched names in order, those left out that only lead to others.
+    /// The touched names in order, those left out that only lead to others, and those with paths that are too long to
+    /// be said ([`MAX_PATH`]).
     #[must_use]
     pub fn changes(&self) -> Changes {
         let mut changes = Vec::new();
@@ -153,9 +192,28 @@ impl Touched {
     }
 }
 
+/// Adds a range to others that are in order and do not overlap, so that this stays so. Most come in order.
+fn insert(ranges: &mut Vec<Range>, new: Range) {
+    let end = new.offset.saturating_add(new.length);
+    let first = match ranges.last() {
+        Some(last) if last.offset + last.length < new.offset => ranges.len(),
+        None => 0,
+        _ => ranges.partition_point(|range| range.offset + range.length < new.offset),
+    };
+    let behind = first + ranges[first..].partition_point(|range| range.offset <= end);
+    let merged = ranges[first..behind]
+        .iter()
+        .fold((new.offset, end), |(start, end), range| (start.min(range.offset), end.max(range.offset + range.length)));
+    ranges.splice(first..behind, [Range { offset: merged.0, length: merged.1 - merged.0 }]);
+}
+
 fn collect(node: &Node, path: &mut Vec<u8>, changes: &mut Vec<Change>) {
+    if path.len() > MAX_PATH {
+        return;
+    }
     if node.what.bits() != 0 {
-        changes.push(Change { path: path.clone(), what: node.what, zeros: node.zeros.clone() });
+        let (zeros, cloned) = (node.zeros.clone(), node.cloned.clone());
+        changes.push(Change { path: path.clone(), what: node.what, zeros, cloned });
     }
     let length = path.len();
     for (name, child) in &node.children {
@@ -209,5 +267,34 @@ mod tests {
         assert_eq!(told(&touched), [("b".into(), 3)]);
         touched.remove(path("b"));
         assert_eq!(told(&touched), [("b".into(), 2)]);
+    }
+
+    #[test]
+    fn zeros_follow_a_clone_and_do_not_overlap() {
+        let range = |offset, length| Range { offset, length };
+        let mut touched = Touched::default();
+        for (offset, length) in [(100, 10), (0, 10), (200, 50), (5, 20), (110, 90)] {
+            touched.zeroed(path("a"), range(offset, length));
+        }
+        touched.cloned_own(path("b"), 1000, path("a"), range(20, 100));
+        touched.cloned_own(path("b"), 1020, path("b"), range(1000, 5));
+        let changes: Vec<Change> = touched.changes().iter().cloned().collect();
+        assert_eq!(changes[0].zeros, [range(0, 25), range(100, 150)]);
+        assert_eq!(changes[1].zeros, [range(1000, 5), range(1020, 5), range(1080, 20)]);
+        assert_eq!(changes[1].cloned, [range(1000, 100)]);
+    }
+
+    #[test]
+    fn branches_that_are_moved_below_each_other_again_and_again_end_nothing() {
+        let long = "d/".repeat(2000) + "d";
+        let mut touched = Touched::default();
+        touched.touch(path("last"), What::CONTENT);
+        for _ in 0..60 {
+            touched.touch(path("next"), What::METADATA);
+            touched.rename(path("last"), path(&format!("next/{long}")));
+            touched.rename(path("next"), path("last"));
+        }
+        assert!(touched.changes().iter().all(|change| TreePath::parse(&change.path).is_ok()));
+        touched.remove(path("last"));
     }
 }

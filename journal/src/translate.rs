@@ -162,11 +162,13 @@ fn note(op: &Op<'_>, touched: &mut Touched) {
         Op::Rename { from, to } => touched.rename(from, to),
         Op::Unlink(path) | Op::RemoveDirectory(path) => touched.remove(path),
         Op::Hole { path, range } => touched.zeroed(path, range),
-        Op::Write { path, .. }
-        | Op::Preallocate { path, .. }
-        | Op::Truncate { path, .. }
-        | Op::CloneOwn { path, .. }
-        | Op::CloneTemplate { path, .. } => touched.touch(path, What::CONTENT),
+        Op::CloneOwn { path, offset, from, range } => touched.cloned_own(path, offset, from, range),
+        Op::CloneTemplate { path, offset, range, .. } => {
+            touched.cloned(path, Range { offset, length: range.length });
+        }
+        Op::Write { path, .. } | Op::Preallocate { path, .. } | Op::Truncate { path, .. } => {
+            touched.touch(path, What::CONTENT);
+        }
         Op::SetXattr { path, .. }
         | Op::RemoveXattr { path, .. }
         | Op::Owner { path, .. }

@@ -46,13 +46,15 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a file.
+    /// Begins a file. A header that a reader would refuse is refused ([`io::ErrorKind::InvalidInput`]).
     pub fn new(to: W, header: &Header) -> io::Result<Self> {
         let zstd = zstd::bulk::Compressor::new(LEVEL)?;
         let frame = Vec::with_capacity(64 << 10);
         let mut writer = Self { to, hash: blake3::Hasher::new(), zstd, frame, length: 0, operations: 0, raw: 0 };
         let mut bytes = Vec::new();
         header.encode(&mut bytes);
+        // Nothing is written that could not be read.
+        Header::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut start = Vec::with_capacity(16);
         header::put_preamble(&mut start, bytes.len());
         writer.put(&start)?;

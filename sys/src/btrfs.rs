@@ -262,31 +262,44 @@ pub fn destroy_subvolume_by_id(root: BorrowedFd<'_>, id: u64) -> io::Result<()> 
 /// Numbers of the subvolumes that lie directly in the subvolume number `id`, from the tree of roots.
 pub fn children(file_system: BorrowedFd<'_>, id: u64) -> io::Result<Vec<u64>> {
     let mut ids = Vec::new();
+    items(file_system, ROOT_TREE, id, ROOT_REF, &mut |child, _| ids.push(child))?;
+    Ok(ids)
+}
+
+/// Gives the offset of each item of an object and kind in a tree to `visit`, in order, with its data.
+pub(crate) fn items(
+    file_system: BorrowedFd<'_>,
+    tree: u64,
+    object: u64,
+    kind: u32,
+    visit: &mut dyn FnMut(u64, &[u8]),
+) -> io::Result<()> {
     let mut next = 0;
     loop {
         let mut args: Search = zeroed();
-        args.tree = ROOT_TREE;
-        (args.min_object, args.max_object) = (id, id);
+        args.tree = tree;
+        (args.min_object, args.max_object) = (object, object);
         (args.min_offset, args.max_offset) = (next, u64::MAX);
         args.max_transaction = u64::MAX;
-        (args.min_type, args.max_type) = (ROOT_REF, ROOT_REF);
+        (args.min_type, args.max_type) = (kind, kind);
         args.count = u32::MAX;
         ioctl(file_system, TREE_SEARCH, &mut args)?;
         let mut rest: &[u8] = &args.found;
         for _ in 0..args.count {
-            // Each item: transaction, object, offset (u64 each; the offset is the child), type, length (u32), data.
+            // Each item: transaction, object, offset (u64 each), type, length (u32), data.
             let Some((header, behind)) = rest.split_at_checked(32) else { break };
             let number =
                 |at: usize| header[at..at + 8].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
             let length = (number(24) >> 32) as usize;
-            if number(24) as u32 == ROOT_REF {
-                ids.push(number(16));
+            let Some((data, behind)) = behind.split_at_checked(length) else { break };
+            if number(24) as u32 == kind {
+                visit(number(16), data);
             }
-            next = number(16).saturating_add(1);
-            rest = behind.get(length..).unwrap_or_default();
+            let Some(after) = number(16).checked_add(1) else { return Ok(()) };
+            (next, rest) = (after, behind);
         }
         if args.count == 0 {
-            return Ok(ids);
+            return Ok(());
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod btrfs;
 pub mod extents;
+pub mod inode;
 pub mod loopdev;
 pub mod mount;
 pub mod pagecache;

@@ -24,6 +24,12 @@ use vivarium_sys::extents;
 /// Bytes that are copied at a time where data cannot be shared.
 const COPY: usize = 128 << 10;
 
+/// Attributes of a directory that the kernel hands down, and to which attributes of what is made in it.
+const HANDED_DOWN: [(&str, &[&str]); 2] = [
+    ("system.posix_acl_default", &["system.posix_acl_access", "system.posix_acl_default"]),
+    ("btrfs.compression", &["btrfs.compression"]),
+];
+
 /// Why a transaction could not be carried out. The subvolume is then in no useful state.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -103,7 +109,8 @@ impl Target {
             }
             Op::MakeDirectory(path) => {
                 let (directory, name) = self.parent(path)?;
-                Ok(rustix::fs::mkdirat(directory, name, Mode::RWXU)?)
+                rustix::fs::mkdirat(directory, name, Mode::RWXU)?;
+                self.disinherit(path)
             }
             Op::MakeSymlink { path, target } => {
                 let (directory, name) = self.parent(path)?;
@@ -145,14 +152,7 @@ impl Target {
             }
             Op::Preallocate { path, range } => {
                 let file = self.file(path)?;
-                let size = file.metadata()?.len();
-                // btrfs writes zeros into the last block of a file that ends inside the range; so the file does not.
-                let ends_inside = range.offset < size && size < range.offset + range.length;
-                if ends_inside {
-                    file.set_len(range.offset)?;
-                }
-                rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, range.offset, range.length)?;
-                if ends_inside { file.set_len(size) } else { Ok(()) }
+                Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, range.offset, range.length)?)
             }
             Op::Truncate { path, size } => self.file(path)?.set_len(size),
             Op::CloneOwn { path, offset, from, range } => {
@@ -190,7 +190,34 @@ impl Target {
 
     fn make(&mut self, path: TreePath<'_>, kind: FileType, device: u64) -> io::Result<()> {
         let (directory, name) = self.parent(path)?;
-        Ok(rustix::fs::mknodat(directory, name, kind, Mode::RUSR | Mode::WUSR, device)?)
+        rustix::fs::mknodat(directory, name, kind, Mode::RUSR | Mode::WUSR, device)?;
+        self.disinherit(path)
+    }
+
+    /// Takes from something new what its directory has handed down to it: all that it shall have follows.
+    fn disinherit(&mut self, path: TreePath<'_>) -> io::Result<()> {
+        let (directory, name) = self.parent(path)?;
+        let parent = PathBuf::from(format!("/proc/self/fd/{}/.", directory.as_raw_fd()));
+        let mut names = [0; 1024];
+        match rustix::fs::listxattr(&parent, &mut names[..]) {
+            Ok(length) => {
+                let mut names = names[..length].split(|byte| *byte == 0);
+                if !names.any(|name| HANDED_DOWN.iter().any(|(from, _)| from.as_bytes() == name)) {
+                    return Ok(());
+                }
+            }
+            // More than fits; among them may be one.
+            Err(rustix::io::Errno::RANGE) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let new = parent.join(name);
+        for attribute in HANDED_DOWN.iter().flat_map(|(_, to)| *to) {
+            match rustix::fs::lremovexattr(&new, *attribute) {
+                Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Of what is no symbolic link: those have no mode, and through one the mode of something else would be set.

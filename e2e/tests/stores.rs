@@ -1,0 +1,124 @@
+//! Journal stores: the one that is installed is tried by every node; one that cannot be used says why and what to do; the
+//! nodes read the credentials that they are meant to and no others, and speak for themselves alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+use vivarium_e2e::environment::condition_of;
+use vivarium_e2e::{DEADLINE, apply, eventually, get, kubectl, lab, run_with};
+
+const SYSTEM: &str = "vivarium-system";
+const DRIVER: &str = "--as=system:serviceaccount:vivarium-system:vivarium-node";
+
+/// A store that goes with the test.
+struct Store(&'static str);
+
+impl Store {
+    fn apply(name: &'static str, spec: &Value) -> Self {
+        let store = Self(name);
+        store.change(spec);
+        store
+    }
+
+    fn change(&self, spec: &Value) {
+        let ran = apply(&[json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+            "metadata": {"name": self.0}, "spec": spec})]);
+        assert!(ran.ok, "{}", ran.stderr);
+    }
+
+    /// Waits for a reason of its condition Ready; gives the message.
+    fn reason(&self, expected: &str) -> String {
+        eventually(&format!("reason {expected} of store {}", self.0), DEADLINE, || {
+            let object = get(&["journalstore", self.0]).unwrap_or_default();
+            let (_, reason, message) = condition_of(&object, "Ready");
+            if reason == expected { Ok(message) } else { Err(format!("it is {reason}: {message}")) }
+        })
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = kubectl(&["delete", "journalstore", self.0, "--ignore-not-found"]);
+    }
+}
+
+/// The installed store's bucket, changed.
+fn bucket(changes: &Value) -> Value {
+    let installed = get(&["journalstore", "default"]).expect("the chart makes a store");
+    let mut spec = installed["spec"].clone();
+    assert!(spec["s3"].is_object(), "the lab has an object store: {spec}");
+    for (key, value) in changes.as_object().unwrap() {
+        spec["s3"][key] = value.clone();
+    }
+    spec
+}
+
+#[test]
+fn every_node_tries_the_installed_store() {
+    let names = lab::nodes();
+    let store = eventually("a proof by every node", DEADLINE, || {
+        let store = get(&["journalstore", "default"]).unwrap_or_default();
+        let nodes = store["status"]["nodes"].as_array().cloned().unwrap_or_default();
+        let proven = |name: &String| nodes.iter().any(|node| node["name"] == *name && node["proven"] == true);
+        if names.iter().all(proven) { Ok(store) } else { Err(format!("{nodes:?}")) }
+    });
+    let (status, reason, _) = condition_of(&store, "Ready");
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "Proven"));
+    assert_eq!(store["status"]["type"], "S3");
+}
+
+#[test]
+fn a_secret_that_the_nodes_may_not_read_is_named_with_what_to_do() {
+    let store = Store::apply("e2e-other-secret", &bucket(&json!({"credentialsSecret": {"name": "e2e-not-allowed"}})));
+    let message = store.reason("CredentialsMissing");
+    assert!(message.contains("e2e-not-allowed") && message.contains("store.secrets"), "{message}");
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_named() {
+    let store = Store::apply("e2e-no-bucket", &bucket(&json!({"bucket": "e2e-there-is-none"})));
+    let message = store.reason("Invalid");
+    assert!(message.contains("NoSuchBucket") && message.contains("Create the bucket"), "{message}");
+    // It was never Ready, so it can be corrected, and heals without anything else.
+    store.change(&bucket(&json!({"prefix": "e2e-healed"})));
+    store.reason("Proven");
+}
+
+#[test]
+fn nobody_there_is_told_and_does_not_stall() {
+    let store = Store::apply("e2e-nobody", &bucket(&json!({"endpoint": "http://10.250.0.1:9"})));
+    let message = store.reason("Unreachable");
+    assert!(message.contains("cannot be reached"), "{message}");
+    assert_eq!(condition_of(&get(&["journalstore", "e2e-nobody"]).unwrap(), "Stalled").0, "", "it may pass by itself");
+}
+
+#[test]
+fn a_node_reads_the_credentials_of_stores_and_no_other_secret() {
+    let may = |name: &str| kubectl(&["auth", "can-i", "get", &format!("secret/{name}"), "-n", SYSTEM, DRIVER]).ok;
+    let installed = get(&["journalstore", "default"]).expect("the chart makes a store");
+    let secret = installed["spec"]["s3"]["credentialsSecret"]["name"].as_str().expect("a Secret");
+    assert!(may(secret));
+    assert!(!may("anything-else"));
+    assert!(!kubectl(&["auth", "can-i", "list", "secrets", "-n", SYSTEM, DRIVER]).ok);
+}
+
+#[test]
+fn a_node_speaks_of_a_store_for_itself_alone() {
+    let nodes = lab::nodes();
+    let (own, other) = (&nodes[0], nodes.get(1).expect("the lab has more than one node"));
+    // Not `kubectl patch`, which reads the status first: a driver may not even do that.
+    let replace = |name: &str, proven: bool| {
+        let mut store = get(&["journalstore", "default"]).unwrap();
+        let entries = store["status"]["nodes"].as_array_mut().unwrap();
+        entries.retain(|entry| entry["name"] != name);
+        entries.push(json!({"name": name, "observedGeneration": 1, "proven": proven, "reason": "NotAtomic"}));
+        let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={own}");
+        let arguments = ["replace", "--subresource=status", "--dry-run=server", "-f", "-", DRIVER, &extra];
+        run_with("kubectl", &arguments, &store.to_string())
+    };
+    let ran = replace(own, false);
+    assert!(ran.ok, "{}", ran.stderr);
+    for (name, proven) in [(other.as_str(), false), ("no-such-node", true)] {
+        let ran = replace(name, proven);
+        assert!(!ran.ok && ran.stderr.contains("may not report"), "{name}: {}{}", ran.stdout, ran.stderr);
+    }
+}

@@ -68,7 +68,13 @@ impl VolumeObjects {
     /// Works until the process ends.
     pub async fn run(self: Arc<Self>) {
         let api: Api<DeserializeGuard<EnvironmentVolume>> = Api::all(self.client.clone());
-        let node = self.publisher.me.node.clone();
+        let (node, here) = (self.publisher.me.node.clone(), self.publisher.volumes.clone());
+        // Those of this node, and those of others of which something is left here.
+        let concerns = move |volume: &EnvironmentVolume| {
+            let left =
+                || volume.uid().and_then(|uid| VolumeId::parse(&uid).ok()).is_some_and(|id| here.get(&id).is_ok());
+            is_on(volume, &node) || left()
+        };
         let (reader, writer) = reflector::store();
         let stream = watch_readable(api)
             .modify(|volume| {
@@ -77,7 +83,7 @@ impl VolumeObjects {
             })
             .reflect(writer)
             .applied_objects()
-            .try_filter(move |volume| future::ready(is_on(volume, &node)));
+            .try_filter(move |volume| future::ready(concerns(volume)));
         let changed = {
             let changed = self.publisher.changed.clone();
             futures::stream::unfold(changed, |changed| async {
@@ -229,7 +235,7 @@ impl VolumeObjects {
                     continue;
                 }
                 let object = objects.find(|object| object.metadata.uid.as_deref() == Some(id.as_str()));
-                let Some(object) = object else { continue };
+                let Some(object) = object.filter(|object| is_on(object, &self.publisher.me.node)) else { continue };
                 let name = name(&object);
                 let api = Api::namespaced(self.client.clone(), &name.namespace);
                 match apply(&api, &name, &object, "usage", json!({"usedBytes": used})).await {

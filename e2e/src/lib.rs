@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-pub use environment::Environment;
+pub use environment::{Environment, condition_of};
 
 /// Longest that anything is waited for unless a test says otherwise. Generous: the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(240);

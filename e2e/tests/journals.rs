@@ -46,7 +46,7 @@ fn an_environment_moves_to_another_node_and_back_with_all_that_it_holds() {
     for (round, target) in [&nodes[1], &nodes[0]].into_iter().enumerate() {
         ve.set("/placement/nodeSelector", selector(target));
         ve.apply();
-        ve.wait_reason("UpToDate", "RestartRequired");
+        let _ = ve.wait_reason("UpToDate", "RestartRequired");
         // Written in the last moment: not yet in any transaction when the pod is deleted.
         ve.sh(&format!("echo {round} > /srv/last"));
         let before = picture(&ve);

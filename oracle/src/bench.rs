@@ -177,7 +177,7 @@ impl Case<'_> {
     fn run(&mut self, plan: &Plan, log: &mut Vec<String>) -> Result<(), Failure> {
         let source = self.make("source")?;
         let target = self.make("target")?;
-        let mut workload = Workload::new(source.as_fd(), &self.bench.layers, plan.seed);
+        let mut workload = Workload::new(source.as_fd(), 0, &self.bench.layers, plan.seed);
         for step in plan.steps.iter().chain([&Step::Commit]) {
             let result = match step {
                 Step::Change(number) => workload.change(*number).map_err(Failure::Workload),

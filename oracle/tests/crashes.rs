@@ -116,7 +116,8 @@ impl Drop for Cluster {
     }
 }
 
-fn judge(seed: u64) {
+/// Runs a case; tells the newest transaction that was acknowledged.
+fn judge(seed: u64) -> u64 {
     let directory = tempfile::Builder::new().prefix("vivarium-oracle").tempdir().unwrap();
     let cluster = Cluster { directory, seed };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -139,6 +140,7 @@ fn judge(seed: u64) {
     }
     epoch += 1;
     runtime.block_on(take_over(&cluster, owner, 1 - owner, epoch, acked));
+    acked
 }
 
 async fn take_over(cluster: &Cluster, from: usize, to: usize, epoch: u64, acked: u64) {
@@ -166,7 +168,7 @@ async fn take_over(cluster: &Cluster, from: usize, to: usize, epoch: u64, acked:
 fn whoever_takes_over_has_the_tree_of_a_committed_instant() {
     assert!(rustix::process::geteuid().is_root(), "this test mounts btrfs file systems of its own: run it as root");
     let cases = cases();
-    let next = AtomicU64::new(cases.start);
+    let (next, acked) = (AtomicU64::new(cases.start), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
@@ -175,9 +177,12 @@ fn whoever_takes_over_has_the_tree_of_a_committed_instant() {
                     if seed >= cases.end {
                         return;
                     }
-                    judge(seed);
+                    acked.fetch_add(judge(seed), Ordering::Relaxed);
                 }
             });
         }
     });
+    let acked = acked.into_inner();
+    println!("{acked} transactions were acknowledged");
+    assert!(acked >= (cases.end - cases.start) * 4, "too little was committed to say anything: {acked} transactions");
 }

@@ -144,7 +144,9 @@ impl Touched {
             .collect();
         self.cloned(path, Range { offset, length: range.length });
         let node = self.node(path);
-        inherited.into_iter().for_each(|range| insert(&mut node.zeros, range));
+        for range in inherited {
+            insert(&mut node.zeros, range);
+        }
     }
 
     /// The name is gone, and with it what was below.

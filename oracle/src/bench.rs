@@ -161,6 +161,19 @@ impl Drop for Bench {
     }
 }
 
+/// A mounted overlay, gone when it is dropped.
+struct Overlay {
+    root: OwnedFd,
+    at: PathBuf,
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.at);
+    }
+}
+
 /// A case that runs.
 struct Case<'b> {
     bench: &'b Bench,
@@ -177,7 +190,10 @@ impl Case<'_> {
     fn run(&mut self, plan: &Plan, log: &mut Vec<String>) -> Result<(), Failure> {
         let source = self.make("source")?;
         let target = self.make("target")?;
-        let mut workload = Workload::new(source.as_fd(), &self.bench.layers, plan.seed);
+        // One case in four is what an environment does: it sees the volume through overlayfs only.
+        let overlay = if plan.seed % 4 == 3 { Some(self.overlay()?) } else { None };
+        let (root, depth) = overlay.as_ref().map_or((&source, 0), |overlay| (&overlay.root, "upper/".len()));
+        let mut workload = Workload::new(root.as_fd(), depth, &self.bench.layers, plan.seed);
         for step in plan.steps.iter().chain([&Step::Commit]) {
             let result = match step {
                 Step::Change(number) => workload.change(*number).map_err(Failure::Workload),
@@ -205,6 +221,25 @@ impl Case<'_> {
         let root = self.bench.subvolume(&name)?;
         self.made.insert(name);
         Ok(root)
+    }
+
+    /// The template below, the volume above.
+    fn overlay(&self) -> io::Result<Overlay> {
+        let pool = self.bench.pool.path();
+        let volume = pool.join(self.name("source"));
+        let at = self.bench.directory.path().join(self.name("merged"));
+        for directory in [&volume.join("upper"), &volume.join("work"), &at] {
+            fs::create_dir(directory)?;
+        }
+        let (pool, volume) = (pool.display(), volume.display());
+        let options = format!(
+            "lowerdir={pool}/upper:{pool}/lower,upperdir={volume}/upper,workdir={volume}/work,\
+             redirect_dir=on,index=off,metacopy=off,nfs_export=off"
+        );
+        let options = CString::new(options)?;
+        rustix::mount::mount("overlay", &at, "overlay", rustix::mount::MountFlags::empty(), options.as_c_str())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Overlay { root: rustix::fs::open(&at, flags, Mode::empty())?, at })
     }
 
     fn snapshot(&self, number: u64) -> io::Result<OwnedFd> {

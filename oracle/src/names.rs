@@ -7,9 +7,6 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use crate::rng::Rng;
 
-/// Longest path that the kernel's stream, and so a transaction, can name.
-const MAX_PATH: usize = vivarium_journal::path::MAX_PATH;
-
 /// One name in the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -89,10 +86,4 @@ pub fn invent(rng: &mut Rng, hostile: bool) -> Vec<u8> {
             name
         }
     }
-}
-
-/// Whether a transaction can name it.
-#[must_use]
-pub fn fits(path: &[u8]) -> bool {
-    path.len() <= MAX_PATH
 }

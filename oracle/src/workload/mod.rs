@@ -59,6 +59,8 @@ pub struct Workload<'a> {
     layers: &'a [Layer],
     seed: u64,
     mixture: Mixture,
+    /// Longest path that is made.
+    longest: usize,
     /// What is in the tree, until a change of names.
     known: Option<Vec<Entry>>,
     /// Files without a name that are still open.
@@ -68,11 +70,13 @@ pub struct Workload<'a> {
 }
 
 impl<'a> Workload<'a> {
-    /// Of a seed, on the tree `root`.
+    /// Of a seed, on the tree `root`, which lies `depth` bytes of a path below the root of the subvolume. Longer paths than
+    /// the kernel's stream can name are not made: the kernel refuses to say what has changed there.
     #[must_use]
-    pub fn new(root: BorrowedFd<'a>, layers: &'a [Layer], seed: u64) -> Self {
+    pub fn new(root: BorrowedFd<'a>, depth: usize, layers: &'a [Layer], seed: u64) -> Self {
         let mixture = Mixture::of(seed);
-        Self { root, layers, seed, mixture, known: None, unlinked: Vec::new(), log: Vec::new() }
+        let longest = vivarium_journal::path::MAX_PATH - depth;
+        Self { root, layers, seed, mixture, longest, known: None, unlinked: Vec::new(), log: Vec::new() }
     }
 
     /// Carries out the change with this number.
@@ -177,7 +181,7 @@ impl<'a> Workload<'a> {
         let parent = if rng.once_in(3) { None } else { rng.pick(&directories) };
         let parent = parent.map(|entry| entry.path.clone()).unwrap_or_default();
         let path = names::join(&parent, &names::invent(rng, self.mixture.hostile_names));
-        if !names::fits(&path) {
+        if path.len() > self.longest {
             return Err(Errno::NAMETOOLONG.into());
         }
         self.note_path(&path);

@@ -19,7 +19,7 @@ impl Workload<'_> {
     pub(super) fn make_deep(&mut self, rng: &mut Rng) -> io::Result<()> {
         let mut path = self.place(rng)?;
         self.names_change();
-        let longest = *rng.pick(&[100, 1000, 4095]).unwrap_or(&100);
+        let longest = *rng.pick(&[100, 1000, self.longest]).unwrap_or(&100);
         let name = vec![b'd'; rng.between(1, 256) as usize];
         rustix::fs::mkdirat(self.root, &path[..], Mode::from_raw_mode(0o755))?;
         for _ in 0..60 {
@@ -43,7 +43,7 @@ impl Workload<'_> {
         let longest =
             |entry: &Entry| entry.path.strip_prefix(from).filter(|rest| rest.starts_with(b"/")).map(<[u8]>::len);
         let rest = self.names()?.iter().filter_map(longest).max().unwrap_or(0);
-        Ok(to.len() + rest <= vivarium_journal::path::MAX_PATH)
+        Ok(to.len() + rest <= self.longest)
     }
 
     pub(super) fn rename(&mut self, rng: &mut Rng) -> io::Result<()> {

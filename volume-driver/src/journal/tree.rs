@@ -28,7 +28,7 @@ pub fn describe(root: BorrowedFd<'_>, line: &mut dyn FnMut(&str)) -> io::Result<
     let mut stat = rustix::fs::fstat(&top)?;
     (stat.st_mtime, stat.st_mtime_nsec) = (0, 0);
     let mut text = String::from(".");
-    walk.metadata(&mut text, &stat, &magic(&top, Path::new(".")))?;
+    Walk::metadata(&mut text, &stat, &magic(&top, Path::new(".")))?;
     (walk.line)(&text);
     walk.directory(&top, &PathBuf::new())
 }
@@ -65,11 +65,11 @@ impl Walk<'_> {
         for name in names {
             let below = path.join(&name);
             let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let mut text = format!("{below:?}");
-            self.metadata(&mut text, &stat, &magic(directory, Path::new(&name)))?;
+            let mut text = quoted(&below);
+            Self::metadata(&mut text, &stat, &magic(directory, Path::new(&name)))?;
             if stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                 if let Some(first) = self.links.get(&stat.st_ino) {
-                    let _ = write!(text, " same={first:?}");
+                    let _ = write!(text, " same={}", quoted(first));
                     (self.line)(&text);
                     continue;
                 }
@@ -93,7 +93,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn metadata(&mut self, text: &mut String, stat: &Stat, at: &Path) -> io::Result<()> {
+    fn metadata(text: &mut String, stat: &Stat, at: &Path) -> io::Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let _ = write!(
             text,
@@ -118,6 +118,12 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// A name as one word that shows every odd byte.
+#[allow(clippy::unnecessary_debug_formatting, reason = "for people, `display` hides what this is to show")]
+fn quoted(path: &Path) -> String {
+    format!("{path:?}")
 }
 
 /// A path through our own table of open files, for calls that take no directory.

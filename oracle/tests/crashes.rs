@@ -158,9 +158,9 @@ async fn take_over(cluster: &Cluster, from: usize, to: usize, epoch: u64, acked:
     let found = heir.tree_at(barrier).unwrap();
     if expected != found {
         let (expected, found) = (expected.unwrap_or_default(), found.unwrap_or_default());
-        let lost: Vec<_> = expected.iter().filter(|line| !found.contains(line)).take(5).collect();
+        let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).take(5).collect();
         let more: Vec<_> = found.iter().filter(|line| !expected.contains(line)).take(5).collect();
-        panic!("{what}: the tree is not that of transaction {last}:\n- {lost:#?}\n+ {more:#?}");
+        panic!("{what}: the tree is not that of transaction {last}:\n- {missing:#?}\n+ {more:#?}");
     }
 }
 

@@ -5,6 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::too_many_lines,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
     reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
 )]
 

@@ -5,6 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::too_many_lines,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
     reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
 )]
 
@@ -121,7 +123,7 @@ fn xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
-/// A file capability as setcap(8) writes it: revision 2, cap_net_raw, effective.
+/// A file capability as setcap(8) writes it: revision 2, `cap_net_raw`, effective.
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// An access control list: rwx for user 1000 besides owner, group, mask and others.
 const ACL: [u8; 44] = [
@@ -129,12 +131,15 @@ const ACL: [u8; 44] = [
     255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
 ];
 
+/// What is done, and how.
+type Step = (&'static str, Box<dyn Fn()>);
+
 #[test]
 fn every_kind_of_change_arrives() {
     let mut pair = Pair::new();
     let at = |path: &str| pair_path(&pair, path);
     let noise: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
-    let steps: Vec<(&str, Box<dyn Fn()>)> = vec![
+    let steps: Vec<Step> = vec![
         ("plain files and directories", {
             let (dir, file) = (at("dir/below"), at("dir/below/file"));
             let noise = noise.clone();
@@ -387,7 +392,9 @@ fn a_hostile_transaction_reaches_nothing_outside() {
     for (what, operations) in cases {
         let file = pair.node.dir.path().join("hostile.vtx");
         let mut writer = Writer::new(File::create(&file).unwrap(), &header(1)).unwrap();
-        operations.iter().for_each(|op| writer.push(op).unwrap());
+        for op in &operations {
+            writer.push(op).unwrap();
+        }
         writer.finish(&Touched::default().changes()).unwrap();
         let error = pair.apply(&file).expect_err(what).to_string();
         assert!(error.contains("cannot be carried out"), "{what}: {error}");

@@ -113,13 +113,12 @@ impl Journal {
                 };
                 let partial = local.partial()?;
                 let captured = capture(&difference, &header, &partial);
-                match captured.map_err(|source| JournalError::Capture { volume: id.clone(), source })? {
-                    Some(_) => Ok((Some(local.persist(&partial)?), clean)),
-                    None => {
-                        local.discard()?;
-                        Ok((None, clean))
-                    }
+                let captured = captured.map_err(|source| JournalError::Capture { volume: id.clone(), source })?;
+                if captured.is_some() {
+                    return Ok((Some(local.persist(&partial)?), clean));
                 }
+                local.discard()?;
+                Ok((None, clean))
             })
             .await?;
         self.clean = clean;

@@ -74,8 +74,8 @@ pub async fn restore(
                     let failed = fetched.is_err();
                     let give = give.clone();
                     // The channel is bounded, so a send may wait: not on a thread of the runtime.
-                    let gave = tokio::task::spawn_blocking(move || give.send(fetched)).await;
-                    if failed || !matches!(gave, Ok(Ok(()))) {
+                    let taken = tokio::task::spawn_blocking(move || give.send(fetched).is_ok()).await;
+                    if failed || !taken.unwrap_or(false) {
                         return;
                     }
                 }

@@ -207,8 +207,8 @@ impl Refusal {
             | Self::InUse { .. }
             | Self::LayerMissing { .. }
             | Self::Template { .. }
+            | Self::Journal(JournalError::Superseded { .. } | JournalError::Lost { .. })
             | Self::Volume(VolumeError::TooSmall { .. } | VolumeError::Published { .. }) => Code::FailedPrecondition,
-            Self::Journal(JournalError::Superseded { .. } | JournalError::Lost { .. }) => Code::FailedPrecondition,
             Self::Directory(_) | Self::StoreNotReady { .. } | Self::Journal(JournalError::Store { .. }) => {
                 Code::Unavailable
             }
@@ -231,6 +231,7 @@ impl Refusal {
             | Self::Superseded { .. }
             | Self::Held { .. }
             | Self::Directory(_)
+            | Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. })
             | Self::CutOff(_) => return None,
             Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",
             Self::OtherNode { .. } => "OtherNode",
@@ -240,7 +241,6 @@ impl Refusal {
             Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
             | Self::Journal(JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))) => "PoolFull",
             Self::StoreNotReady { .. } => "StoreNotReady",
-            Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. }) => return None,
             Self::Journal(error) => error.reason(),
             Self::Template { source, .. } if source.is_pool_full() => "PoolFull",
             Self::LayerMissing { .. } | Self::Template { .. } => "TemplateMissing",

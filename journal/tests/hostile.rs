@@ -76,7 +76,9 @@ fn a_changed_bit_under_a_digest_that_was_made_right_does_no_harm() {
 #[test]
 fn what_a_file_says_of_itself_must_be_so() {
     let mut operations = Vec::new();
-    one_of_each().iter().for_each(|parts| parts.op().encode(&mut operations));
+    for parts in one_of_each() {
+        parts.op().encode(&mut operations);
+    }
     let open =
         |bytes: &[u8]| Transaction::open(Cursor::new(entries::sealed(bytes))).map(|_| ()).map_err(|e| e.to_string());
     let good = around(&operations, b"\x01a\x01\x01b\x02", 22);
@@ -213,7 +215,9 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut bytes = Vec::new();
-        list.iter().for_each(|parts| parts.op().encode(&mut bytes));
+        for parts in &list {
+            parts.op().encode(&mut bytes);
+        }
         for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;

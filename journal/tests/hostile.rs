@@ -76,7 +76,7 @@ fn a_changed_bit_under_a_digest_that_was_made_right_does_no_harm() {
 #[test]
 fn what_a_file_says_of_itself_must_be_so() {
     let mut operations = Vec::new();
-    for parts in &one_of_each() {
+    for parts in one_of_each() {
         parts.op().encode(&mut operations);
     }
     let open =

@@ -30,6 +30,12 @@ pub fn room(file_system: BorrowedFd<'_>, subvolume: u64, number: u64) -> io::Res
     let mut size = None;
     items(file_system, subvolume, number, INODE_ITEM, &mut |_, item| size = integer(item, INODE_SIZE))?;
     let Some(size) = size else { return Ok(None) };
+    Ok(Some(Room { size, reserved: reserved(file_system, subvolume, number)? }))
+}
+
+/// Offset and length of the extents that are reserved and were never written, of the inode `number`; none if there is no
+/// such inode. One call for most files.
+pub fn reserved(file_system: BorrowedFd<'_>, subvolume: u64, number: u64) -> io::Result<Vec<(u64, u64)>> {
     let mut reserved = Vec::new();
     items(file_system, subvolume, number, EXTENT_DATA, &mut |offset, item| {
         if item.get(EXTENT_TYPE) == Some(&PREALLOCATED)
@@ -38,7 +44,7 @@ pub fn room(file_system: BorrowedFd<'_>, subvolume: u64, number: u64) -> io::Res
             reserved.push((offset, length));
         }
     })?;
-    Ok(Some(Room { size, reserved }))
+    Ok(reserved)
 }
 
 fn integer(item: &[u8], at: usize) -> Option<u64> {

@@ -29,7 +29,7 @@ use vivarium_journal::touched::Touched;
 use vivarium_journal::write::{Summary, Writer};
 use vivarium_journal::{Digest, Header, Kind, TreePath};
 use vivarium_node::journal::apply::{ApplyError, Target};
-use vivarium_node::journal::capture::{Difference, capture};
+use vivarium_node::journal::capture::{CaptureError, Difference, capture};
 use vivarium_node::journal::tree::describe;
 use vivarium_node::pool::Pool;
 use vivarium_sys::btrfs;
@@ -65,6 +65,10 @@ impl Pair {
 
     /// Captures what has changed since the last call and applies it; tells the file's path and summary.
     fn commit(&mut self) -> (PathBuf, Option<Summary>) {
+        self.try_commit().unwrap()
+    }
+
+    fn try_commit(&mut self) -> Result<(PathBuf, Option<Summary>), CaptureError> {
         let (old, new) = (self.snapshots, self.snapshots + 1);
         let name = format!("snapshot{new}");
         btrfs::snapshot(self.open("source").as_fd(), self.pool.root(), &CString::new(name.clone()).unwrap(), true)
@@ -76,12 +80,16 @@ impl Pair {
         let path = self.node.dir.path().join(format!("{new}.vtx"));
         let file = File::create(&path).unwrap();
         let difference = Difference { snapshot: snapshot.as_fd(), info, base, layers: &layers };
-        let summary = capture(&difference, &header(new), &file).unwrap();
+        let captured = capture(&difference, &header(new), &file);
+        if captured.is_err() {
+            btrfs::destroy_subvolume(self.pool.root(), &CString::new(name).unwrap()).unwrap();
+        }
+        let summary = captured?;
         self.snapshots = new;
         if summary.is_some() {
             self.apply(&path).unwrap();
         }
-        (path, summary)
+        Ok((path, summary))
     }
 
     fn apply(&self, path: &Path) -> Result<(), ApplyError> {
@@ -336,6 +344,28 @@ fn a_byte_more_in_a_large_file_of_the_template_is_a_small_transaction() {
     pair.compare("a copy-up");
     let length = summary.unwrap().length;
     assert!(length < 1024, "one byte in a file of 4 MiB makes a transaction of {length} bytes");
+}
+
+/// What the kernel cannot name cannot be kept; that is said, and it is over when the path is gone.
+#[test]
+fn a_path_that_is_too_long_is_an_error_that_goes_away() {
+    let mut pair = Pair::new();
+    fs::write(pair.at("source/before"), b"1").unwrap();
+    pair.commit();
+    let name = "d".repeat(200);
+    // Directory by directory: as one path it could not be made either.
+    let mut at = rustix::fs::open(pair.at("source"), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..21 {
+        rustix::fs::mkdirat(&at, &name, Mode::from_raw_mode(0o755)).unwrap();
+        at = rustix::fs::openat(&at, &name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    fs::write(pair.at("source/beside"), b"2").unwrap();
+    let error = pair.try_commit().unwrap_err();
+    assert!(matches!(error, CaptureError::TooDeep), "{error}");
+    fs::remove_dir_all(pair.at("source").join(&name)).unwrap();
+    pair.commit();
+    pair.compare("a removal of what was too deep");
+    assert_eq!(fs::read(pair.at("target/beside")).unwrap(), b"2");
 }
 
 /// Transactions that a tenant might have somebody apply: each must fail, and leave what is outside as it was.

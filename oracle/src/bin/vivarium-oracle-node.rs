@@ -34,7 +34,7 @@ fn run() -> Result<(), Error> {
     let faults = if rng.once_in(3) {
         Faults::NONE
     } else {
-        Faults { fails: 0.1, answer_lost: 0.2, stale_list: 0.3, ..Faults::NONE }
+        Faults { fails: 0.1, answer_lost: 0.2, stale_list: 0.3, full: 0.05, loser_told_500: 0.3, ..Faults::NONE }
     };
     let place = Place::open(Path::new(state), Path::new(store), rng.number(), faults)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -291,6 +291,11 @@ pub(crate) fn open_data(root: BorrowedFd<'_>, path: TreePath<'_>, access: OFlags
     if FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) != FileType::RegularFile {
         return Err(io::Error::other("this is no regular file"));
     }
+    reopen(there.as_fd(), access)
+}
+
+/// What was opened as a path only, and is known to be a regular file, opened for its data.
+pub(crate) fn reopen(there: BorrowedFd<'_>, access: OFlags) -> io::Result<File> {
     let magic = format!("/proc/self/fd/{}", there.as_raw_fd());
     Ok(rustix::fs::open(magic, access | OFlags::NOATIME | OFlags::CLOEXEC, Mode::empty())?.into())
 }

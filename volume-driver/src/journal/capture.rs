@@ -25,6 +25,11 @@ pub enum CaptureError {
     /// The kernel does not send.
     #[error("the kernel cannot say what has changed: {0}")]
     Send(io::Error),
+    /// The kernel's stream has no longer paths, whoever asks.
+    #[error(
+        "something has changed below a path of more than 4095 bytes, which the kernel cannot name: until the directories that deep are removed or get shorter names, no change of the volume is kept"
+    )]
+    TooDeep,
     /// What it sends cannot become a transaction.
     #[error(transparent)]
     Translate(#[from] TranslateError),
@@ -74,14 +79,18 @@ pub fn capture(difference: &Difference<'_>, header: &Header, to: &File) -> Resul
     let touched = match (sent, translated) {
         (_, Ok(touched)) => touched,
         // A stream that breaks off breaks off because the kernel failed.
-        (Err(error), Err(TranslateError::Send(SendError::Io(_)))) => return Err(CaptureError::Send(error)),
+        (Err(error), Err(TranslateError::Send(SendError::Io(_)))) => {
+            let too_long = rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NAMETOOLONG);
+            return Err(if too_long { CaptureError::TooDeep } else { CaptureError::Send(error) });
+        }
         (_, Err(error)) => return Err(error.into()),
     };
     if writer.operations() == 0 {
         return Ok(None);
     }
     let changes = touched.changes();
-    layout::complete(difference.snapshot, difference.base, &changes, &mut writer).map_err(CaptureError::Layout)?;
+    layout::complete(difference.snapshot, difference.info.id, difference.base, &changes, &mut writer)
+        .map_err(CaptureError::Layout)?;
     let (mut buffer, summary) = writer.finish(&changes).map_err(CaptureError::Write)?;
     buffer.flush().map_err(CaptureError::Write)?;
     Ok(Some(summary))

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -26,10 +26,11 @@ const CAPABILITY: &str = "security.capability";
 /// Size of a block of btrfs where pages have 4 KiB; elsewhere a file has no room that begins inside a larger one.
 const BLOCK: u64 = 4096;
 
-/// Adds what is missing. `snapshot` is the root of the read-only snapshot that the changes lead to, `base` the number of
-/// the one that they begin from.
+/// Adds what is missing. `snapshot` is the root of the read-only snapshot that the changes lead to, and `number` its
+/// number; `base` that of the one that they begin from.
 pub fn complete<W: Write>(
     snapshot: BorrowedFd<'_>,
+    number: u64,
     base: Option<u64>,
     changes: &Changes,
     to: &mut Writer<W>,
@@ -39,18 +40,22 @@ pub fn complete<W: Write>(
         if path.is_root() {
             continue;
         }
-        let Some((file, stat)) = regular_file(snapshot, path)? else { continue };
-        let before = match base {
-            Some(base) => inode::room(snapshot, base, stat.st_ino)?.unwrap_or_default(),
-            None => Room::default(),
-        };
-        let operations = Layout {
+        let Some((there, stat)) = regular_file(snapshot, path)? else { continue };
+        // Most files have nothing to say, and are not even opened: somebody may have changed the owner of a million.
+        let reserved = !inode::reserved(snapshot, number, stat.st_ino)?.is_empty();
+        let before = before(snapshot, base, change, stat.st_ino)?;
+        let unsaid = unsaid(change, &before);
+        if !reserved && unsaid.is_empty() {
+            continue;
+        }
+        let file = super::apply::reopen(there.as_fd(), OFlags::RDONLY)?;
+        let layout = Layout {
             size: stat.st_size as u64,
             extents: extents::extents(file.as_fd())?,
             zeros: &change.zeros,
-            unsaid: unsaid(change, &before),
-        }
-        .operations();
+            unsaid,
+        };
+        let operations = layout.operations();
         for operation in &operations {
             operation.put(&file, path, to)?;
         }
@@ -61,11 +66,20 @@ pub fn complete<W: Write>(
     Ok(())
 }
 
+/// What the file was like in the snapshot before. Its size matters only if data have changed.
+fn before(file_system: BorrowedFd<'_>, base: Option<u64>, change: &Change, inode: u64) -> io::Result<Room> {
+    let Some(base) = base else { return Ok(Room::default()) };
+    if change.what.contains(What::CONTENT) {
+        return Ok(inode::room(file_system, base, inode)?.unwrap_or_default());
+    }
+    Ok(Room { size: 0, reserved: inode::reserved(file_system, base, inode)? })
+}
+
 fn only_gone(what: What) -> bool {
     what == What::REMOVED
 }
 
-fn regular_file(root: BorrowedFd<'_>, path: TreePath<'_>) -> io::Result<Option<(File, rustix::fs::Stat)>> {
+fn regular_file(root: BorrowedFd<'_>, path: TreePath<'_>) -> io::Result<Option<(OwnedFd, rustix::fs::Stat)>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let there = match rustix::fs::openat2(root, path.as_path(), flags, Mode::empty(), BENEATH) {
         Ok(there) => there,
@@ -77,7 +91,7 @@ fn regular_file(root: BorrowedFd<'_>, path: TreePath<'_>) -> io::Result<Option<(
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(None);
     }
-    Ok(Some((super::apply::open_data(root, path, OFlags::RDONLY)?, stat)))
+    Ok(Some((there, stat)))
 }
 
 /// Where the stream does not say what is there if no data are.

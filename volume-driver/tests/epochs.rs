@@ -204,3 +204,32 @@ async fn processes_that_die_while_the_store_fails_lose_nothing_and_double_nothin
         assert_eq!(b.tree(), last, "seed {seed}");
     }
 }
+
+/// The kernel cannot name what lies deeper than 4095 bytes of path. A tenant can put something there; that is no reason to
+/// lose anything, nor to stop for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_too_long_to_be_sent_holds_the_journal_up_until_it_is_gone() {
+    use rustix::fs::{Mode, OFlags};
+    let (a, b, store) = (Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    a.commit(&mut journal).await;
+    let name = "d".repeat(250);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let top = rustix::fs::open(a.upper(""), flags, Mode::empty()).unwrap();
+    let mut at = top.try_clone().unwrap();
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, &name, flags, Mode::empty()).unwrap();
+    }
+    drop(at);
+    a.pool.sync().unwrap();
+    let error = journal.commit().await.unwrap_err();
+    assert!(matches!(error, JournalError::Capture { .. }) && error.to_string().contains("4095 bytes"), "{error}");
+    // Out of the way in pieces, as nothing can name the whole.
+    rustix::fs::renameat(&top, format!("{name}/{name}/{name}/{name}/{name}/{name}"), &top, "half").unwrap();
+    fs::write(a.upper("after"), b"1").unwrap();
+    assert!(a.commit(&mut journal).await > 0);
+    let tree = a.tree();
+    b.begin(&store, 2).await.unwrap();
+    assert_eq!(b.tree(), tree);
+}

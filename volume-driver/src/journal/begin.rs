@@ -125,7 +125,7 @@ impl Journal {
         let attempt = local.attempt()?;
         self.local = Some(local);
         if let Some(attempt) = attempt {
-            match self.log.append(attempt.position.sequence, &attempt.path, attempt.content).await? {
+            match self.log.append(attempt.position.sequence, &attempt.path, attempt.length, attempt.content).await? {
                 Appended::Yes => self.with_local(move |local| local.settle(&attempt)).await?,
                 Appended::Taken => return Ok(None),
             }
@@ -144,7 +144,7 @@ impl Journal {
             let writer = vivarium_journal::write::Writer::new(file.as_file(), &header).map_err(io)?;
             let (_, summary) = writer.finish(&vivarium_journal::touched::Touched::default().changes()).map_err(io)?;
             let sequence = tail.sequence + 1;
-            match self.log.append(sequence, file.path(), summary.content).await? {
+            match self.log.append(sequence, file.path(), summary.length, summary.content).await? {
                 Appended::Yes => return Ok(Position { sequence, epoch: self.epoch, digest: summary.digest }),
                 // The former owner added one more while we looked.
                 Appended::Taken => tail = self.log.tail(sequence).await?,

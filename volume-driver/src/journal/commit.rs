@@ -76,7 +76,7 @@ impl Journal {
 
     async fn send(&mut self, attempt: Attempt) -> Result<Position, JournalError> {
         let position = attempt.position;
-        match self.log.append(position.sequence, &attempt.path, attempt.content).await? {
+        match self.log.append(position.sequence, &attempt.path, attempt.length, attempt.content).await? {
             Appended::Yes => {
                 self.with_local(move |local| local.settle(&attempt)).await?;
                 Ok(position)

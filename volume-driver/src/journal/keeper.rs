@@ -2,15 +2,16 @@
 //!
 //! One `syncfs` of the pool comes before each round, because the kernel moves a subvolume's generation only when a
 //! transaction of the file system ends. Volumes are committed side by side, each alone in its own directory, so that their
-//! snapshots share a transaction. A journal that fails does not hinder the others; it is tried again in the next round.
+//! snapshots share a transaction. A journal that fails or takes long does not hinder the others: each round leaves those
+//! out that are still at work, and one that fails is tried again after a pause that grows, because what a tenant does can
+//! be the reason.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::Instant;
 use vivarium_api::v1alpha1::volume::JournalStatus;
 
@@ -32,11 +33,37 @@ const PARALLEL: usize = 32;
 /// volumes a second would be too much for any API server.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
+/// Longest pause after failures in a row; the first is [`PACE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// A journal that is open.
 struct Held {
     name: VolumeName,
     journal: AsyncMutex<Journal>,
     told: Mutex<Told>,
+    pause: Mutex<Pause>,
+}
+
+/// When a journal that failed is tried again.
+#[derive(Clone, Copy, Default)]
+struct Pause {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Pause {
+    /// After one more attempt.
+    fn after(self, failed: bool, now: Instant) -> Self {
+        if !failed {
+            return Self::default();
+        }
+        let pause = PACE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        Self { failures: self.failures.saturating_add(1), until: Some(now + pause) }
+    }
+
+    fn is_over(self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
 }
 
 /// What the volume's object was told last.
@@ -117,6 +144,11 @@ impl Keeper {
             Ok(_) => Some(journal.epoch()),
             // Somebody else has it: there is nothing that could still be kept.
             Err(JournalError::Superseded { .. }) => None,
+            // A tenant's doing. The data are whole on this node, and the volume stays here.
+            Err(error @ JournalError::Capture { .. }) => {
+                tracing::warn!(%error, "what was written last is on this node alone");
+                None
+            }
             Err(_) => return committed.map(drop),
         };
         if let (Ok(committed), Some(epoch)) = (&committed, released) {
@@ -129,7 +161,8 @@ impl Keeper {
     }
 
     /// Commits now and then, for ever.
-    pub async fn run(&self) {
+    pub async fn run(self: Arc<Self>) {
+        let permits = Arc::new(Semaphore::new(PARALLEL));
         loop {
             tokio::time::sleep(PACE).await;
             let all: Vec<(VolumeId, Arc<Held>)> = {
@@ -141,17 +174,27 @@ impl Keeper {
                 tracing::error!(%error, "nothing can be committed");
                 continue;
             }
-            futures::stream::iter(all)
-                .for_each_concurrent(PARALLEL, |(id, held)| async move { self.round(&id, &held).await })
-                .await;
+            for (id, held) in all {
+                let (this, permits) = (self.clone(), permits.clone());
+                tokio::spawn(async move {
+                    // Never closed.
+                    let Ok(_permit) = permits.acquire_owned().await else { return };
+                    this.round(&id, &held).await;
+                });
+            }
         }
     }
 
     async fn round(&self, id: &VolumeId, held: &Held) {
-        // One that is being opened or released is in good hands.
+        let pause = *held.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if !pause.is_over(Instant::now()) {
+            return;
+        }
+        // One that is being opened or released, or still at work, is in good hands.
         let Ok(mut journal) = held.journal.try_lock() else { return };
         let committed = journal.commit().await;
         drop(journal);
+        *held.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause.after(committed.is_err(), Instant::now());
         let journaled = match &committed {
             Ok(committed) => Journaled { journal: status(committed), released: None, trouble: None },
             Err(error) => {
@@ -179,7 +222,8 @@ impl Keeper {
 
     fn keep(&self, name: &VolumeName, journal: Journal) {
         let id = journal.volume().clone();
-        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told: Mutex::default() };
+        let (told, pause) = (Mutex::default(), Mutex::default());
+        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told, pause };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 
@@ -212,4 +256,23 @@ fn status(committed: &Committed) -> Option<JournalStatus> {
     let Committed { head, .. } = committed;
     let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now());
     (head.sequence > 0).then_some(JournalStatus { sequence: head.sequence, epoch: head.epoch, time })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_half_a_minute_and_end_with_success() {
+        let now = Instant::now();
+        let mut pause = Pause::default();
+        let mut seconds = Vec::new();
+        for _ in 0..7 {
+            pause = pause.after(true, now);
+            seconds.push(pause.until.unwrap().duration_since(now).as_secs());
+        }
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(!pause.is_over(now) && pause.is_over(now + LONGEST_PAUSE));
+        assert!(pause.after(false, now).is_over(now));
+    }
 }

@@ -17,8 +17,10 @@ use crate::ids::VolumeId;
 
 /// How long one request to the store may take with all its repetitions.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a transaction may take to come or go: one of a large change takes its time.
-const PATIENCE_DATA: Duration = Duration::from_secs(600);
+/// Slowest that the store may take data, in bytes a second, before a request counts as failed.
+const SLOWEST: u64 = 1 << 20;
+/// How long a transaction may take to come.
+const PATIENCE_DATA: Duration = Duration::from_mins(10);
 
 /// A transaction, as far as the next one has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +135,18 @@ impl Log {
         Ok(Some(Position { sequence, epoch: header.epoch, digest }))
     }
 
-    /// Adds a transaction: the file at `path`, whose bytes have the digest `content`.
+    /// Adds a transaction: the file at `path` of `length` bytes with the digest `content`.
     ///
     /// # Errors
     /// [`JournalError::Store`]: it is not known whether it is in the log now; the same file has to be added again.
-    pub async fn append(&self, sequence: u64, path: &Path, content: Digest) -> Result<Appended, JournalError> {
-        let deadline = Instant::now() + PATIENCE_DATA;
+    pub async fn append(
+        &self,
+        sequence: u64,
+        path: &Path,
+        length: u64,
+        content: Digest,
+    ) -> Result<Appended, JournalError> {
+        let deadline = Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST);
         match self.store.create(&self.key(sequence), Source::File(path), content.0, deadline).await {
             Ok(Created::New | Created::Ours) => Ok(Appended::Yes),
             Err(CreateError::Conflict { .. }) => Ok(Appended::Taken),

@@ -141,7 +141,8 @@ impl JournalError {
             Self::Store { .. } => "StoreUnreachable",
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
             Self::LayerMissing { .. } => "TemplateMissing",
-            Self::Capture { .. } | Self::Io { .. } | Self::Volume(_) | Self::CutOff { .. } => "NodeError",
+            Self::Capture { .. } => "CaptureFailed",
+            Self::Io { .. } | Self::Volume(_) | Self::CutOff { .. } => "NodeError",
         }
     }
 }

@@ -325,21 +325,28 @@ impl Publisher {
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
         let operation = self.begin(id)?;
         let (records, volume) = (self.records.clone(), id.clone());
-        let publication = blocking(move || {
-            let publication = records.get(&volume)?.filter(|publication| publication.target == target);
-            mounts::unbind(&target).map_err(|source| Refusal::Mount { attempt: "unmount", path: target, source })?;
-            Ok(publication)
+        let at = target.clone();
+        let known = blocking(move || {
+            let known = records.get(&volume)?;
+            mounts::unbind(&at).map_err(|source| Refusal::Mount { attempt: "unmount", path: at, source })?;
+            Ok(known)
         })
         .await?;
-        if let Some(publication) = publication {
-            // Nobody writes any more: what was written last is committed, however often the kubelet has to ask.
-            if publication.journal.is_some() && !self.keeper.has(id) {
-                self.resume_journal(id, &publication).await?;
+        match known {
+            Some(publication) if publication.target == target => {
+                // Nobody writes any more: what was written last is committed, however often the kubelet has to ask.
+                if publication.journal.is_some() && !self.keeper.has(id) {
+                    self.resume_journal(id, &publication).await?;
+                }
+                self.keeper.release(id).await?;
+                let (records, volume) = (self.records.clone(), id.clone());
+                // Last, so that what is not yet taken back is still known to be.
+                blocking(move || Ok(records.remove(&volume, &publication)?)).await?;
             }
-            self.keeper.release(id).await?;
-            let (records, volume) = (self.records.clone(), id.clone());
-            // Last, so that what is not yet taken back is still known to be.
-            blocking(move || Ok(records.remove(&volume, &publication)?)).await?;
+            // Another pod has it by now.
+            Some(_) => {}
+            // Its journal may have been opened for a pod that then never got it.
+            None => self.keeper.release(id).await?,
         }
         // Who is told may have work to do on this volume.
         drop(operation);

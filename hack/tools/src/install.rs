@@ -128,8 +128,9 @@ pub fn install() -> Result<Installation, Error> {
     settings.push("node.plainHttpRegistries={10.250.0.1:5000}".into());
     // Sparse, and the nodes share one disk.
     settings.push("node.pool.size=20Gi".into());
-    if let Some(store) = store()? {
-        settings.extend(use_store(&installation, &store)?);
+    match store()? {
+        Some(store) => settings.extend(use_store(&installation, &store)?),
+        None => settings.push("store.local.path=/var/lib/vivarium/store".to_owned()),
     }
     helm("vivarium", RELEASE, &settings)?;
     println!("Vivarium is installed in namespace {NAMESPACE}; the template is {}", template.trim());

@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use vivarium_journal::TreePath;
 use vivarium_journal::op::{Op, Range, Time};
@@ -207,13 +208,13 @@ impl Target {
                 }
             }
             // More than fits; among them may be one.
-            Err(rustix::io::Errno::RANGE) => {}
+            Err(Errno::RANGE) => {}
             Err(error) => return Err(error.into()),
         }
         let new = parent.join(name);
         for attribute in HANDED_DOWN.iter().flat_map(|(_, to)| *to) {
             match rustix::fs::lremovexattr(&new, *attribute) {
-                Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => {}
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -303,7 +304,7 @@ pub(crate) fn reopen(there: BorrowedFd<'_>, access: OFlags) -> io::Result<File> 
 /// Shares blocks where the file system can, and copies otherwise (ends of files that lie on no block, another pool).
 fn share(from: &File, range: Range, to: &File, offset: u64) -> io::Result<()> {
     match extents::clone_range(from.as_fd(), range.offset, range.length, to.as_fd(), offset) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc_errno::EINVAL | libc_errno::EXDEV)) => {}
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::XDEV)) => {}
         other => return other,
     }
     let mut buffer = vec![0; COPY];
@@ -315,11 +316,6 @@ fn share(from: &File, range: Range, to: &File, offset: u64) -> io::Result<()> {
         done += want as u64;
     }
     Ok(())
-}
-
-mod libc_errno {
-    pub const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
-    pub const EXDEV: i32 = rustix::io::Errno::XDEV.raw_os_error();
 }
 
 fn timespec(time: Time) -> Timespec {

@@ -33,14 +33,15 @@ pub fn up(layout: &Layout, size: Option<u8>, store: Option<StoreKind>) -> Result
     build::ensure_packages()?;
     let programs = build::ensure_programs()?;
     let images = images::ensure(&programs)?;
-    let ceph = if store == Some(StoreKind::Local) { None } else { Some(ceph::ensure_programs()?) };
-    let built = begun.elapsed();
     let cache = cache::root();
     let _lock = cache::lock("lab").map_err(io("lock", cache.display()))?;
-    let begun = Instant::now();
     if let Some(cluster) = running(layout)? {
         return complete(layout, &cluster, size, store);
     }
+    // Only for a lab that will have it: its packages are those of one release of Debian.
+    let ceph = if store == Some(StoreKind::Local) { None } else { Some(ceph::ensure_programs()?) };
+    let built = begun.elapsed();
+    let begun = Instant::now();
     clean(layout)?;
     let kind = if ceph.is_some() { StoreKind::Ceph } else { StoreKind::Local };
     let cluster = Cluster::new(size.unwrap_or(3), kind);

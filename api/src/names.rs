@@ -54,6 +54,8 @@ pub const POOL_DIR: &str = "/var/lib/vivarium/pool";
 pub const STAGE_RECORDS: &str = "/run/vivarium/volumes";
 /// Guest reports, `<sandbox>.json` ([`crate::node::guest::GuestReport`]).
 pub const GUEST_REPORTS: &str = "/run/vivarium/guests";
+/// Published leases ([`crate::node::lease::PublishedLease`]).
+pub const LEASES: &str = "/run/vivarium/leases";
 
 /// Longest name of an environment: leaves room for `-<epoch>` in a pod name that must stay a DNS label.
 pub const ENVIRONMENT_NAME_MAX: usize = 50;

@@ -35,7 +35,7 @@ async fn main() {
         let copied = Command::new("cp").args(["-a", &format!("{tree}/."), dir.to_str().unwrap()]).status();
         assert!(copied.unwrap().success());
     });
-    let volume = pool.volume("live", &[layer], POD_UID);
+    let volume = pool.volume("live", &[layer], POD_UID, None);
     let lab = Lab::new(shim).await;
     let config = lab.dir.path().join("config");
     std::fs::create_dir(&config).unwrap();

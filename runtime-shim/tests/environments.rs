@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::Status;
 use serde_json::json;
-use support::environment::{POD_UID, Pool, boot_config, write_config};
+use support::environment::{Lease, POD_UID, Pool, boot_config, write_config};
 use support::{Lab, Plan, Streams, until};
 use vivarium_api::node::boot::BootConfig;
 use vivarium_api::node::guest::GuestState;
@@ -69,6 +69,10 @@ impl Bed {
     }
 
     async fn with(boot: &BootConfig, change: impl FnOnce(&Path)) -> Self {
+        Self::leased(boot, change, None).await
+    }
+
+    async fn leased(boot: &BootConfig, change: impl FnOnce(&Path), lease: Option<&Lease>) -> Self {
         let mut pool = Pool::new("400M");
         let layer = pool.layer("layer", |root| {
             support::rootfs::busybox(root);
@@ -77,7 +81,7 @@ impl Bed {
             fs::create_dir_all(root.join("etc/ssh/sshd_config.d")).unwrap();
             change(root);
         });
-        let volume = pool.volume("live", &[layer], POD_UID);
+        let volume = pool.volume("live", &[layer], POD_UID, lease);
         let lab = Lab::new(SHIM).await;
         let config = lab.dir.path().join("config");
         fs::create_dir(&config).unwrap();
@@ -318,7 +322,7 @@ async fn a_mount_that_is_no_published_volume_is_refused() {
     let unpublished = bed.pool.layer("unpublished", |root| fs::create_dir(root.join("upper")).unwrap());
     assert!(bed.refused("c", &unpublished).await.contains("has not published"));
     let layers = [bed.pool.path().join("layer")];
-    let foreign = bed.pool.volume("foreign", &layers, "another-pod");
+    let foreign = bed.pool.volume("foreign", &layers, "another-pod", None);
     assert!(bed.refused("d", &foreign).await.contains("published to the pod with UID another-pod"));
 }
 
@@ -393,4 +397,112 @@ async fn the_volume_moves_to_another_range_of_ids() {
     assert!(output.contains("33:33\n0:0\n/var2\n"), "{output}");
     assert_eq!(fs::metadata(bed.volume.join("upper/kept/file")).unwrap().uid(), 33);
     next.down("ve").await;
+}
+
+/// An init whose only work is to count, so that one sees whether it goes on.
+fn counting(root: &Path) {
+    let init = INIT.replace("sleep 0.02", "sleep 0.02; echo >> /ticks");
+    support::rootfs::script(&root.join("sbin/init"), &init);
+}
+
+impl Bed {
+    fn ticks(&self) -> u64 {
+        fs::metadata(self.volume.join("upper/ticks")).map_or(0, |ticks| ticks.len())
+    }
+
+    async fn ticking(&self) {
+        let before = self.ticks();
+        until("the guest to go on", || self.ticks() > before).await;
+    }
+
+    /// Waits until the guest stands still, and sees that it does.
+    async fn still(&self) {
+        let frozen = || {
+            let pid = self.lab.report().unwrap().init.pid;
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+            ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+                .iter()
+                .filter_map(|mount| fs::read_to_string(Path::new(mount).join(group).join("cgroup.events")).ok())
+                .any(|events| events.contains("frozen 1"))
+        };
+        until("the guest to stand still", frozen).await;
+        let before = self.ticks();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(self.ticks(), before, "it runs although its lease has lapsed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_stands_still_without_a_lease_and_goes_on_with_it() {
+    let lease = Lease::new();
+    // The shim sees this one only when the first has passed, which it does once it is started.
+    lease.lapse_in(3000);
+    let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    let _console = bed.up().await;
+    let init = bed.lab.report().unwrap().init;
+    bed.ticking().await;
+    bed.still().await;
+    let error = bed.lab.add_exec("ve", "late", &Plan::shell("true")).await;
+    let error = match error {
+        Ok(_) => bed.lab.start("ve", "late").await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.to_string().contains("stands still"), "{error}");
+    lease.renew();
+    bed.ticking().await;
+    assert_eq!(bed.lab.report().unwrap().init, init, "the guest was not started anew");
+    assert_eq!(bed.shell("echo works").await, "works\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_dies_with_the_session_that_it_was_started_under() {
+    let lease = Lease::new();
+    lease.lapse_in(3000);
+    let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    let _console = bed.up().await;
+    bed.still().await;
+    lease.end();
+    assert_eq!(bed.lab.wait("ve", "").await, 137);
+    let report = bed.lab.report().unwrap();
+    assert_eq!(report.state, GuestState::Failed);
+    assert!(report.message.contains("session"), "{}", report.message);
+    let ticks = bed.ticks();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bed.ticks(), ticks);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_does_not_boot_again_without_a_lease() {
+    let lease = Lease::new();
+    lease.lapse_in(3000);
+    let reboots = |root: &Path| {
+        counting(root);
+        fs::write(root.join("reboots"), "100000").unwrap();
+    };
+    let bed = Bed::leased(&boot_config(), reboots, Some(&lease)).await;
+    let _console = bed.lab.up_environment("ve", &bed.volume, &bed.config).await;
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    let boots = bed.lab.report().unwrap().boots;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(bed.lab.report().unwrap().boots, boots, "it boots although its lease has lapsed");
+    lease.renew();
+    until("the next boot", || bed.lab.report().unwrap().boots > boots).await;
+    lease.end();
+    bed.lab.kill("ve", "", 9).await.unwrap();
+    bed.lab.wait("ve", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_is_not_made_under_a_lease_that_has_lapsed_or_ended() {
+    let lease = Lease::new();
+    let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    lease.lapse_in(0);
+    let error = bed.refused("lapsed", &bed.volume).await;
+    assert!(error.contains("neither from the API server nor from the store"), "{error}");
+    lease.end();
+    let error = bed.refused("over", &bed.volume).await;
+    assert!(error.contains("is over"), "{error}");
+    lease.renew();
+    bed.up().await;
 }

@@ -18,6 +18,8 @@ pub struct GuestReport {
     pub volume_id: String,
     /// Epoch of the incarnation.
     pub epoch: u64,
+    /// init as the node sees it. Its end is the end of all processes of the guest.
+    pub init: Process,
     /// Where the guest is in its life.
     pub state: GuestState,
     /// Since when it is there.
@@ -27,6 +29,16 @@ pub struct GuestReport {
     /// One sentence for a person; empty when there is nothing to add to the state.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+/// A process for which its number is not enough, since that may be somebody else's by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Its number on the node.
+    pub pid: i32,
+    /// When it was started: field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`).
+    pub started: u64,
 }
 
 /// A pod by all its names.

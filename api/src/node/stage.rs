@@ -25,6 +25,10 @@ pub struct StageRecord {
     pub epoch: u64,
     /// Session of the node driver that published it.
     pub session: String,
+    /// File name of the [`super::lease::PublishedLease`] that says how long an environment may run on it. None: the volume
+    /// is on this node alone, so nobody could take it over, and it is bound by no lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// Template layers on the node, **top layer first** (the order of overlayfs `lowerdir+`), each a read-only subvolume.
     pub layers: Vec<PathBuf>,
     /// Directories of the volume that are mounted over the root, because overlayfs cannot be an upper layer of overlayfs.

@@ -129,6 +129,7 @@ impl Environment {
             pod_uid: self.pod.uid.clone(),
             epoch: 1,
             session: "00000000-0000-4000-8000-000000000000".into(),
+            lease: None,
             layers: options.layers.iter().map(|layer| templates.join(layer)).collect(),
             binds: default_binds(),
         };

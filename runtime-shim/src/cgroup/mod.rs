@@ -154,8 +154,9 @@ impl Group {
         self.unified().map_or(Ok(()), |dir| take_back_controllers(&dir))
     }
 
-    /// Stops (or lets go on) every process of the container, and waits until the kernel says so.
-    pub fn freeze(&self, frozen: bool) -> Result<()> {
+    /// Tells every process of the container to stand still, or to go on. Says where the kernel tells that they do, and in
+    /// which words.
+    pub fn ask_to_freeze(&self, frozen: bool) -> Result<(PathBuf, &'static str)> {
         let (file, value, state, settled) =
             if let Some(dir) = self.unified().filter(|d| d.join("cgroup.freeze").exists()) {
                 let settled = if frozen { "frozen 1" } else { "frozen 0" };
@@ -167,6 +168,13 @@ impl Group {
                 return Err(Error::WrongState("the host has no freezer for control groups".into()));
             };
         write_existing(&file, value).attempt(|| format!("write {value} to {}", file.display()))?;
+        Ok((state, settled))
+    }
+
+    /// Stops (or lets go on) every process of the container, and waits until the kernel says so. If it does not in time,
+    /// everything is as before.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let (state, settled) = self.ask_to_freeze(frozen)?;
         let start = Instant::now();
         let limit = Duration::from_secs(5);
         loop {
@@ -175,8 +183,8 @@ impl Group {
                 return Ok(());
             }
             if start.elapsed() > limit {
-                write_existing(&file, if frozen { "0" } else { "1" }).ok();
-                return Err(Error::Deadline { attempt: format!("freezing {}", file.display()), limit });
+                self.ask_to_freeze(!frozen).ok();
+                return Err(Error::Deadline { attempt: format!("freezing {}", self.path.display()), limit });
             }
             // Freezing has no event that a file descriptor of a v1 freezer would give; it takes microseconds.
             std::thread::sleep(Duration::from_millis(2));

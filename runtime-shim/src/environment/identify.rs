@@ -95,6 +95,7 @@ mod tests {
             pod_uid: "p".into(),
             epoch: 1,
             session: "s".into(),
+            lease: None,
             layers: vec!["/l".into()],
             binds: default_binds(),
         }

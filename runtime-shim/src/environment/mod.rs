@@ -8,12 +8,14 @@
 //! | [`tree`] | puts what the spec asks for into the guest's `/etc`, never following a symlink out |
 //! | [`config`] | reads what the guest is told, from the projected volume |
 //! | [`hostdir`] | the guest's `/run/host`: keys, resolver, notify socket |
+//! | [`lease`] | says how long it may run |
 //! | [`notify`] | hears what the guest's init says |
 //! | [`report`] | tells the node driver how the guest is |
 
 pub mod config;
 pub mod hostdir;
 pub mod identify;
+pub mod lease;
 pub mod notify;
 pub mod profile;
 pub mod report;

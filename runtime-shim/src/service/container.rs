@@ -11,6 +11,7 @@ use oci_spec::runtime::Process;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::freezer::Freezer;
 use super::guest::Guest;
 use super::{Pod, lock};
 use crate::cgroup::Group;
@@ -28,6 +29,7 @@ pub(super) struct Container {
     pub bundle: String,
     pub dir: StateDir,
     pub group: Group,
+    pub freezer: Arc<Freezer>,
     /// User of the node that owns the processes' streams.
     pub owner: (u32, u32),
     /// How it was made, for the next boot.

@@ -15,8 +15,9 @@ use tokio::net::UnixListener;
 use vivarium_api::node::guest::PodReference;
 
 use super::container::{Container, Inner, Member};
+use super::freezer::Freezer;
 use super::guest::Guest;
-use super::{Pod, Sandbox, lock};
+use super::{Pod, Sandbox, lease, lock};
 use crate::cgroup::{Group, Layout, oom};
 use crate::environment::notify::Listener;
 use crate::environment::profile::config_source;
@@ -201,9 +202,14 @@ async fn make(
         launch::run(&pod.reaper, &Request::Create(Box::new(create.clone())), stdio).await?
     };
     let pid = launched.reply.pid;
+    let freezer = Arc::new(Freezer::new(group.clone()));
     if let (Some(guest), Some(volume), Some(sandbox)) = (&guest, &launched.reply.volume, lock(&pod.sandbox).clone()) {
         guest.set_init(pid);
-        guest.begin(Reporter::new(&sandbox.id, sandbox.pod, volume)?);
+        guest.begin(Reporter::new(&sandbox.id, sandbox.pod, volume, pid)?);
+        if let Some(lease) = lease::of(volume)? {
+            let following = lease::follow(lease, guest.clone(), freezer.clone(), group.clone());
+            watchers.push(tokio::spawn(following));
+        }
     }
     init.pidfd = Some(launched.pidfd.clone());
     init.gate = launched.gate.take();
@@ -212,6 +218,7 @@ async fn make(
         bundle: request.bundle.clone(),
         dir,
         group,
+        freezer,
         owner,
         request: create,
         filters,

@@ -9,6 +9,7 @@ use oci_spec::runtime::Process;
 
 use super::Pod;
 use super::container::{Container, Exec, Member};
+use super::guest::{Guest, Standing};
 use crate::environment::profile;
 use crate::error::{Attempt, Error, Result};
 use crate::helper::protocol::{ExecRequest, Request};
@@ -43,6 +44,14 @@ pub(super) async fn start(pod: &Arc<Pod>, container: &Arc<Container>, id: &str) 
     let who = Who::Exec(id.into());
     if container.lock().paused {
         return Err(Error::WrongState("the container is paused; resume it first".into()));
+    }
+    let halted = |guest: &Arc<Guest>| *guest.standing.borrow() != Standing::Running;
+    if container.guest.as_ref().is_some_and(halted) {
+        return Err(Error::WrongState(
+            "the environment stands still, because its node has heard neither from the API server nor from the store \
+             of its journal for too long; it goes on when either answers"
+                .into(),
+        ));
     }
     container.handle(pod, Event::Starting(who.clone()))?;
     match launch(pod, container, &who).await {

@@ -11,19 +11,38 @@ use super::lock;
 use crate::environment::notify::{Listener, Said};
 use crate::environment::report::Reporter;
 
+/// How a guest stands with the lease of its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may run.
+    Running,
+    /// It stands still until the lease is renewed.
+    Halted,
+    /// It must not run any more.
+    Over,
+}
+
 /// A guest.
 pub(super) struct Guest {
     report: Mutex<Option<Reporter>>,
     init: AtomicI32,
     /// Counts boots, so that whoever waits for the next one can.
     pub boots: watch::Sender<u32>,
+    pub standing: watch::Sender<Standing>,
     pub config: PathBuf,
     pub key_files: u32,
 }
 
 impl Guest {
     pub fn new(config: PathBuf, key_files: u32) -> Self {
-        Self { report: Mutex::default(), init: AtomicI32::new(0), boots: watch::Sender::new(1), config, key_files }
+        Self {
+            report: Mutex::default(),
+            init: AtomicI32::new(0),
+            boots: watch::Sender::new(1),
+            standing: watch::Sender::new(Standing::Running),
+            config,
+            key_files,
+        }
     }
 
     pub fn set_init(&self, pid: i32) {
@@ -44,7 +63,7 @@ impl Guest {
     pub fn boots_again(&self, pid: i32) {
         self.set_init(pid);
         if let Some(report) = lock(&self.report).as_mut() {
-            report.booting_again();
+            report.booting_again(pid);
         }
     }
 

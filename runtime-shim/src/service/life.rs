@@ -10,6 +10,7 @@ use vivarium_api::node::guest::GuestState;
 
 use super::container::Container;
 use super::create::launch_with_console;
+use super::guest::Standing;
 use super::{Pod, lock};
 use crate::error::{Attempt, Error, Result};
 use crate::helper::protocol::Request;
@@ -83,6 +84,12 @@ fn meaning(end: End, stop: Option<i32>) -> Option<(u32, GuestState, String)> {
     }
 }
 
+/// What the end of an environment means that its lease did not permit to go on.
+fn superseded() -> (u32, GuestState, String) {
+    let message = "It was killed, because the session of its node's driver is over: another node may have its volume.";
+    (137, GuestState::Failed, message.into())
+}
+
 /// Handles the end of an init. Returns the end of the next one to wait for, if there is one.
 async fn ended(
     pod: &Arc<Pod>,
@@ -96,7 +103,8 @@ async fn ended(
         return None;
     };
     let stop = container.lock().stop;
-    if let Some((status, state, message)) = meaning(end, stop) {
+    let end_of_guest = if *guest.standing.borrow() == Standing::Over { Some(superseded()) } else { meaning(end, stop) };
+    if let Some((status, state, message)) = end_of_guest {
         guest.report(state, &message);
         finish(pod, container, status);
         return None;
@@ -106,6 +114,17 @@ async fn ended(
     container.handle(pod, Event::Rebooting).ok();
     tokio::time::sleep(pause).await;
     let begin = Instant::now();
+    let mut standing = guest.standing.subscribe();
+    // The sender is the guest, which is there as long as this is.
+    let settled = standing.wait_for(|standing| *standing != Standing::Halted).await;
+    let may_boot = settled.is_ok_and(|standing| *standing == Standing::Running);
+    if !may_boot {
+        let (status, state, message) = superseded();
+        guest.report(state, &message);
+        container.lock().rebooting = false;
+        finish(pod, container, status);
+        return None;
+    }
     match boot(pod, container).await {
         Ok(next) => {
             log::info!("{} booted again in {:?}", container.id, begin.elapsed());

@@ -6,6 +6,7 @@
 //! | [`create`] | Create, and Start of an init |
 //! | [`exec`] | Exec, and Start of an exec |
 //! | [`life`] | what follows from the end of a process: exit, or a new boot |
+//! | [`lease`] | holds an environment to the lease of its node |
 //! | [`signal`] | Kill, Pause, Resume |
 //! | [`remove`] | Delete, Shutdown |
 //! | [`query`] | State, Wait, Pids, Stats, Connect, Update, `ResizePty`, `CloseIO` |
@@ -13,7 +14,9 @@
 mod container;
 mod create;
 mod exec;
+mod freezer;
 mod guest;
+mod lease;
 mod life;
 mod query;
 mod remove;

@@ -126,10 +126,7 @@ pub(super) async fn freeze(pod: &Pod, container: &Arc<Container>, frozen: bool) 
     if !runs {
         return Err(Error::WrongState("the container's init does not run".into()));
     }
-    let worker = container.clone();
-    tokio::task::spawn_blocking(move || worker.group.freeze(frozen))
-        .await
-        .map_err(|e| Error::Failed(format!("The container was not frozen or thawed: {e}.")))??;
+    container.freezer.pause(frozen).await?;
     container.lock().paused = frozen;
     let container_id = container.id.clone();
     if frozen {

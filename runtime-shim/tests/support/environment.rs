@@ -4,11 +4,13 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use vivarium_api::names;
 use vivarium_api::node::boot::BootConfig;
 use vivarium_api::node::guest::GuestReport;
+use vivarium_api::node::lease::{self, PublishedLease};
 use vivarium_api::node::stage::{StageRecord, VERSION, default_binds};
 
 use super::{Lab, Plan, Streams};
@@ -52,7 +54,7 @@ impl Pool {
     }
 
     /// A live volume with its record.
-    pub fn volume(&mut self, name: &str, layers: &[PathBuf], pod_uid: &str) -> PathBuf {
+    pub fn volume(&mut self, name: &str, layers: &[PathBuf], pod_uid: &str, lease: Option<&Lease>) -> PathBuf {
         let live = self.path().join(name);
         run("btrfs", &["-q", "subvolume", "create", live.to_str().unwrap()]);
         for dir in ["upper", "work", "data/docker", "data/containerd"] {
@@ -66,7 +68,8 @@ impl Pool {
             subvolume_uuid: uuid.clone(),
             pod_uid: pod_uid.into(),
             epoch: 7,
-            session: "test".into(),
+            session: lease.map_or_else(|| "test".into(), |lease| lease.session.clone()),
+            lease: lease.map(Lease::file_name),
             layers: layers.to_vec(),
             binds: default_binds(),
         };
@@ -75,6 +78,63 @@ impl Pool {
         fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
         self.records.push(path);
         live
+    }
+}
+
+/// A lease as the node driver publishes it, of a session of its own.
+pub struct Lease {
+    pub session: String,
+}
+
+impl Lease {
+    /// One that holds for an hour.
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let lease = Self { session: format!("session-{}-{number}", std::process::id()) };
+        fs::create_dir_all(names::LEASES).unwrap();
+        lease.renew();
+        lease
+    }
+
+    fn file_name(&self) -> String {
+        lease::file_name(&self.session, "store")
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(names::LEASES).join(self.file_name())
+    }
+
+    fn publish(&self, act_until: u64) {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+        let record = PublishedLease { version: lease::VERSION, boot_id, session: self.session.clone(), act_until };
+        let new = self.path().with_extension("new");
+        fs::write(&new, serde_json::to_vec(&record).unwrap()).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    pub fn renew(&self) {
+        self.publish(Self::now() + 3_600_000_000_000);
+    }
+
+    /// Lapses now: as if it had never been renewed so far. A driver never takes a promise back; that makes the test short.
+    pub fn lapse_in(&self, milliseconds: u64) {
+        self.publish(Self::now() + milliseconds * 1_000_000);
+    }
+
+    pub fn end(&self) {
+        fs::remove_file(self.path()).unwrap();
+    }
+
+    fn now() -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        fs::remove_file(self.path()).ok();
     }
 }
 

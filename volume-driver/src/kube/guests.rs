@@ -196,7 +196,7 @@ impl Guests {
 
 #[cfg(test)]
 mod tests {
-    use vivarium_api::node::guest::{GuestState, PodReference};
+    use vivarium_api::node::guest::{GuestState, PodReference, Process};
 
     use super::*;
 
@@ -205,6 +205,7 @@ mod tests {
             version: guest::VERSION,
             pod: PodReference { namespace: "team-a".into(), name: "shop-1".into(), uid: "u".into() },
             volume_id: "v".into(),
+            init: Process { pid: 1, started: 1 },
             epoch: 1,
             state,
             since: "2026-01-02T03:04:05.678Z".parse().unwrap(),

@@ -462,6 +462,19 @@ async fn an_environment_dies_with_the_session_that_it_was_started_under() {
     let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
     let _console = bed.up().await;
     bed.still().await;
+    dies(&bed, &lease).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_that_runs_dies_with_its_session_at_once() {
+    let lease = Lease::new();
+    let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    let _console = bed.up().await;
+    bed.ticking().await;
+    dies(&bed, &lease).await;
+}
+
+async fn dies(bed: &Bed, lease: &Lease) {
     lease.end();
     assert_eq!(bed.lab.wait("ve", "").await, 137);
     let report = bed.lab.report().unwrap();

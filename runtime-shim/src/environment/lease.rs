@@ -63,6 +63,7 @@ fn now() -> u64 {
 #[derive(Debug)]
 pub struct Lease {
     path: PathBuf,
+    directory: PathBuf,
     session: String,
     boot_id: String,
     changes: AsyncFd<Owned>,
@@ -85,13 +86,12 @@ impl Lease {
         }
         let what = || format!("watch {}", directory.display());
         let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).attempt(what)?;
-        inotify::add_watch(&changes, directory, WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR)
-            .attempt(what)?;
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .attempt(|| "make a timer")?;
         let boot_id = fs::read_to_string(BOOT_ID).attempt(|| format!("read {BOOT_ID}"))?.trim().to_owned();
         Ok(Self {
             path: directory.join(name),
+            directory: directory.into(),
             session: session.into(),
             boot_id,
             changes: watch(changes, Interest::READABLE).attempt(what)?,
@@ -120,24 +120,35 @@ impl Lease {
         Ok(judge(lease.as_ref(), &self.session, &self.boot_id, now()))
     }
 
-    /// Waits until an instant of `CLOCK_BOOTTIME`. A machine that was suspended meanwhile finds the timer expired.
+    /// Waits until it is time to look again: at an instant of `CLOCK_BOOTTIME` or when a session of the node ends, and
+    /// without an instant also when a lease is renewed. Renewals come every second, and do not wake up who runs. A machine
+    /// that was suspended meanwhile finds the timer expired.
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn wait_until(&self, until: u64) -> Result<()> {
-        let what = || "wait for the end of the lease";
+    pub async fn wait(&self, until: Option<u64>) -> Result<()> {
+        let what = || "wait for a change of the lease";
+        let renewed = if until.is_none() { WatchFlags::MOVED_TO } else { WatchFlags::empty() };
+        inotify::add_watch(self.changes.get_ref(), &self.directory, WatchFlags::DELETE | WatchFlags::ONLYDIR | renewed)
+            .attempt(what)?;
+        // Whatever came before the watch was for it, this sees.
+        if self.look().is_ok_and(|permit| match permit {
+            Permit::Run { .. } => until.is_none(),
+            Permit::Freeze => false,
+            Permit::End => true,
+        }) {
+            return Ok(());
+        }
+        let until = until.unwrap_or(0);
         let value = Timespec { tv_sec: (until / 1_000_000_000).cast_signed(), tv_nsec: (until % 1_000_000_000) as i64 };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        // All zero disarms it.
         timerfd_settime(self.timer.get_ref(), TimerfdTimerFlags::ABSTIME, &once).attempt(what)?;
-        ready(&self.timer).await.attempt(what)
-    }
-
-    /// Waits until some lease of the node has changed since this was called last.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn wait_changed(&self) -> Result<()> {
-        ready(&self.changes).await.attempt(|| "watch the leases")
+        tokio::select! {
+            ready = ready(&self.timer) => ready,
+            ready = ready(&self.changes) => ready,
+        }
+        .attempt(what)
     }
 }
 
@@ -185,15 +196,19 @@ mod tests {
         publish(soon);
         let followed = Lease::open_in(dir.path(), "l", "s").unwrap();
         assert_eq!(followed.look().unwrap(), Permit::Run { until: soon });
-        followed.wait_until(soon).await.unwrap();
+        followed.wait(Some(soon)).await.unwrap();
         assert!(now() >= soon, "woken too early");
         assert_eq!(followed.look().unwrap(), Permit::Freeze);
         let later = now() + 3_600_000_000_000;
-        publish(later);
-        followed.wait_changed().await.unwrap();
+        let (waited, ()) = tokio::join!(followed.wait(None), async { publish(later) });
+        waited.unwrap();
         assert_eq!(followed.look().unwrap(), Permit::Run { until: later });
-        fs::remove_file(&file).unwrap();
-        followed.wait_changed().await.unwrap();
+        let renewals = tokio::time::timeout(Duration::from_millis(50), async {
+            tokio::join!(followed.wait(Some(later)), async { publish(later) }).0
+        });
+        assert!(renewals.await.is_err(), "woken by a renewal");
+        let (waited, ()) = tokio::join!(followed.wait(Some(later)), async { fs::remove_file(&file).unwrap() });
+        waited.unwrap();
         assert_eq!(followed.look().unwrap(), Permit::End);
         fs::write(&file, "{").unwrap();
         assert!(followed.look().is_err(), "a damaged lease says nothing");

@@ -40,7 +40,7 @@ pub(super) async fn follow(lease: Lease, guest: Arc<Guest>, freezer: Arc<Freezer
         });
         let waited = match permit {
             Permit::Run { until } => match resume(&guest, &freezer).await {
-                Ok(()) => lease.wait_until(until).await,
+                Ok(()) => lease.wait(Some(until)).await,
                 Err(error) => Err(error),
             },
             Permit::Freeze => {
@@ -48,7 +48,7 @@ pub(super) async fn follow(lease: Lease, guest: Arc<Guest>, freezer: Arc<Freezer
                     log::warn!("the lease has lapsed: the environment is halted");
                 }
                 match freezer.halt(true).await {
-                    Ok(()) => lease.wait_changed().await,
+                    Ok(()) => lease.wait(None).await,
                     Err(error) => Err(error),
                 }
             }

@@ -17,6 +17,8 @@ pub mod faults;
 mod key;
 mod maintain;
 mod manifest;
+#[cfg(feature = "kubernetes")]
+pub mod object;
 mod open;
 mod prove;
 mod read;

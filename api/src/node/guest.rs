@@ -18,8 +18,13 @@ pub struct GuestReport {
     pub volume_id: String,
     /// Epoch of the incarnation.
     pub epoch: u64,
+    /// The lease that the guest is bound by, as its stage record names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
     /// init as the node sees it. Its end is the end of all processes of the guest.
     pub init: Process,
+    /// The shim, which alone can boot it again.
+    pub shim: Process,
     /// Where the guest is in its life.
     pub state: GuestState,
     /// Since when it is there.

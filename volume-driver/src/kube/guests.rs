@@ -18,6 +18,7 @@ use vivarium_api::names;
 use vivarium_api::node::guest::{self, GuestReport};
 
 use super::{ApiError, FIELD_MANAGER, failed, is_gone};
+use crate::authority::kill::alive;
 use crate::files;
 
 /// First and longest pause after the API server failed.
@@ -70,7 +71,10 @@ fn notify_of_changes(directory: &Path) -> io::Result<Arc<Notify>> {
 }
 
 /// Reads every report of a directory; what cannot be read is named once in the log and left alone.
-fn read_reports(directory: &Path) -> io::Result<HashMap<PathBuf, GuestReport>> {
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn read_reports(directory: &Path) -> io::Result<HashMap<PathBuf, GuestReport>> {
     let mut reports = HashMap::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
@@ -149,6 +153,8 @@ impl Guests {
             let told_now = tokio::time::timeout(TIMEOUT, self.publish(&report)).await;
             match told_now {
                 Ok(Ok(Outcome::Told)) => drop(told.insert(path, report)),
+                // The pod may have been deleted by force, and the guest run: whoever ends the session has to find it.
+                Ok(Ok(Outcome::NoPod)) if alive(report.init).is_some() => {}
                 Ok(Ok(Outcome::NoPod)) => {
                     tracing::info!(pod = report.pod.name, "removing the report of a guest whose pod is gone");
                     if let Err(error) = files::remove(&path) {
@@ -205,7 +211,9 @@ mod tests {
             version: guest::VERSION,
             pod: PodReference { namespace: "team-a".into(), name: "shop-1".into(), uid: "u".into() },
             volume_id: "v".into(),
+            lease: None,
             init: Process { pid: 1, started: 1 },
+            shim: Process { pid: 1, started: 1 },
             epoch: 1,
             state,
             since: "2026-01-02T03:04:05.678Z".parse().unwrap(),

@@ -5,7 +5,6 @@
 //! A store that was proven stays in use while it does not answer: only its own misbehaviour takes it out.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +21,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use vivarium_api::v1alpha1::JournalStore;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
-use vivarium_api::v1alpha1::store::{NodeStore, S3Store};
-use vivarium_store::{Backend, Cause, Config, Credential, OpenError, ProveError, S3, Store};
+use vivarium_api::v1alpha1::store::NodeStore;
+use vivarium_store::Store;
+use vivarium_store::object::{self, ACCESS_KEY, SECRET_KEY, StoreError};
 
 use super::{ApiError, failed, is_conflict, is_gone};
 
@@ -32,62 +32,9 @@ const TRIAL: Duration = Duration::from_mins(1);
 /// How long until a store that failed is tried again by itself: what may pass, and what somebody has to change.
 const RETRY_SOON: Duration = Duration::from_secs(15);
 const RETRY_LATE: Duration = Duration::from_mins(2);
-/// Keys of the Secret, as other programs and operators name them.
-const ACCESS_KEY: &str = "AWS_ACCESS_KEY_ID";
-const SECRET_KEY: &str = "AWS_SECRET_ACCESS_KEY";
 const READY: &str = "Ready";
 const STALLED: &str = "Stalled";
 const PROVEN: &str = "Proven";
-
-/// Why a store cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// It does not do what it has to.
-    #[error("{0}")]
-    NotAtomic(String),
-    /// No credentials.
-    #[error("{0}")]
-    CredentialsMissing(String),
-    /// No answer, or none of use.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The spec is wrong.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl StoreError {
-    /// As one word of the runbook.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NotAtomic(_) => "NotAtomic",
-            Self::CredentialsMissing(_) => "CredentialsMissing",
-            Self::Unreachable(_) => "Unreachable",
-            Self::Invalid(_) => "Invalid",
-        }
-    }
-}
-
-impl From<OpenError> for StoreError {
-    fn from(error: OpenError) -> Self {
-        Self::Invalid(error.to_string())
-    }
-}
-
-impl From<ProveError> for StoreError {
-    fn from(error: ProveError) -> Self {
-        let text = error.to_string();
-        match error {
-            ProveError::NotAtomic { .. } => Self::NotAtomic(text),
-            ProveError::Failed { failure, .. } => match failure.cause {
-                Cause::Denied => Self::Invalid(format!("{text}. Check the credentials and what they allow")),
-                Cause::Missing => Self::Invalid(format!("{text}. Create the bucket, or correct its name")),
-                Cause::Full => Self::Unreachable(format!("{text}. It is full: make room in it")),
-                Cause::TimedOut | Cause::Unreachable | Cause::Other => Self::Unreachable(text),
-            },
-        }
-    }
-}
 
 /// The stores of this node. Clones are the same.
 #[derive(Clone, Debug)]
@@ -285,17 +232,12 @@ impl StoreObjects {
     async fn open(&self, object: &JournalStore) -> (Result<Store, StoreError>, Option<String>) {
         let mut version = None;
         let opened = async {
-            let backend = match (&object.spec.s3, &object.spec.local) {
-                (Some(s3), None) => {
-                    let secret = self.secret(&s3.credentials_secret.name).await?;
-                    version = secret.resource_version();
-                    let (access_key, secret_key) = credentials(&secret)?;
-                    Backend::S3(Box::new(bucket(s3, access_key, secret_key)))
-                }
-                (None, Some(local)) => Backend::Local { directory: PathBuf::from(&local.path) },
-                _ => return Err(StoreError::Invalid("give exactly one of spec.s3 and spec.local".into())),
+            let secret = match &object.spec.s3 {
+                Some(s3) => Some(self.secret(&s3.credentials_secret.name).await?),
+                None => None,
             };
-            let config = Config { name: object.name_any(), backend };
+            version = secret.as_ref().and_then(ResourceExt::resource_version);
+            let config = object::config(object, secret.as_ref())?;
             let opened = tokio::task::spawn_blocking(move || Store::open(&config)).await;
             let store = opened.map_err(|error| StoreError::Invalid(error.to_string()))??;
             store.prove(Instant::now() + TRIAL).await?;
@@ -349,34 +291,6 @@ impl StoreObjects {
                 Err(error) => return Err(failed("write the status of store", &name)(error)),
             }
         }
-    }
-}
-
-/// What is in the Secret.
-fn credentials(secret: &Secret) -> Result<(Credential, Credential), StoreError> {
-    let value = |key: &str| {
-        let value = secret.data.as_ref()?.get(key)?;
-        std::str::from_utf8(&value.0).ok().map(Credential::new)
-    };
-    match (value(ACCESS_KEY), value(SECRET_KEY)) {
-        (Some(access), Some(secret)) => Ok((access, secret)),
-        _ => Err(StoreError::CredentialsMissing(format!(
-            "Secret '{}' lacks one of the keys {ACCESS_KEY} and {SECRET_KEY}, or it is no text",
-            secret.name_any()
-        ))),
-    }
-}
-
-fn bucket(s3: &S3Store, access_key: Credential, secret_key: Credential) -> S3 {
-    S3 {
-        endpoint: s3.endpoint.clone(),
-        bucket: s3.bucket.clone(),
-        region: s3.region.clone(),
-        prefix: s3.prefix.clone(),
-        path_style: s3.path_style,
-        allow_http: s3.allow_http,
-        access_key,
-        secret_key,
     }
 }
 

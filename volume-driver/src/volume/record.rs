@@ -137,16 +137,19 @@ impl Records {
         Ok(())
     }
 
-    /// Removes the records of the shim alone, of every volume: no environment starts any more under the authority that
-    /// wrote them. What is mounted stays known.
+    /// Removes the records of the shim alone, of every volume that is bound by a lease: no environment starts on it any
+    /// more under the authority that wrote them. What is mounted stays known.
     ///
     /// # Errors
-    /// They cannot be removed.
-    pub fn revoke_all(&self) -> Result<(), RecordError> {
+    /// They cannot be read or removed.
+    pub fn revoke_leased(&self) -> Result<(), RecordError> {
         let list = std::fs::read_dir(&self.staged).map_err(failed("list", &self.staged))?;
         for entry in list {
             let path = entry.map_err(failed("list", &self.staged))?.path();
-            files::remove(&path).map_err(failed("remove", &path))?;
+            let stage: Option<StageRecord> = files::read_json(&path).map_err(failed("read", &path))?;
+            if stage.is_some_and(|stage| stage.lease.is_some()) {
+                files::remove(&path).map_err(failed("remove", &path))?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,147 @@
+//! When a node is suspect (rules 5 and 7): seen from one observer, on its own clock.
+//!
+//! A node that is cut off from the API server shows by beats in the store that it lives. An observer that was itself cut
+//! off has seen nothing, so its timers start anew. To suspect a node that lives does no harm to data; it kills the
+//! environments of a node that need not have died.
+
+use std::time::Duration;
+
+use crate::{Instant, Timing};
+
+/// What an observer knows of one node.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    timing: Timing,
+    /// Answer of the API server that came last.
+    contact: Option<Instant>,
+    /// The `Lease` as it was seen last, and since when it is so.
+    lease: Option<Seen<String>>,
+    duration: Duration,
+    /// The newest beat, and since when.
+    beat: Option<Seen<u64>>,
+}
+
+#[derive(Clone, Debug)]
+struct Seen<T> {
+    what: T,
+    since: Instant,
+}
+
+impl Observer {
+    /// Nothing is known.
+    #[must_use]
+    pub fn new(timing: Timing) -> Self {
+        Self { timing, contact: None, lease: None, duration: timing.lease, beat: None }
+    }
+
+    /// The API server answered at `now` a question that it was asked at or after the answer before: the node's `Lease` has
+    /// this version and duration.
+    pub fn saw_lease(&mut self, version: &str, duration: Duration, now: Instant) {
+        let blind = self.contact.is_none_or(|last| now.since(last) > self.timing.contact);
+        self.contact = Some(now);
+        self.duration = duration;
+        if blind || self.lease.as_ref().is_none_or(|seen| seen.what != version) {
+            self.lease = Some(Seen { what: version.into(), since: now });
+        }
+        if blind && let Some(beat) = &mut self.beat {
+            beat.since = now;
+        }
+    }
+
+    /// The newest beat of the node's session in a store.
+    pub fn saw_beat(&mut self, number: u64, now: Instant) {
+        if self.beat.as_ref().is_none_or(|seen| seen.what < number) {
+            self.beat = Some(Seen { what: number, since: now });
+        }
+    }
+
+    /// The node has begun another session: what was seen of the former one says nothing.
+    pub fn new_session(&mut self, now: Instant) {
+        self.beat = None;
+        if let Some(lease) = &mut self.lease {
+            lease.since = now;
+        }
+    }
+
+    /// For how long the node's `Lease` has not changed.
+    #[must_use]
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        self.lease.as_ref().map_or(Duration::ZERO, |lease| now.since(lease.since))
+    }
+
+    /// Whether beats of the node should be looked for: its `Lease` has not changed for longer than a node needs to renew it.
+    #[must_use]
+    pub fn wants_beats(&self, now: Instant) -> bool {
+        self.silent_for(now) > self.timing.beat_after
+    }
+
+    /// Whether the node is suspect.
+    #[must_use]
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        let in_contact = self.contact.is_some_and(|last| now.since(last) <= self.timing.contact);
+        let extension = self.duration.saturating_sub(self.timing.lease);
+        in_contact
+            && self.silent_for(now) > self.timing.silence + extension
+            && self.beat.as_ref().is_none_or(|beat| now.since(beat.since) > self.timing.silence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: Duration = Duration::from_secs(4);
+
+    fn at(tenths: u64) -> Instant {
+        Instant(tenths * 100_000_000)
+    }
+
+    /// Looks every second from `from` on, and says when the node was first suspect.
+    fn watch(observer: &mut Observer, from: u64, to: u64, duration: Duration) -> Option<u64> {
+        for now in (from..=to).step_by(10) {
+            observer.saw_lease("1", duration, at(now));
+            if observer.is_suspect(at(now)) {
+                return Some(now);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_node_that_falls_silent_is_suspect_after_the_silence() {
+        let mut observer = Observer::new(Timing::default());
+        assert!(!observer.is_suspect(at(1000)), "nothing was seen");
+        assert_eq!(watch(&mut observer, 0, 100, T), Some(40));
+        observer.saw_lease("2", T, at(50));
+        assert!(!observer.is_suspect(at(50)), "it was renewed");
+    }
+
+    #[test]
+    fn an_announced_restart_is_waited_for() {
+        let mut observer = Observer::new(Timing::default());
+        assert_eq!(watch(&mut observer, 0, 300, Duration::from_secs(20)), Some(200));
+    }
+
+    #[test]
+    fn an_observer_that_was_blind_begins_anew() {
+        let mut observer = Observer::new(Timing::default());
+        assert_eq!(watch(&mut observer, 0, 30, T), None);
+        assert!(!observer.is_suspect(at(60)), "nothing is known of the last seconds");
+        assert_eq!(watch(&mut observer, 60, 200, T), Some(100));
+    }
+
+    #[test]
+    fn beats_speak_for_a_node() {
+        let mut observer = Observer::new(Timing::default());
+        for now in (0..200).step_by(10) {
+            observer.saw_lease("1", T, at(now));
+            if observer.wants_beats(at(now)) {
+                observer.saw_beat(now, at(now));
+            }
+            assert!(!observer.is_suspect(at(now)), "{now}");
+        }
+        assert_eq!(watch(&mut observer, 200, 300, T), Some(230), "the last beat was at 19 s");
+        observer.new_session(at(231));
+        assert!(!observer.is_suspect(at(231)));
+    }
+}

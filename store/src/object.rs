@@ -1,0 +1,111 @@
+//! A store as the cluster's objects describe it: a `JournalStore` and the Secret with its credentials.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Secret;
+use vivarium_api::v1alpha1::JournalStore;
+use vivarium_api::v1alpha1::store::S3Store;
+
+use crate::{Backend, Cause, Config, Credential, OpenError, ProveError, S3};
+
+/// Keys of the Secret, as other programs and operators name them.
+pub const ACCESS_KEY: &str = "AWS_ACCESS_KEY_ID";
+/// See [`ACCESS_KEY`].
+pub const SECRET_KEY: &str = "AWS_SECRET_ACCESS_KEY";
+
+/// Why a store cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It does not do what it has to.
+    #[error("{0}")]
+    NotAtomic(String),
+    /// No credentials.
+    #[error("{0}")]
+    CredentialsMissing(String),
+    /// No answer, or none of use.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The spec is wrong.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl StoreError {
+    /// As one word of the runbook.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotAtomic(_) => "NotAtomic",
+            Self::CredentialsMissing(_) => "CredentialsMissing",
+            Self::Unreachable(_) => "Unreachable",
+            Self::Invalid(_) => "Invalid",
+        }
+    }
+}
+
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<ProveError> for StoreError {
+    fn from(error: ProveError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProveError::NotAtomic { .. } => Self::NotAtomic(text),
+            ProveError::Failed { failure, .. } => match failure.cause {
+                Cause::Denied => Self::Invalid(format!("{text}. Check the credentials and what they allow")),
+                Cause::Missing => Self::Invalid(format!("{text}. Create the bucket, or correct its name")),
+                Cause::Full => Self::Unreachable(format!("{text}. It is full: make room in it")),
+                Cause::TimedOut | Cause::Unreachable | Cause::Other => Self::Unreachable(text),
+            },
+        }
+    }
+}
+
+/// How to open the store of an object, whose credentials are in `secret`.
+///
+/// # Errors
+/// The object is neither of the two kinds of stores, or the Secret is missing or lacks a key.
+pub fn config(object: &JournalStore, secret: Option<&Secret>) -> Result<Config, StoreError> {
+    let name = object.metadata.name.clone().unwrap_or_default();
+    let backend = match (&object.spec.s3, &object.spec.local) {
+        (Some(s3), None) => {
+            let missing = || StoreError::CredentialsMissing(format!("there is no Secret with the credentials of store '{name}'"));
+            let (access_key, secret_key) = credentials(secret.ok_or_else(missing)?)?;
+            Backend::S3(Box::new(bucket(s3, access_key, secret_key)))
+        }
+        (None, Some(local)) => Backend::Local { directory: PathBuf::from(&local.path) },
+        _ => return Err(StoreError::Invalid("give exactly one of spec.s3 and spec.local".into())),
+    };
+    Ok(Config { name, backend })
+}
+
+/// What is in the Secret.
+fn credentials(secret: &Secret) -> Result<(Credential, Credential), StoreError> {
+    let value = |key: &str| {
+        let value = secret.data.as_ref()?.get(key)?;
+        std::str::from_utf8(&value.0).ok().map(Credential::new)
+    };
+    match (value(ACCESS_KEY), value(SECRET_KEY)) {
+        (Some(access), Some(secret)) => Ok((access, secret)),
+        _ => Err(StoreError::CredentialsMissing(format!(
+            "Secret '{}' lacks one of the keys {ACCESS_KEY} and {SECRET_KEY}, or it is no text",
+            secret.metadata.name.as_deref().unwrap_or_default()
+        ))),
+    }
+}
+
+fn bucket(s3: &S3Store, access_key: Credential, secret_key: Credential) -> S3 {
+    S3 {
+        endpoint: s3.endpoint.clone(),
+        bucket: s3.bucket.clone(),
+        region: s3.region.clone(),
+        prefix: s3.prefix.clone(),
+        path_style: s3.path_style,
+        allow_http: s3.allow_http,
+        access_key,
+        secret_key,
+    }
+}

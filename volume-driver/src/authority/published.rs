@@ -1,0 +1,71 @@
+//! The leases that the shims read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vivarium_api::node::lease::{self, PublishedLease};
+
+use crate::files;
+
+/// The leases of one session, one file per store.
+#[derive(Clone, Debug)]
+pub struct Leases {
+    directory: PathBuf,
+    session: String,
+    boot_id: String,
+}
+
+fn directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("leases")
+}
+
+impl Leases {
+    /// The leases of `session`, below the run directory.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(run_dir: &Path, session: &str, boot_id: &str) -> io::Result<Self> {
+        let directory = directory(run_dir);
+        files::private_directory(&directory)?;
+        Ok(Self { directory, session: session.into(), boot_id: boot_id.into() })
+    }
+
+    /// Lets environments whose volumes are in `store` run until an instant: nanoseconds of `CLOCK_BOOTTIME`.
+    ///
+    /// # Errors
+    /// The file cannot be written; the former promise holds.
+    pub fn publish(&self, store: &str, act_until: u64) -> io::Result<()> {
+        let lease = PublishedLease {
+            version: lease::VERSION,
+            boot_id: self.boot_id.clone(),
+            session: self.session.clone(),
+            act_until,
+        };
+        files::write_json(&self.directory.join(lease::file_name(&self.session, store)), &lease)
+    }
+
+    /// What was promised last, also by a former process of this session; 0: nothing.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn promised(&self, store: &str) -> io::Result<u64> {
+        let path = self.directory.join(lease::file_name(&self.session, store));
+        let lease: Option<PublishedLease> = files::read_json(&path)?;
+        Ok(lease.map_or(0, |lease| lease.act_until))
+    }
+}
+
+/// Removes the leases of every session.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn end_all(run_dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory(run_dir)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        files::remove(&entry?.path())?;
+    }
+    Ok(())
+}

@@ -23,6 +23,8 @@ pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on a node's `Lease`: the session of the node driver.
 pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
+/// On the same `Lease`: the session that was fenced, if one was. It counts while it is the lease's own session.
+pub const ANNOTATION_FENCED: &str = "vivarium.dev/fenced";
 /// Annotation on a node's `Lease` while Vivarium is uninstalled: `requested` by the uninstaller, then `done` by the node.
 pub const ANNOTATION_UNINSTALL: &str = "vivarium.dev/uninstall";
 /// Finalizer on a `VirtualEnvironment`.

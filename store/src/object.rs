@@ -72,7 +72,8 @@ pub fn config(object: &JournalStore, secret: Option<&Secret>) -> Result<Config, 
     let name = object.metadata.name.clone().unwrap_or_default();
     let backend = match (&object.spec.s3, &object.spec.local) {
         (Some(s3), None) => {
-            let missing = || StoreError::CredentialsMissing(format!("there is no Secret with the credentials of store '{name}'"));
+            let missing =
+                || StoreError::CredentialsMissing(format!("there is no Secret with the credentials of store '{name}'"));
             let (access_key, secret_key) = credentials(secret.ok_or_else(missing)?)?;
             Backend::S3(Box::new(bucket(s3, access_key, secret_key)))
         }
@@ -107,5 +108,33 @@ fn bucket(s3: &S3Store, access_key: Credential, secret_key: Credential) -> S3 {
         allow_http: s3.allow_http,
         access_key,
         secret_key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    #[test]
+    fn credentials_that_lack_a_key_are_named() {
+        let secret = |data: &[(&str, &[u8])]| {
+            let data: BTreeMap<_, _> =
+                data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.to_vec()))).collect();
+            let mut secret = Secret { data: Some(data), ..Secret::default() };
+            secret.metadata.name = Some("keys".into());
+            secret
+        };
+        assert!(credentials(&secret(&[(ACCESS_KEY, b"a"), (SECRET_KEY, b"b")])).is_ok());
+        let incomplete: [&[(&str, &[u8])]; 3] =
+            [&[], &[(ACCESS_KEY, b"a")], &[(ACCESS_KEY, b"a"), (SECRET_KEY, b"\xff")]];
+        for data in incomplete {
+            let error = credentials(&secret(data)).unwrap_err();
+            assert_eq!(error.reason(), "CredentialsMissing");
+            assert!(error.to_string().contains("'keys'") && error.to_string().contains(SECRET_KEY), "{error}");
+        }
     }
 }

@@ -101,6 +101,12 @@ impl Store {
         }
     }
 
+    /// Whether every node that has it finds the same in it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.inner.root.is_none()
+    }
+
     /// What messages call it.
     #[must_use]
     pub fn name(&self) -> &str {

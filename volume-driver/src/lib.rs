@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `/var/lib/vivarium` | Bidirectional | the pool is mounted in it, and the shim on the node opens template layers there |
 //! | `/var/lib/kubelet` | Bidirectional | targets of volumes, the CSI socket, the registration socket |
-//! | `/run/vivarium` | none | session, stage records for the shim, guest reports from the shim (`DirectoryOrCreate`) |
+//! | `/run/vivarium` | none | session, leases and stage records for the shims, guest reports from the shim (`DirectoryOrCreate`) |
 //! | `/dev` | none | loop devices, or the pool's block device |
 //! | `/etc/containerd/conf.d` | none | drop-in of the runtime (`DirectoryOrCreate`; k3s and RKE2: their directories) |
 //! | `/opt/vivarium` | none | the shim (`DirectoryOrCreate`) |
@@ -23,6 +23,7 @@
 //! `journalstores`: get, list, watch; `journalstores/status`: get, update; the Secrets that they name in its own
 //! namespace: get, list, watch; `pods/status`: patch; `leases` in its own namespace: get, list, watch, create, update, patch.
 
+pub mod authority;
 pub mod csi;
 pub mod directory;
 mod files;

@@ -2,12 +2,17 @@
 //! mounted; the next process takes it over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
+use vivarium_ownership::Timing;
 
+use crate::authority::kill::{self, KillError};
+use crate::authority::published::Leases;
+use crate::authority::{Promises, witness};
 use crate::csi::identity::Identity;
 use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen};
@@ -34,6 +39,9 @@ use crate::template::{TemplateCache, TemplateError};
 use crate::volume::Volumes;
 use crate::volume::record::{RecordError, Records};
 
+/// How long a driver that is told to end tries to announce that the next one takes over.
+const ANNOUNCE: Duration = Duration::from_secs(3);
+
 /// Why the driver ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -49,6 +57,20 @@ pub enum ServeError {
     /// The template cache.
     #[error(transparent)]
     Templates(#[from] TemplateError),
+    /// The leases of environments.
+    #[error("the leases of environments cannot be read: {0}")]
+    Leases(std::io::Error),
+    /// What ran under a former session.
+    #[error(transparent)]
+    Kill(#[from] KillError),
+    /// Another node has the volumes.
+    #[error(
+        "this node was fenced: its environments run elsewhere by now or will soon ({killed} were killed here). The next process begins a new session"
+    )]
+    Fenced {
+        /// Environments that had to be killed.
+        killed: usize,
+    },
     /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -73,10 +95,13 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     if session.resumed {
         tracing::info!(session = session.id, "resumed the session of this boot");
     } else {
-        // Nothing that was published under another authority may start.
-        records.revoke_all()?;
-        tracing::info!(session = session.id, "began a session");
+        let killed = kill::end_session(&args.run_dir, &records).await?;
+        session.keep()?;
+        tracing::info!(session = session.id, killed, "began a session");
     }
+    let leases = Leases::open(&args.run_dir, &session.id, &session.boot_id).map_err(ServeError::Leases)?;
+    let promises = Promises::open(Timing::default(), &session.id, leases).map_err(ServeError::Leases)?;
+    let promises = Arc::new(promises);
     let (pool, volumes, templates) = {
         let args = args.clone();
         let open = move || -> Result<_, ServeError> {
@@ -104,6 +129,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         records,
         stores: Stores::default(),
         operations: Operations::default(),
+        promises: promises.clone(),
         changed: Arc::new(Notify::new()),
         wait: WAIT,
     });
@@ -125,10 +151,19 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = promises.over() => {
+            // As soon as possible: another node waits until nothing can run here any more, and then starts what ran here.
+            let killed = kill::end_session(&args.run_dir, &publisher.records).await?;
+            session.forget()?;
+            return Err(ServeError::Fenced { killed });
+        }
         Some(ended) = tasks.join_next() => {
             Err(ended.unwrap_or_else(|error| ServeError::Ended("task", error.to_string())))
         }
     };
+    if result.is_ok() && tokio::time::timeout(ANNOUNCE, promises.announce_restart()).await.is_err() {
+        tracing::warn!("environments stand still until the next driver is there: its start could not be announced");
+    }
     // Calls that are under way are finished; the kubelet repeats those that come later.
     stop.notify_waiters();
     servers.await;
@@ -146,20 +181,22 @@ fn start_cluster_tasks(
     templates: Arc<TemplateCache>,
 ) {
     let collect = Arc::new(Notify::new());
-    let identity = lease::Identity {
-        namespace: args.namespace.clone(),
-        node: args.node_name.clone(),
-        session: session.id.clone(),
-    };
+    let identity =
+        lease::Identity { namespace: args.namespace.clone(), node: args.node_name.clone(), resumed: session.resumed };
     let runtime = args.runtime.clone();
     let uninstall = move || {
         let runtime = runtime.clone();
         async move { runtime_install::uninstall(&runtime).await.map_err(|error| error.to_string()) }
     };
-    let lease = lease::keep(client.clone(), identity, uninstall);
+    let lease = lease::keep(client.clone(), identity, publisher.promises.clone(), uninstall);
     tasks.spawn(async move {
         lease.await;
         ServeError::Ended("lease", "its watch ended".into())
+    });
+    let witnesses = witness::ask(publisher.promises.clone(), publisher.stores.clone());
+    tasks.spawn(async move {
+        witnesses.await;
+        ServeError::Ended("questions to stores", String::new())
     });
 
     let templates = Arc::new(Templates {

@@ -53,6 +53,9 @@ pub struct Session {
     pub id: String,
     /// Whether a former process of the same boot began it.
     pub resumed: bool,
+    /// Boot of the node that it is of.
+    pub boot_id: String,
+    path: PathBuf,
     _lock: File,
 }
 
@@ -87,13 +90,33 @@ impl Session {
         let path = run_dir.join("session.json");
         let stored: Option<Stored> = files::read_json(&path).map_err(failed("read the session in", &path))?;
         if let Some(stored) = stored.filter(|stored| stored.version == VERSION && stored.boot_id == boot_id) {
-            return Ok(Self { id: stored.session, resumed: true, _lock: lock });
+            return Ok(Self { id: stored.session, resumed: true, boot_id, path, _lock: lock });
         }
         let machine = MACHINE_IDS.into_iter().find_map(|path| read(path).ok()).unwrap_or_default();
         let id = format!("{}.{machine}.{boot_id}", read(FRESH_ID)?);
-        let stored = Stored { version: VERSION, session: id, boot_id };
-        files::write_json(&path, &stored).map_err(failed("write the session to", &path))?;
-        Ok(Self { id: stored.session, resumed: false, _lock: lock })
+        Ok(Self { id, resumed: false, boot_id, path, _lock: lock })
+    }
+
+    /// Keeps a session that was begun, so that the next process resumes it. Before this, nothing of a former session may
+    /// run any more.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&self) -> Result<(), SessionError> {
+        let stored = Stored { version: VERSION, session: self.id.clone(), boot_id: self.boot_id.clone() };
+        files::write_json(&self.path, &stored).map_err(|source| self.failed("write the session to", source))
+    }
+
+    /// Forgets the session: the next process begins another.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn forget(&self) -> Result<(), SessionError> {
+        files::remove(&self.path).map_err(|source| self.failed("remove the session in", source))
+    }
+
+    fn failed(&self, attempt: &'static str, source: io::Error) -> SessionError {
+        SessionError::Io { attempt, path: self.path.clone(), source }
     }
 }
 
@@ -107,6 +130,7 @@ mod tests {
         let first = Session::open(dir.path()).unwrap();
         assert!(!first.resumed);
         assert_eq!(first.id.split('.').count(), 3, "{}", first.id);
+        first.keep().unwrap();
         let refused = Session::open(dir.path()).unwrap_err();
         assert!(matches!(refused, SessionError::Locked { .. }), "{refused}");
         let id = first.id.clone();
@@ -121,5 +145,12 @@ mod tests {
         let third = Session::open(dir.path()).unwrap();
         assert!(!third.resumed);
         assert_ne!(third.id, id);
+        third.keep().unwrap();
+        third.forget().unwrap();
+        let (path, third_id) = (dir.path(), third.id.clone());
+        drop(third);
+        let fourth = Session::open(path).unwrap();
+        assert!(!fourth.resumed);
+        assert_ne!(fourth.id, third_id);
     }
 }

@@ -56,7 +56,11 @@ pub async fn end_session(run_dir: &Path, records: &Records) -> Result<usize, Kil
             }
             match alive(report.init) {
                 Some(init) => {
-                    tracing::warn!(pod = report.pod.name, pid = report.init.pid, "an environment is killed: the session of the node is over");
+                    tracing::warn!(
+                        pod = report.pod.name,
+                        pid = report.init.pid,
+                        "an environment is killed: the session of the node is over"
+                    );
                     kill(&init, &report).await;
                     killed += 1;
                     left = true;
@@ -100,7 +104,11 @@ async fn kill(process: &OwnedFd, report: &GuestReport) {
         return;
     };
     while tokio::time::timeout(PATIENCE, watched.readable()).await.is_err() {
-        tracing::error!(pod = report.pod.name, pid = report.init.pid, "an environment does not die; it hangs in the kernel");
+        tracing::error!(
+            pod = report.pod.name,
+            pid = report.init.pid,
+            "an environment does not die; it hangs in the kernel"
+        );
         rustix::process::pidfd_send_signal(process.as_fd(), rustix::process::Signal::KILL).ok();
     }
 }
@@ -170,7 +178,10 @@ mod tests {
         let write = |name: &str, report: &GuestReport| files::write_json(&guests.join(name), report).unwrap();
         write("a.json", &report(process(bound.id()), me, Some(&lease), GuestState::Running));
         write("b.json", &report(process(free.id()), me, None, GuestState::Running));
-        for (id, lease) in [("0b5f1e7c-0000-4000-8000-000000000001", Some(lease.clone())), ("0b5f1e7c-0000-4000-8000-000000000002", None)] {
+        for (id, lease) in [
+            ("0b5f1e7c-0000-4000-8000-000000000001", Some(lease.clone())),
+            ("0b5f1e7c-0000-4000-8000-000000000002", None),
+        ] {
             let stage = StageRecord {
                 version: stage::VERSION,
                 volume_id: id.into(),
@@ -197,7 +208,8 @@ mod tests {
         free.kill().unwrap();
         free.wait().unwrap();
         assert_eq!(std::fs::read_dir(dir.path().join("leases")).unwrap().count(), 0);
-        let staged: Vec<_> = std::fs::read_dir(dir.path().join("volumes")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let staged: Vec<_> =
+            std::fs::read_dir(dir.path().join("volumes")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(staged, ["0b5f1e7c-0000-4000-8000-000000000002.json"]);
         assert_eq!(records.list().unwrap().len(), 2, "what is mounted stays known");
     }

@@ -1,9 +1,11 @@
 //! The leases that the shims read.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use vivarium_api::node::lease::{self, PublishedLease};
+use vivarium_ownership::Instant;
 
 use crate::files;
 
@@ -44,14 +46,23 @@ impl Leases {
         files::write_json(&self.directory.join(lease::file_name(&self.session, store)), &lease)
     }
 
-    /// What was promised last, also by a former process of this session; 0: nothing.
+    /// What was promised last, by store, also by a former process of this session.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn promised(&self, store: &str) -> io::Result<u64> {
-        let path = self.directory.join(lease::file_name(&self.session, store));
-        let lease: Option<PublishedLease> = files::read_json(&path)?;
-        Ok(lease.map_or(0, |lease| lease.act_until))
+    /// A file cannot be read.
+    pub fn promised(&self) -> io::Result<BTreeMap<String, Instant>> {
+        let mut promised = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let store = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&self.session)?.strip_prefix('.')?.strip_suffix(".json"));
+            let Some(store) = store else { continue };
+            if let Some(lease) = files::read_json::<PublishedLease>(&self.directory.join(&name))? {
+                promised.insert(store.to_owned(), Instant(lease.act_until));
+            }
+        }
+        Ok(promised)
     }
 }
 

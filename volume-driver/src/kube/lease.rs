@@ -1,6 +1,7 @@
-//! The node's `Lease`: says which session holds authority on this node, and is where the chart's uninstallation asks for
-//! the runtime to be taken back.
+//! The node's `Lease`: one of the two witnesses that this node lives, renewed every second by compare-and-swap, and where
+//! somebody else marks the session as fenced. Also where the chart's uninstallation asks for the runtime to be taken back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,14 +13,15 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Client, ResourceExt};
 use vivarium_api::names;
+use vivarium_ownership::node;
 
 use super::{ApiError, failed, is_conflict};
+use crate::authority::{Promises, now};
 
-/// How often it is renewed, and for how long it speaks.
-const RENEW: Duration = Duration::from_secs(10);
-const DURATION_SECONDS: i32 = 40;
-/// An API server that does not answer for so long does not answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// From one renewal to the next.
+const RENEW: Duration = Duration::from_secs(1);
+/// An answer that comes later is of little use: a promise counts from the question.
+const TIMEOUT: Duration = Duration::from_secs(2);
 const REQUESTED: &str = "requested";
 const DONE: &str = "done";
 
@@ -30,12 +32,22 @@ pub struct Identity {
     pub namespace: String,
     /// Name of the node.
     pub node: String,
-    /// Session of this driver.
-    pub session: String,
+    /// Whether the session is one that the `Lease` may already be of.
+    pub resumed: bool,
+}
+
+/// The part of a lease that the ownership protocol is about.
+#[must_use]
+pub fn content(lease: &Lease) -> node::Lease {
+    let spec = lease.spec.as_ref();
+    let session = spec.and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+    let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+    let fenced = lease.annotations().get(names::ANNOTATION_FENCED) == Some(&session);
+    node::Lease { session, duration: Duration::from_secs(seconds.unwrap_or(0)), fenced }
 }
 
 /// The lease as it should be, from what it is.
-fn renewed(found: Option<Lease>, identity: &Identity, now: Timestamp) -> Lease {
+fn renewed(found: Option<Lease>, identity: &Identity, wanted: &node::Lease, now: Timestamp) -> Lease {
     let mut lease = found.unwrap_or_else(|| Lease {
         metadata: ObjectMeta {
             name: Some(names::node_lease(&identity.node)),
@@ -45,14 +57,14 @@ fn renewed(found: Option<Lease>, identity: &Identity, now: Timestamp) -> Lease {
         ..Lease::default()
     });
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-    if spec.holder_identity.as_deref() != Some(identity.session.as_str()) {
+    if spec.holder_identity.as_ref() != Some(&wanted.session) {
         spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |n| n + 1));
         spec.acquire_time = Some(MicroTime(now));
-        spec.holder_identity = Some(identity.session.clone());
+        spec.holder_identity = Some(wanted.session.clone());
     }
-    spec.lease_duration_seconds = Some(DURATION_SECONDS);
+    spec.lease_duration_seconds = Some(i32::try_from(wanted.duration.as_secs()).unwrap_or(i32::MAX));
     spec.renew_time = Some(MicroTime(now));
-    lease.annotations_mut().insert(names::ANNOTATION_SESSION.into(), identity.session.clone());
+    lease.annotations_mut().insert(names::ANNOTATION_SESSION.into(), wanted.session.clone());
     lease
 }
 
@@ -60,70 +72,143 @@ fn uninstall_is_requested(lease: &Lease) -> bool {
     lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|value| value == REQUESTED)
 }
 
-/// Keeps the lease. `uninstall` is run when the annotation asks for it, and answered with `done` once it succeeded.
-pub async fn keep<U>(client: Client, identity: Identity, uninstall: impl Fn() -> U)
-where
-    U: Future<Output = Result<(), String>>,
-{
-    let api: Api<Lease> = Api::namespaced(client, &identity.namespace);
-    let name = names::node_lease(&identity.node);
-    let changes = watch_object(api.clone(), &name).default_backoff();
-    tokio::pin!(changes);
-    let mut renew = tokio::time::interval(RENEW);
-    renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = renew.tick() => {
-                let call = write(&api, &identity, &name, |lease| lease);
-                if let Err(error) = in_time(call).await {
-                    tracing::warn!(error, "the lease of the node is not renewed");
-                }
+/// What renews.
+struct Renewal {
+    api: Api<Lease>,
+    name: String,
+    identity: Identity,
+    promises: Arc<Promises>,
+    /// The lease as it was read or written last; none: it has to be read.
+    known: Option<Lease>,
+    /// The lease is of this session, so that another one in it is the end of this.
+    established: bool,
+}
+
+impl Renewal {
+    /// One renewal. Nothing but an acknowledged compare-and-swap counts.
+    async fn renew(&mut self) -> Result<(), ApiError> {
+        let known = match self.known.take() {
+            Some(known) => Some(known),
+            None => self.api.get_opt(&self.name).await.map_err(failed("read", &self.name))?,
+        };
+        if let Some(known) = known.as_ref().filter(|_| self.established) {
+            self.promises.saw(&content(known));
+        }
+        if self.promises.is_over() {
+            // Whoever watches has to see that nobody renews it.
+            return std::future::pending().await;
+        }
+        let (sent, wanted) = (now(), self.promises.lease());
+        let fresh = known.is_none();
+        let lease = renewed(known, &self.identity, &wanted, Timestamp::now());
+        let params = PostParams::default();
+        let written = if fresh {
+            self.api.create(&params, &lease).await
+        } else {
+            self.api.replace(&self.name, &params, &lease).await
+        };
+        match written {
+            Ok(written) => {
+                self.established = true;
+                self.promises.renewed(sent, &content(&written));
+                self.known = Some(written);
+                Ok(())
             }
-            change = changes.next() => match change {
-                Some(Ok(Some(lease))) if uninstall_is_requested(&lease) => {
-                    tracing::info!("the runtime is taken back: the chart is being uninstalled");
-                    match uninstall().await {
-                        Ok(()) => {
-                            let done = |mut lease: Lease| {
-                                lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), DONE.into());
-                                lease
-                            };
-                            if let Err(error) = in_time(write(&api, &identity, &name, done)).await {
-                                tracing::error!(error, "the runtime is taken back, but that cannot be told");
-                            }
-                        }
-                        Err(error) => tracing::error!(error, "the runtime cannot be taken back"),
+            // Somebody else wrote, or an answer was lost: it is read again at once.
+            Err(error) if is_conflict(&error) => Ok(()),
+            Err(error) => Err(failed("write", &self.name)(error)),
+        }
+    }
+
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(RENEW);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // A conflict needs a second round, and two in a row are rare.
+            for _ in 0..3 {
+                let renewed = tokio::time::timeout(TIMEOUT, self.renew()).await;
+                match renewed {
+                    Ok(Ok(())) if self.known.is_some() => break,
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "the lease of the node is not renewed");
+                        break;
+                    }
+                    Err(_) => {
+                        tracing::warn!("the lease of the node is not renewed: the API server does not answer");
+                        break;
                     }
                 }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => tracing::warn!(%error, "the lease of the node cannot be watched"),
-                None => return,
             }
         }
     }
 }
 
-async fn in_time(call: impl Future<Output = Result<(), ApiError>>) -> Result<(), String> {
-    match tokio::time::timeout(TIMEOUT, call).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the API server does not answer".into()),
+/// Keeps the lease. `uninstall` is run when the annotation asks for it, and answered with `done` once it succeeded.
+pub async fn keep<U>(client: Client, identity: Identity, promises: Arc<Promises>, uninstall: impl Fn() -> U)
+where
+    U: Future<Output = Result<(), String>>,
+{
+    let api: Api<Lease> = Api::namespaced(client, &identity.namespace);
+    let name = names::node_lease(&identity.node);
+    let renewal = Renewal {
+        api: api.clone(),
+        name: name.clone(),
+        established: identity.resumed,
+        identity,
+        promises: promises.clone(),
+        known: None,
+    };
+    tokio::select! {
+        () = renewal.run() => {}
+        () = follow(api, &name, &promises, uninstall) => {}
     }
 }
 
-/// Writes the lease from what it is now; what somebody else wrote in between is read and kept.
-async fn write(
-    api: &Api<Lease>,
-    identity: &Identity,
-    name: &str,
-    change: impl Fn(Lease) -> Lease,
-) -> Result<(), ApiError> {
+/// Sees what others write into the lease.
+async fn follow<U>(api: Api<Lease>, name: &str, promises: &Promises, uninstall: impl Fn() -> U)
+where
+    U: Future<Output = Result<(), String>>,
+{
+    let changes = watch_object(api.clone(), name).default_backoff();
+    tokio::pin!(changes);
+    while let Some(change) = changes.next().await {
+        let lease = match change {
+            Ok(Some(lease)) => lease,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "the lease of the node cannot be watched");
+                continue;
+            }
+        };
+        let content = content(&lease);
+        // What a watch tells may be older than this session. Its own mark is enough to act at once; whether the lease is of
+        // another session by now, the next renewal finds out.
+        if content.session == promises.session() {
+            promises.saw(&content);
+        }
+        if !uninstall_is_requested(&lease) {
+            continue;
+        }
+        tracing::info!("the runtime is taken back: the chart is being uninstalled");
+        match uninstall().await {
+            Ok(()) => match tokio::time::timeout(TIMEOUT, tell_done(&api, name)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the runtime is taken back, but that cannot be told"),
+                Err(_) => tracing::error!("the runtime is taken back, but the API server does not answer"),
+            },
+            Err(error) => tracing::error!(error, "the runtime cannot be taken back"),
+        }
+    }
+}
+
+/// Answers the chart. What somebody else wrote in between is read and kept.
+async fn tell_done(api: &Api<Lease>, name: &str) -> Result<(), ApiError> {
     loop {
-        let found = api.get_opt(name).await.map_err(failed("read", name))?;
-        let fresh = found.is_none();
-        let lease = change(renewed(found, identity, Timestamp::now()));
-        let params = PostParams::default();
-        let written = if fresh { api.create(&params, &lease).await } else { api.replace(name, &params, &lease).await };
-        match written {
+        let mut lease = api.get(name).await.map_err(failed("read", name))?;
+        lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), DONE.into());
+        match api.replace(name, &PostParams::default(), &lease).await {
             Ok(_) => return Ok(()),
             Err(error) if is_conflict(&error) => {}
             Err(error) => return Err(failed("write", name)(error)),
@@ -135,26 +220,40 @@ async fn write(
 mod tests {
     use super::*;
 
-    fn identity(session: &str) -> Identity {
-        Identity { namespace: "v".into(), node: "n1".into(), session: session.into() }
+    fn identity() -> Identity {
+        Identity { namespace: "v".into(), node: "n1".into(), resumed: false }
+    }
+
+    fn wanted(session: &str) -> node::Lease {
+        node::Lease { session: session.into(), duration: Duration::from_secs(4), fenced: false }
     }
 
     #[test]
     fn a_renewal_keeps_what_others_wrote_and_counts_sessions() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let mut lease = renewed(None, &identity("a"), at(1));
+        let mut lease = renewed(None, &identity(), &wanted("a"), at(1));
         assert_eq!(lease.name_any(), "vivarium-node-n1");
+        assert_eq!(content(&lease), wanted("a"));
         lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), REQUESTED.into());
-        let lease = renewed(Some(lease), &identity("a"), at(2));
+        let lease = renewed(Some(lease), &identity(), &wanted("a"), at(2));
         assert!(uninstall_is_requested(&lease));
         let spec = lease.spec.clone().unwrap();
         assert_eq!(
             (spec.lease_transitions, spec.acquire_time, spec.renew_time),
             (Some(0), Some(MicroTime(at(1))), Some(MicroTime(at(2))))
         );
-        let lease = renewed(Some(lease), &identity("b"), at(3));
+        let lease = renewed(Some(lease), &identity(), &wanted("b"), at(3));
         assert_eq!(lease.annotations()[names::ANNOTATION_SESSION], "b");
         let spec = lease.spec.unwrap();
         assert_eq!((spec.lease_transitions, spec.holder_identity.as_deref()), (Some(1), Some("b")));
+    }
+
+    #[test]
+    fn the_mark_of_a_fence_is_of_one_session() {
+        let mut lease = renewed(None, &identity(), &wanted("a"), Timestamp::UNIX_EPOCH);
+        lease.annotations_mut().insert(names::ANNOTATION_FENCED.into(), "a".into());
+        assert!(content(&lease).fenced);
+        let next = renewed(Some(lease), &identity(), &wanted("b"), Timestamp::UNIX_EPOCH);
+        assert!(!content(&next).fenced, "the next session is not the one that was fenced");
     }
 }

@@ -431,19 +431,6 @@ mod tests {
         assert!(message(&object).contains("no other can read"), "{}", message(&object));
     }
 
-    #[test]
-    fn credentials_that_lack_a_key_are_named() {
-        let secret = |data: serde_json::Value| -> Secret {
-            serde_json::from_value(json!({"metadata": {"name": "keys"}, "data": data})).unwrap()
-        };
-        assert!(credentials(&secret(json!({ACCESS_KEY: "YQ==", SECRET_KEY: "Yg=="}))).is_ok());
-        for data in [json!({}), json!({ACCESS_KEY: "YQ=="}), json!({ACCESS_KEY: "YQ==", SECRET_KEY: "/w=="})] {
-            let error = credentials(&secret(data)).unwrap_err();
-            assert_eq!(error.reason(), "CredentialsMissing");
-            assert!(error.to_string().contains("'keys'") && error.to_string().contains(SECRET_KEY), "{error}");
-        }
-    }
-
     #[tokio::test]
     async fn a_store_is_handed_out_as_soon_as_it_is_proven() {
         let stores = Stores::default();

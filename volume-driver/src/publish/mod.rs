@@ -26,6 +26,7 @@ use guard::{Operation, Operations};
 use mounts::At;
 pub use refusal::Refusal;
 
+use crate::authority::Promises;
 use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::Opening;
@@ -91,6 +92,8 @@ pub struct Publisher {
     pub stores: Stores,
     /// The journals of this node.
     pub keeper: Arc<Keeper>,
+    /// How long environments may run on this node.
+    pub promises: Arc<Promises>,
     /// What is going on.
     pub operations: Operations,
     /// Told whenever a volume was made or taken back: its object's status, or a deletion, may wait for it.
@@ -200,7 +203,7 @@ impl Publisher {
             }
         }
         let size = size(&object)?;
-        let journal = self.open_journal(call, &object, epoch, size, &layers).await?;
+        let (journal, lease) = self.open_journal(call, &object, epoch, size, &layers).await?;
         let mut stage = StageRecord {
             version: stage::VERSION,
             volume_id: call.id.to_string(),
@@ -208,6 +211,7 @@ impl Publisher {
             pod_uid: call.pod.uid.clone(),
             epoch,
             session: self.me.session.clone(),
+            lease,
             layers: layers.iter().rev().map(|layer| self.templates.path(layer)).collect(),
             binds: stage::default_binds(),
         };
@@ -247,7 +251,8 @@ impl Publisher {
         .await
     }
 
-    /// Opens the epoch in the volume's journal, which brings the volume here as the journal says. `None` if it has none.
+    /// Opens the epoch in the volume's journal, which brings the volume here as the journal says. Also the lease that binds
+    /// whoever runs on it. Neither for a volume that has no journal.
     async fn open_journal(
         &self,
         call: &PublishCall,
@@ -255,8 +260,8 @@ impl Publisher {
         epoch: u64,
         size: u64,
         layers: &[LayerDigest],
-    ) -> Result<Option<JournalRecord>, Refusal> {
-        let Some(store) = &object.spec.store else { return Ok(None) };
+    ) -> Result<(Option<JournalRecord>, Option<String>), Refusal> {
+        let Some(store) = &object.spec.store else { return Ok((None, None)) };
         let journal = object.status.as_ref().and_then(|status| status.journal.as_ref());
         let opening = Opening {
             id: call.id.clone(),
@@ -267,6 +272,10 @@ impl Publisher {
         };
         let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
         let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: call.name.clone(), store: store.clone() })?;
+        let lease = self.promises.lease_of(&opened);
+        if lease.is_some() {
+            self.promises.uses(store);
+        }
         let still_ours = async || {
             let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
             match self.directory.get(&call.name).await {
@@ -277,12 +286,16 @@ impl Publisher {
         };
         let origin = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
         tracing::info!(volume = %call.id, object = %call.name, epoch, ?origin, "opened the journal");
-        Ok(Some(JournalRecord {
+        if lease.is_some() && !self.promises.may_start(store) {
+            return Err(Refusal::NoLease { name: call.name.clone(), store: store.clone() });
+        }
+        let record = JournalRecord {
             namespace: call.name.namespace.clone(),
             name: call.name.name.clone(),
             store: store.clone(),
             layers: layers.iter().map(ToString::to_string).collect(),
-        }))
+        };
+        Ok((Some(record), lease))
     }
 
     /// Goes on with the journals of everything that a former process published, as soon as their stores are there.

@@ -169,6 +169,16 @@ pub enum Refusal {
         /// The store.
         store: String,
     },
+    /// The node has not been heard of.
+    #[error(
+        "EnvironmentVolume {name} is not mounted yet: this node has heard neither from the API server nor from the JournalStore `{store}` for so long that another node may be about to take over; it is tried again"
+    )]
+    NoLease {
+        /// The object.
+        name: VolumeName,
+        /// The store.
+        store: String,
+    },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -209,9 +219,10 @@ impl Refusal {
             | Self::Template { .. }
             | Self::Journal(JournalError::Superseded { .. } | JournalError::Lost { .. })
             | Self::Volume(VolumeError::TooSmall { .. } | VolumeError::Published { .. }) => Code::FailedPrecondition,
-            Self::Directory(_) | Self::StoreNotReady { .. } | Self::Journal(JournalError::Store { .. }) => {
-                Code::Unavailable
-            }
+            Self::Directory(_)
+            | Self::StoreNotReady { .. }
+            | Self::NoLease { .. }
+            | Self::Journal(JournalError::Store { .. }) => Code::Unavailable,
             Self::Volume(_) | Self::Journal(_) | Self::Record(_) | Self::Mount { .. } | Self::CutOff(_) => {
                 Code::Internal
             }
@@ -231,6 +242,7 @@ impl Refusal {
             | Self::Superseded { .. }
             | Self::Held { .. }
             | Self::Directory(_)
+            | Self::NoLease { .. }
             | Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. })
             | Self::CutOff(_) => return None,
             Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::Notify;
+use vivarium_node::authority::Promises;
+use vivarium_node::authority::published::Leases;
 use vivarium_node::csi::node::Node;
 use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::keeper::Keeper;
@@ -24,6 +26,7 @@ use vivarium_node::template::TemplateCache;
 use vivarium_node::template::unpack::Limits;
 use vivarium_node::volume::Volumes;
 use vivarium_node::volume::record::Records;
+use vivarium_ownership::Timing;
 
 /// Small enough to be quick, large enough for btrfs.
 pub const POOL_SIZE: u64 = 512 << 20;
@@ -70,6 +73,15 @@ impl TestNode {
         Arc::new(TemplateCache::open(pool.clone(), vec![registry.to_owned()], LIMITS).unwrap())
     }
 
+    /// A node whose `Lease` was renewed for an hour.
+    fn promises(&self) -> Arc<Promises> {
+        let leases = Leases::open(&self.run(), "s1", "boot").unwrap();
+        let timing = Timing { lease: Duration::from_secs(3600), ..Timing::default() };
+        let promises = Promises::open(timing, "s1", leases).unwrap();
+        promises.renewed(vivarium_node::authority::now(), &promises.lease());
+        Arc::new(promises)
+    }
+
     /// The node service as `serve` builds it, in front of a cluster of one object.
     pub fn service(&self, pool: &Arc<Pool>, cluster: &cluster::Cluster, registry: &str) -> Node {
         let directory = Arc::new(cluster.clone());
@@ -83,6 +95,7 @@ impl TestNode {
             volumes,
             templates,
             records: Records::open(&self.run()).unwrap(),
+            promises: self.promises(),
             operations: Operations::default(),
             changed: Arc::new(Notify::new()),
             wait: Duration::from_secs(1),

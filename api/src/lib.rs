@@ -3,6 +3,8 @@
 //!
 //! Nothing here does IO. The `kubernetes` feature holds the custom resources, so that the shim can be built without them.
 
+#[cfg(feature = "kubernetes")]
+pub mod lease;
 pub mod names;
 pub mod node;
 #[cfg(feature = "kubernetes")]

@@ -97,7 +97,15 @@ pub fn boot_config_map(environment: &str) -> String {
 /// `Lease` of a node driver, in the namespace that Vivarium is installed in.
 #[must_use]
 pub fn node_lease(node: &str) -> String {
-    format!("vivarium-node-{node}")
+    format!("{NODE_LEASE_PREFIX}{node}")
+}
+
+const NODE_LEASE_PREFIX: &str = "vivarium-node-";
+
+/// The node that a `Lease` of that name is of; `None` for other leases.
+#[must_use]
+pub fn node_of_lease(lease: &str) -> Option<&str> {
+    lease.strip_prefix(NODE_LEASE_PREFIX).filter(|node| !node.is_empty())
 }
 
 #[cfg(test)]

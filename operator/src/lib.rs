@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`environment`] | the controller of environments, as a pipeline around a pure decision |
 //! | [`volume`] | the controller of volumes that nobody uses |
+//! | [`nodes`] | which nodes are dead |
 //! | [`watches`], [`cache`] | what is watched, whom it wakes, what is kept |
 //! | [`leader`] | which replica acts |
 //! | [`metrics`], [`health`], [`events`] | what is told |
@@ -18,6 +19,7 @@ pub mod events;
 pub mod health;
 pub mod leader;
 pub mod metrics;
+pub mod nodes;
 pub mod quantity;
 pub mod run;
 pub mod uninstall;

@@ -9,10 +9,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use vivarium_api::v1alpha1::environment::LastFailover;
 
 /// Upper bounds of the time of a reconciliation, in seconds: a look into caches is below the first, one with many API
 /// calls in the middle, one that meets time-outs in the last.
 const BUCKETS: [f64; 8] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// The same for the phases of a failover.
+const PHASES: [f64; 8] = [0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 60.0];
 
 /// All metrics. Cheap to share; every field counts by itself.
 pub struct Metrics {
@@ -23,6 +27,7 @@ pub struct Metrics {
     status_writes: Counter,
     seconds: Histogram,
     leader: Gauge<i64, std::sync::atomic::AtomicI64>,
+    failover: Family<Vec<(&'static str, &'static str)>, Histogram>,
 }
 
 impl Default for Metrics {
@@ -33,13 +38,16 @@ impl Default for Metrics {
         let status_writes = Counter::<u64, AtomicU64>::default();
         let seconds = Histogram::new(BUCKETS);
         let leader = Gauge::default();
+        let failover = Family::<_, Histogram>::new_with_constructor(|| Histogram::new(PHASES));
+        let what = "Time of a phase of a failover: until nothing could run on the dead node, until the volume was on the other one, until init began, until it answered";
+        registry.register_with_unit("failover", what, Unit::Seconds, failover.clone());
         registry.register("reconciliations", "Environments and volumes that were looked at", reconciled.clone());
         registry.register("failures", "Reconciliations that failed, by what failed", failed.clone());
         registry.register("actions", "Writes to the API server beside the status, by kind", actions.clone());
         registry.register("status_writes", "Writes of an environment's status", status_writes.clone());
         registry.register_with_unit("reconciliation", "Time of a reconciliation", Unit::Seconds, seconds.clone());
         registry.register("leader", "1 while this replica acts", leader.clone());
-        Self { registry, reconciled, failed, actions, status_writes, seconds, leader }
+        Self { registry, reconciled, failed, actions, status_writes, seconds, leader, failover }
     }
 }
 
@@ -66,6 +74,22 @@ impl Metrics {
     /// Notes whether this replica acts.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    /// Notes a failover that is complete.
+    pub fn failed_over(&self, failover: &LastFailover) {
+        let instants = [
+            ("fence", Some(&failover.detected), failover.fenced.as_ref()),
+            ("restore", failover.fenced.as_ref(), failover.restored.as_ref()),
+            ("start", failover.restored.as_ref(), failover.started.as_ref()),
+            ("boot", failover.started.as_ref(), failover.ready.as_ref()),
+        ];
+        for (phase, from, to) in instants {
+            if let (Some(from), Some(to)) = (from, to) {
+                let seconds = to.0.duration_since(from.0).as_secs_f64().max(0.0);
+                self.failover.get_or_create(&vec![("phase", phase)]).observe(seconds);
+            }
+        }
     }
 
     /// All metrics in the `OpenMetrics` text format.

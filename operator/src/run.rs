@@ -9,6 +9,8 @@ use tokio::sync::watch;
 use crate::environment::lifecycle;
 use crate::error::Failure;
 use crate::metrics::Metrics;
+use crate::nodes::Deaths;
+use crate::nodes::watch::Watch;
 use crate::{health, leader, watches};
 
 /// What the command line says.
@@ -58,6 +60,9 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         let stop = async { drop(has_ended.wait_for(|ended| *ended).await) };
         leader::run(client.clone(), &settings.namespace, &settings.identity, leads, stop).await
     };
+    // Whether or not this replica leads.
+    let (told, deaths) = watch::channel(Deaths::new());
+    tokio::spawn(Watch::new(client.clone(), &settings.namespace, told).run());
     let mut stopping = stopped.clone();
     let acting = async {
         let begin = tokio::select! {
@@ -68,7 +73,8 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
             metrics.leads(true);
             let given = lifecycle::Settings { stub_image: settings.stub_image.clone() };
             let (client, metrics) = (client.clone(), Arc::clone(&metrics));
-            watches::run(client, &settings.namespace, &settings.identity, given, metrics, stopped.clone()).await;
+            let stop = stopped.clone();
+            watches::run(client, &settings.namespace, &settings.identity, given, metrics, deaths, stop).await;
         }
         ended.send_replace(true);
     };

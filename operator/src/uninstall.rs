@@ -21,7 +21,6 @@ use crate::error::Failure;
 /// Time that all nodes together have.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Names of leases of node drivers begin with it.
-const LEASE_PREFIX: &str = "vivarium-node-";
 const REQUESTED: &str = "requested";
 const DONE: &str = "done";
 
@@ -92,7 +91,7 @@ async fn uninstall(client: &Client, namespace: &str) -> Result<(), Error> {
     if let Ok(done) = waited {
         return done;
     }
-    let nodes: Vec<_> = waiting.iter().map(|lease| lease.trim_start_matches(LEASE_PREFIX)).collect();
+    let nodes: Vec<_> = waiting.iter().filter_map(|lease| names::node_of_lease(lease)).collect();
     Err(Error::Silent { nodes: nodes.join(", ") })
 }
 
@@ -144,7 +143,7 @@ fn is_done(lease: &Lease) -> bool {
 }
 
 fn standing(lease: &Lease, now: Timestamp) -> Standing {
-    if !lease.name_any().starts_with(LEASE_PREFIX) {
+    if names::node_of_lease(&lease.name_any()).is_none() {
         return Standing::Foreign;
     }
     let spec = lease.spec.clone().unwrap_or_default();

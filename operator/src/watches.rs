@@ -15,6 +15,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
+use tokio_stream::wrappers::WatchStream;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
@@ -24,6 +25,7 @@ use crate::environment::lifecycle::Settings;
 use crate::environment::world::volume_name;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::nodes::Deaths;
 use crate::volume;
 
 /// Environments that are worked on at the same time.
@@ -41,6 +43,7 @@ pub async fn run(
     identity: &str,
     settings: Settings,
     metrics: Arc<Metrics>,
+    deaths: Receiver<Deaths>,
     stop: Receiver<bool>,
 ) {
     let labelled = watcher::Config::default().labels(names::LABEL_ENVIRONMENT);
@@ -101,6 +104,7 @@ pub async fn run(
         install_namespace: install_namespace.to_owned(),
         events: Events::new(client.clone(), identity),
         metrics,
+        deaths: deaths.clone(),
         client,
     });
     let noting = Arc::clone(&context);
@@ -109,6 +113,12 @@ pub async fn run(
     let of_template = environments.clone();
     let of_store = environments.clone();
     let of_lease = pods.clone();
+    let of_death = (environments.clone(), volumes.clone());
+    // Whoever waits for a node to die looks again at every news of it.
+    let news = WatchStream::from_changes(deaths).flat_map(move |deaths| {
+        let concerned = concerned_by(&of_death.0, &of_death.1, &deaths);
+        futures::stream::iter(concerned)
+    });
 
     let mut for_environments = stop.clone();
     let mut for_volumes = stop;
@@ -124,6 +134,7 @@ pub async fn run(
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
         .watches_stream(node_stream.predicate_filter(predicates::labels, PredicateConfig::default()), |_| None)
+        .reconcile_on(news)
         .graceful_shutdown_on(async move { drop(for_environments.wait_for(|stop| *stop).await) })
         .run(controller::reconcile, controller::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
@@ -148,6 +159,25 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     watcher(api, config).default_backoff().modify(prune).reflect(writer).touched_objects()
+}
+
+/// The environments whose volume is held by a session that is over or being ended, or was last on such a node.
+fn concerned_by(
+    environments: &Store<Guarded>,
+    volumes: &Store<GuardedVolume>,
+    deaths: &Deaths,
+) -> Vec<ObjectRef<Guarded>> {
+    let concerned = |volume: &EnvironmentVolume| {
+        let status = volume.status.as_ref();
+        let holder = status.and_then(|status| status.holder.as_ref());
+        let node = status.and_then(|status| status.node.as_deref());
+        deaths.iter().any(|(session, death)| {
+            holder.is_some_and(|holder| holder.session == *session) || node == Some(death.node.as_str())
+        })
+    };
+    let volumes = volumes.state();
+    let affected = volumes.iter().filter(|volume| volume.0.as_ref().is_ok_and(&concerned));
+    affected.flat_map(|volume| users_of_volume(environments, volume)).collect()
 }
 
 fn labelled_environment<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {

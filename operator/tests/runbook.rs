@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Sources in which reasons are given.
-const SOURCES: &[&str] = &["api/src", "operator/src", "volume-driver/src", "runtime-shim/src"];
+const SOURCES: &[&str] = &["api/src", "operator/src", "store/src/object", "volume-driver/src", "runtime-shim/src"];
 
 /// Words in quotes that are no reasons.
 const OTHER_WORDS: &[&[&str]] = &[
@@ -47,6 +47,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Never",
         "NoExecute",
         "None",
+        "NotIn",
         "PodInitializing",
         "ReadWriteOnce",
         "Reconcile",
@@ -55,7 +56,7 @@ const OTHER_WORDS: &[&[&str]] = &[
     &["Local", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
-    &["RemoveFinalizer", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
+    &["RemoveFinalizer", "RemovePod", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
     // Types of stores.
     &["Local"],
     // Suffixes of quantities.

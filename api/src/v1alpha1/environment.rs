@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -310,6 +311,9 @@ pub struct VirtualEnvironmentStatus {
     /// Newest incarnation that `failures` counts; 0 before the first failure.
     #[serde(default)]
     pub failed_epoch: u64,
+    /// The last time that the environment was started elsewhere because its node had died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failover: Option<LastFailover>,
     /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -338,4 +342,31 @@ pub enum Phase {
     Failed,
     /// It is being deleted.
     Deleting,
+}
+
+/// One failover, by its instants. One that is absent has not come yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailover {
+    /// Number of the incarnation that it was started as.
+    pub epoch: u64,
+    /// The node that died.
+    pub from_node: String,
+    /// The node that it runs on since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_node: Option<String>,
+    /// When the node was found to be silent.
+    pub detected: MicroTime,
+    /// When nothing could run on the node any more, and the volume was given to the other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<MicroTime>,
+    /// When the volume was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<MicroTime>,
+    /// When the operating system began to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
+    /// When it answered again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<MicroTime>,
 }

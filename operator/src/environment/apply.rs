@@ -108,11 +108,12 @@ async fn run(client: &Client, world: &World, action: &Action) -> Attempt<Outcome
             volumes.replace_status(&name, &post, volume).await.map_err(failed(attempt))?;
             Ok(Outcome::Done(None))
         }
-        Action::DeleteVolume(doomed) => delete(&volumes, "EnvironmentVolume", doomed).await,
+        Action::DeleteVolume(doomed) => delete(&volumes, "EnvironmentVolume", doomed, None).await,
         Action::Apply(child) => apply_child(client, namespace, child).await,
         Action::Delete(kind, doomed) => delete_child(client, namespace, *kind, doomed).await,
         Action::CreatePod(pod) => create_pod(&pods, world, pod, &post).await,
-        Action::DeletePod(doomed) => delete(&pods, "Pod", doomed).await,
+        Action::DeletePod(doomed) => delete(&pods, "Pod", doomed, None).await,
+        Action::RemovePod(doomed) => delete(&pods, "Pod", doomed, Some(0)).await,
         Action::ResizePod { name, resources } => {
             let patch = json!({"spec": {"containers": [{"name": names::CONTAINER, "resources": resources}]}});
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
@@ -192,10 +193,12 @@ where
 
 async fn delete_child(client: &Client, namespace: &str, kind: ChildKind, doomed: &Doomed) -> Attempt<Outcome> {
     match kind {
-        ChildKind::PersistentVolume => delete(&all::<PersistentVolume>(client), kind.as_str(), doomed).await,
-        ChildKind::Claim => delete(&within::<PersistentVolumeClaim>(client, namespace), kind.as_str(), doomed).await,
-        ChildKind::ConfigMap => delete(&within::<ConfigMap>(client, namespace), kind.as_str(), doomed).await,
-        ChildKind::Service => delete(&within::<Service>(client, namespace), kind.as_str(), doomed).await,
+        ChildKind::PersistentVolume => delete(&all::<PersistentVolume>(client), kind.as_str(), doomed, None).await,
+        ChildKind::Claim => {
+            delete(&within::<PersistentVolumeClaim>(client, namespace), kind.as_str(), doomed, None).await
+        }
+        ChildKind::ConfigMap => delete(&within::<ConfigMap>(client, namespace), kind.as_str(), doomed, None).await,
+        ChildKind::Service => delete(&within::<Service>(client, namespace), kind.as_str(), doomed, None).await,
     }
 }
 
@@ -207,13 +210,14 @@ fn within<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(client:
     Api::namespaced(client.clone(), namespace)
 }
 
-/// Deletes the object of that UID; one that took its name since then is left alone.
-async fn delete<K>(api: &Api<K>, kind: &str, doomed: &Doomed) -> Attempt<Outcome>
+/// Deletes the object of that UID; one that took its name since then is left alone. `grace`: seconds, for pods.
+async fn delete<K>(api: &Api<K>, kind: &str, doomed: &Doomed, grace: Option<u32>) -> Attempt<Outcome>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
     let preconditions = Preconditions { uid: doomed.uid.clone(), resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let params =
+        DeleteParams { preconditions: Some(preconditions), grace_period_seconds: grace, ..DeleteParams::default() };
     api.delete(&doomed.name, &params).await.map_err(|source| (format!("delete {kind} {}", doomed.name), source))?;
     Ok(Outcome::Done(None))
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action as Requeue;
 use kube::{Client, ResourceExt};
+use tokio::sync::watch;
 use vivarium_api::v1alpha1::environment::Phase;
 use vivarium_api::v1alpha1::{VirtualEnvironment, VirtualEnvironmentStatus};
 
@@ -22,6 +23,7 @@ use super::world::{Met, World};
 use crate::cache::Caches;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::nodes::Deaths;
 
 /// Rounds of read, decide, act in one go; a start takes six. What is left then is done in the next run.
 const ROUNDS: u32 = 12;
@@ -50,6 +52,14 @@ pub struct Context {
     pub events: Events,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Sessions of nodes that are over or being ended.
+    pub deaths: watch::Receiver<Deaths>,
+}
+
+impl Context {
+    fn deaths(&self) -> Arc<Deaths> {
+        Arc::new(self.deaths.borrow().clone())
+    }
 }
 
 /// A run failed.
@@ -112,7 +122,12 @@ pub fn on_error(_object: Arc<DeserializeGuard<VirtualEnvironment>>, error: &Erro
 }
 
 async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requeue, Error> {
-    let cached = dereference::from_caches(&context.caches, Arc::new(environment.clone()), &context.install_namespace);
+    let cached = dereference::from_caches(
+        &context.caches,
+        Arc::new(environment.clone()),
+        &context.install_namespace,
+        context.deaths(),
+    );
     let decision = decide(&cached, Timestamp::now(), &context.settings)?;
     if decision.actions.is_empty() && !changed(&cached, &decision.status) {
         let secrets = watch_secrets(context, &cached).await?;
@@ -122,8 +137,14 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
     let (namespace, name) = (environment.namespace().unwrap_or_default(), environment.name_any());
     let mut met = Met::default();
     for _ in 0..ROUNDS {
-        let read =
-            dereference::from_server(&context.client, &context.caches, &namespace, &name, &context.install_namespace);
+        let read = dereference::from_server(
+            &context.client,
+            &context.caches,
+            &namespace,
+            &name,
+            &context.install_namespace,
+            context.deaths(),
+        );
         let Some(mut world) = read.await? else { return Ok(Requeue::await_change()) };
         world.met = met.clone();
         let decision = decide(&world, Timestamp::now(), &context.settings)?;
@@ -189,6 +210,10 @@ async fn write_status(context: &Context, world: &World, status: &VirtualEnvironm
     }
     apply::status(&context.client, world, status).await?;
     context.metrics.wrote_status();
+    let before = world.environment.status.as_ref().and_then(|status| status.last_failover.as_ref());
+    if let Some(failover) = status.last_failover.as_ref().filter(|f| f.ready.is_some() && before != Some(*f)) {
+        context.metrics.failed_over(failover);
+    }
     for note in notes(world.environment.status.as_ref(), status) {
         context.events.publish(world.environment.as_ref(), &note).await;
     }
@@ -223,6 +248,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Delete(..) => "Delete",
         Action::CreatePod(_) => "CreatePod",
         Action::DeletePod(_) => "DeletePod",
+        Action::RemovePod(_) => "RemovePod",
         Action::ResizePod { .. } => "ResizePod",
     }
 }

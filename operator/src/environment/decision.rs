@@ -41,6 +41,8 @@ pub enum Action {
     CreatePod(Box<Pod>),
     /// Deletes a pod; its guest is shut down in order.
     DeletePod(Doomed),
+    /// Removes the object of a pod whose node is dead, so that nobody is there to shut it down.
+    RemovePod(Doomed),
     /// Changes the resources of a running pod in place.
     ResizePod {
         /// Name of the pod.

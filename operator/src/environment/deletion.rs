@@ -31,8 +31,12 @@ pub fn decide(world: &World, now: Timestamp) -> Decision {
 /// Pushes what can be done now and says what is waited for; `None` when nothing is left.
 fn next(world: &World, actions: &mut Vec<Action>) -> Option<String> {
     if !world.pods.is_empty() {
-        for pod in world.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            actions.push(Action::DeletePod(doomed(pod.as_ref())));
+        for pod in &world.pods {
+            if world.is_dead(pod) {
+                actions.push(Action::RemovePod(doomed(pod.as_ref())));
+            } else if pod.metadata.deletion_timestamp.is_none() {
+                actions.push(Action::DeletePod(doomed(pod.as_ref())));
+            }
         }
         let names: Vec<_> = world.pods.iter().map(|pod| pod.name_any()).collect();
         return Some(format!("shutting down: waiting until pod {} is gone", names.join(", ")));

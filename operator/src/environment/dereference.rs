@@ -18,6 +18,7 @@ use super::incarnation;
 use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
 use crate::cache::Caches;
 use crate::error::brief;
+use crate::nodes::Deaths;
 
 /// The world cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,12 @@ pub struct Error {
 
 /// The world as the caches have it. Secrets are not cached.
 #[must_use]
-pub fn from_caches(caches: &Caches, environment: Arc<VirtualEnvironment>, install_namespace: &str) -> World {
+pub fn from_caches(
+    caches: &Caches,
+    environment: Arc<VirtualEnvironment>,
+    install_namespace: &str,
+    deaths: Arc<Deaths>,
+) -> World {
     let namespace = environment.namespace().unwrap_or_default();
     let name = environment.name_any();
     let volume_name = volume_name(&environment).to_owned();
@@ -50,16 +56,19 @@ pub fn from_caches(caches: &Caches, environment: Arc<VirtualEnvironment>, instal
         secrets: None,
         stores: stores(caches),
         nodes: Nodes::default(),
+        deaths,
         met: Met::default(),
         volume,
         environment,
     };
     world.pods = own_pods(&world);
-    let session = bound_node(&world).and_then(|node| {
-        let lease = ObjectRef::new(&names::node_lease(node)).within(install_namespace);
+    let session_on = |node: Option<&str>| {
+        let lease = ObjectRef::new(&names::node_lease(node?)).within(install_namespace);
         session(caches.leases.get(&lease).as_deref())
-    });
-    world.nodes = nodes(&world, &caches.nodes, session);
+    };
+    world.nodes.session = session_on(bound_node(&world));
+    world.nodes.of_holder = session_on(holder_node(&world));
+    explain_nodes(&mut world, &caches.nodes);
     world
 }
 
@@ -71,6 +80,7 @@ pub async fn from_server(
     namespace: &str,
     name: &str,
     install_namespace: &str,
+    deaths: Arc<Deaths>,
 ) -> Result<Option<World>, Error> {
     let error = |what: &'static str| move |source| Error { what, environment: format!("{namespace}/{name}"), source };
     let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
@@ -111,17 +121,20 @@ pub async fn from_server(
         secrets: Some(secrets),
         stores: stores(caches),
         nodes: Nodes::default(),
+        deaths,
         met: Met::default(),
     };
     world.pods = own_pods(&world);
-    let session = match bound_node(&world) {
-        Some(node) => {
-            let lease = get::<Lease>(client, install_namespace, &names::node_lease(node)).await;
-            session(lease.map_err(error("the lease of the node"))?.as_deref())
-        }
-        None => None,
+    let session_on = async |node: Option<&str>| {
+        let Some(node) = node else { return Ok(None) };
+        let lease = get::<Lease>(client, install_namespace, &names::node_lease(node)).await;
+        Ok::<_, Error>(session(lease.map_err(error("the lease of the node"))?.as_deref()))
     };
-    world.nodes = nodes(&world, &caches.nodes, session);
+    let (bound, holder) = (bound_node(&world).map(str::to_owned), holder_node(&world).map(str::to_owned));
+    world.nodes.session = session_on(bound.as_deref()).await?;
+    world.nodes.of_holder =
+        if holder == bound { world.nodes.session.clone() } else { session_on(holder.as_deref()).await? };
+    explain_nodes(&mut world, &caches.nodes);
     Ok(Some(world))
 }
 
@@ -178,18 +191,20 @@ fn session(lease: Option<&Lease>) -> Option<String> {
     lease?.annotations().get(names::ANNOTATION_SESSION).cloned().filter(|session| !session.is_empty())
 }
 
-fn nodes(world: &World, nodes: &Store<Node>, session: Option<String>) -> Nodes {
+fn holder_node(world: &World) -> Option<&str> {
+    Some(world.volume.as_ref()?.status.as_ref()?.holder.as_ref()?.node.as_str())
+}
+
+/// What explains that a pod is not placed.
+fn explain_nodes(world: &mut World, nodes: &Store<Node>) {
     // Of a volume that any node can bring back no node matters.
     let pinned = world.volume.as_ref().filter(|volume| !world.is_movable(volume));
     let of_volume = pinned.and_then(|v| v.status.as_ref()?.node.clone());
+    world.nodes.of_volume = of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref()));
     // Only a pod without a node needs an explanation.
     let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
-    Nodes {
-        any_pool: unplaced
-            && nodes.state().iter().any(|n| n.labels().get(names::TOPOLOGY_POOL).is_some_and(|v| v == "true")),
-        of_volume: of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref())),
-        session,
-    }
+    let has_pool = |node: &Arc<Node>| node.labels().get(names::TOPOLOGY_POOL).is_some_and(|v| v == "true");
+    world.nodes.any_pool = unplaced && nodes.state().iter().any(has_pool);
 }
 
 fn node_state(node: Option<&Node>) -> NodeState {

@@ -88,6 +88,12 @@ pub fn was_started(pod: &Pod) -> bool {
     container_state(pod).is_some_and(|state| state.running.is_some() || state.terminated.is_some())
 }
 
+/// Whether the container of the pod runs.
+#[must_use]
+pub fn began(pod: &Pod) -> bool {
+    container_state(pod).is_some_and(|state| state.running.is_some())
+}
+
 /// Node that the pod is bound to.
 #[must_use]
 pub fn node(pod: &Pod) -> Option<&str> {

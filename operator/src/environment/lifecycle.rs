@@ -1,26 +1,30 @@
 //! The life cycle of an environment: which incarnation should exist, decided from the world and the time alone.
 //!
 //! At most one incarnation exists, because none is started while a pod of the environment is left, and because its name
-//! carries an epoch that is used once. Data is safe beyond that by the volume's holder ([`super::holder`]).
+//! carries an epoch that is used once. The exception is a pod on a node that is dead ([`crate::nodes`]): the next one is
+//! made while the time of the dead node is waited out, and gets the volume after that. Data is safe beyond that by the
+//! volume's holder ([`super::holder`]).
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::environment::{Phase, RunMode};
+use vivarium_api::v1alpha1::environment::{LastFailover, Phase, RunMode};
 use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, condition};
 
-use super::build::{self, StartedWith};
+use super::build::{self, Place, StartedWith};
 use super::decision::{Action, Decision, Refusal};
 use super::holder::{self, Bidder, Claim};
 use super::incarnation::{self, Stage, Trouble};
 use super::resize::{self, Resize};
 use super::status::{Outlook, Progress, Verdict, compose};
 use super::storage::{self, doomed};
-use super::world::{NodeState, World};
+use super::world::{NodeState, Tenure, World};
 use super::{deletion, validate};
+use crate::nodes::Death;
 
 /// Longest pause between a failure and the next start.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -86,7 +90,9 @@ struct Life<'a> {
 
 impl Life<'_> {
     fn stopped(&mut self) -> Outlook {
-        for pod in self.world.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        self.remove_dead();
+        let there = self.world.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        for pod in there.filter(|pod| !self.world.is_dead(pod)) {
             self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
         }
         if let Some(pod) = self.world.newest_pod() {
@@ -100,8 +106,12 @@ impl Life<'_> {
 
     fn running(&mut self) -> Result<Outlook, serde_json::Error> {
         let Some(newest) = self.world.newest_pod() else { return self.start() };
+        if let Some(death) = self.lost(newest) {
+            return self.fail_over(newest, death);
+        }
+        self.remove_dead();
         let superseded = self.world.pods.iter().filter(|pod| pod.metadata.uid != newest.metadata.uid);
-        for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none() && !self.world.is_dead(pod)) {
             self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
         }
         Ok(match incarnation::stage(newest) {
@@ -130,13 +140,79 @@ impl Life<'_> {
             let ready = Verdict::no("Preparing", "the environment is being prepared");
             return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
         };
-        let epoch = self.world.epoch().max(self.world.met.taken).saturating_add(1);
         // What the pod mounts comes first.
-        let movable = self.world.is_movable(volume);
-        let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image, movable)?;
-        self.actions.push(Action::CreatePod(Box::new(pod)));
+        let place = self.place(self.world.is_movable(volume));
+        let epoch = self.next_incarnation(volume, &place)?;
         let ready = Verdict::no("Starting", format!("incarnation {epoch} is being started"));
         Ok(Outlook { epoch, ..Outlook::idle(self.world, Phase::Starting, Progress::Reconciling, ready) })
+    }
+
+    fn place(&self, movable: bool) -> Place {
+        if movable { Place::Anywhere { but: self.world.dead_nodes() } } else { Place::Data }
+    }
+
+    fn next_incarnation(&mut self, volume: &EnvironmentVolume, place: &Place) -> Result<u64, serde_json::Error> {
+        let epoch = self.world.epoch().max(self.world.met.taken).saturating_add(1);
+        let pod = build::pod(&self.world.environment, volume, epoch, &self.settings.stub_image, place)?;
+        self.actions.push(Action::CreatePod(Box::new(pod)));
+        Ok(epoch)
+    }
+
+    /// The death of the node that a pod is on, if another node can take over what ran there. An environment that was shut
+    /// down from inside has lost nothing.
+    fn lost(&self, pod: &Pod) -> Option<Death> {
+        let volume = self.volume?;
+        let death = self.death_of(pod)?;
+        let powered_off = incarnation::stage(pod) == Stage::PoweredOff;
+        (!powered_off && self.world.tenure(volume) != Tenure::Lives).then(|| death.clone())
+    }
+
+    /// The death of the session under which a pod has the volume, or else of the node that it is on.
+    fn death_of(&self, pod: &Pod) -> Option<&Death> {
+        let volume = self.volume?;
+        if holder::holds(volume, pod.metadata.uid.as_deref()) {
+            let holder = volume.status.as_ref()?.holder.as_ref()?;
+            return self.world.deaths.get(&holder.session);
+        }
+        self.world.death_of(incarnation::node(pod)?)
+    }
+
+    /// Removes pods of dead nodes, but for the newest of an environment that shall run: nobody else would, and the Service
+    /// would go on sending to them.
+    fn remove_dead(&mut self) {
+        let runs = self.world.environment.spec.run_mode == RunMode::Running;
+        let newest = self.world.newest_pod().filter(|_| runs).and_then(|pod| pod.metadata.uid.clone());
+        for pod in &self.world.pods {
+            if pod.metadata.uid != newest && self.world.is_dead(pod) {
+                self.actions.push(Action::RemovePod(doomed(pod.as_ref())));
+            }
+        }
+    }
+
+    /// The next incarnation, on another node, in place of one whose node is dead.
+    fn fail_over(&mut self, pod: &Pod, death: Death) -> Result<Outlook, serde_json::Error> {
+        if self.prepared.is_ok() {
+            self.prepared = validate::secrets(self.world);
+        }
+        let message = format!("node {} is dead, on which incarnation {} ran", death.node, self.world.epoch_of(pod));
+        let (Ok(()), Some(volume)) = (&self.prepared, self.volume) else {
+            let ready = Verdict::no("NodeLost", message);
+            return Ok(self.of_pod(pod, Phase::Failed, Progress::Reconciling, ready));
+        };
+        let epoch = self.next_incarnation(volume, &self.place(true))?;
+        let ready = Verdict::no("NodeLost", format!("{message}; incarnation {epoch} is being started on another one"));
+        let failover = LastFailover {
+            epoch,
+            from_node: death.node,
+            to_node: None,
+            detected: MicroTime(death.detected),
+            fenced: None,
+            restored: None,
+            started: None,
+            ready: None,
+        };
+        let outlook = self.of_pod(pod, Phase::Starting, Progress::Reconciling, ready);
+        Ok(Outlook { epoch, failover: Some(failover), ..outlook })
     }
 
     fn terminating(&mut self, pod: &Pod) -> Outlook {
@@ -247,7 +323,17 @@ impl Life<'_> {
         let epoch = self.world.epoch_of(pod);
         // An older pod may have the volume and run. A pod that is late under an old name can be there beside the newest.
         let uid = pod.metadata.uid.as_deref();
-        if self.world.pods.len() > 1 && !holder::holds(volume, uid) {
+        if !holder::holds(volume, uid) && self.world.tenure(volume) == Tenure::Ends {
+            let message = format!(
+                "pod {} gets the volume as soon as it is certain that nothing runs any more on node {}",
+                pod.name_any(),
+                volume.status.as_ref().and_then(|s| s.node.as_deref()).unwrap_or_default()
+            );
+            return Err(Refusal::waiting("NodeLost", message));
+        }
+        let others =
+            self.world.pods.iter().any(|other| other.metadata.uid != pod.metadata.uid && !self.world.is_dead(other));
+        if others && !holder::holds(volume, uid) {
             let message = format!("pod {} waits until the pod of the former incarnation is gone", pod.name_any());
             return Err(Refusal::waiting("Terminating", message));
         }
@@ -320,6 +406,7 @@ impl Life<'_> {
             up_to_date: self.up_to_date(pod),
             failures: (status.failures, status.failed_epoch),
             epoch: self.world.epoch(),
+            failover: None,
         }
     }
 

@@ -2,13 +2,14 @@
 //! events that follow from a change of status.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
-use vivarium_api::v1alpha1::environment::Phase;
+use vivarium_api::v1alpha1::environment::{LastFailover, Phase};
 use vivarium_api::v1alpha1::{Condition, ConditionStatus, VirtualEnvironmentStatus, condition};
 
 use super::decision::Refusal;
-use super::incarnation;
 use super::world::{World, volume_name};
+use super::{holder, incarnation};
 
 /// The conditions that are always there.
 const ALWAYS: [&str; 5] = ["Ready", "Scheduled", "StorageReady", "Booted", "UpToDate"];
@@ -104,6 +105,8 @@ pub struct Outlook {
     pub failures: (u32, u64),
     /// Epoch of the newest incarnation.
     pub epoch: u64,
+    /// A failover that begins.
+    pub failover: Option<LastFailover>,
 }
 
 impl Outlook {
@@ -122,6 +125,7 @@ impl Outlook {
             up_to_date: Verdict::yes("UpToDate", "the next start takes the spec as it is"),
             failures: (status.failures, status.failed_epoch),
             epoch: world.epoch(),
+            failover: None,
         }
     }
 }
@@ -152,6 +156,7 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
         let verdict = Verdict { status: ConditionStatus::True, ..outlook.ready.clone() };
         condition::set(&mut conditions, verdict.into_condition(type_, generation, now));
     }
+    let ready = outlook.ready.status == ConditionStatus::True;
     let verdicts = [outlook.ready, outlook.scheduled, outlook.storage, outlook.booted, outlook.up_to_date];
     for (type_, verdict) in ALWAYS.into_iter().zip(verdicts) {
         condition::set(&mut conditions, verdict.into_condition(type_, generation, now));
@@ -159,6 +164,7 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     conditions.sort_by_key(|c| ALWAYS.iter().chain(&ONLY_TRUE).position(|known| *known == c.type_));
     let pod = world.newest_pod();
     let volume = world.own_volume();
+    let failover = outlook.failover.or(old.last_failover).map(|failover| follow(world, failover, ready, now));
     let digest = volume.and_then(|v| v.spec.template.image.split_once('@')).map(|(_, digest)| digest.to_owned());
     let service = world.service.as_deref().filter(|s| world.owns(*s) && !environment.spec.services.is_empty());
     let address = service.and_then(|s| s.spec.as_ref()?.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None");
@@ -178,8 +184,29 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
         template_digest: digest.or(old.template_digest),
         failures: outlook.failures.0,
         failed_epoch: outlook.failures.1,
+        last_failover: failover,
         conditions,
     }
+}
+
+/// Notes the instants of a failover that were reached since. What was noted stays.
+fn follow(world: &World, failover: LastFailover, ready: bool, now: Timestamp) -> LastFailover {
+    let Some(pod) = world.newest_pod().filter(|pod| world.epoch_of(pod) == failover.epoch) else { return failover };
+    let volume = world.own_volume().filter(|volume| holder::holds(volume, pod.metadata.uid.as_deref()));
+    let mut failover = failover;
+    let conditions = volume.and_then(|volume| volume.status.as_ref()).map(|status| status.conditions.as_slice());
+    let begun = incarnation::began(pod);
+    let reached = |instant: &mut Option<MicroTime>, reached: bool| {
+        if reached {
+            instant.get_or_insert(MicroTime(now));
+        }
+    };
+    reached(&mut failover.fenced, volume.is_some());
+    reached(&mut failover.restored, begun || condition::is_true(conditions.unwrap_or_default(), "Published"));
+    reached(&mut failover.started, begun);
+    reached(&mut failover.ready, ready);
+    failover.to_node = failover.to_node.or_else(|| incarnation::node(pod).map(Into::into));
+    failover
 }
 
 /// Something worth an event.
@@ -236,10 +263,24 @@ pub fn notes(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentSta
             _ => {}
         }
     }
+    let failover = new.last_failover.as_ref();
+    let before = old.and_then(|status| status.last_failover.as_ref());
+    if let Some(failover) = failover.filter(|f| f.ready.is_some() && before.is_none_or(|b| b.ready != f.ready)) {
+        notes.push(Note::normal("FailedOver", failed_over(failover)));
+    }
     if let Some(up_to_date) = told("UpToDate") {
         notes.push(Note::normal(&up_to_date.reason, &up_to_date.message));
     }
     notes
+}
+
+fn failed_over(failover: &LastFailover) -> String {
+    let to = failover.to_node.as_deref().unwrap_or("another node");
+    let took = failover.ready.as_ref().map_or(0.0, |ready| ready.0.duration_since(failover.detected.0).as_secs_f64());
+    format!(
+        "node {} died; incarnation {} answers on {to}, {took:.1} s after that was found",
+        failover.from_node, failover.epoch
+    )
 }
 
 /// Whether a reason of `Ready=False` is more than a step on the way.

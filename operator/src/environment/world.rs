@@ -8,6 +8,9 @@ use kube::ResourceExt;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
+use super::incarnation;
+use crate::nodes::{Death, Deaths, is_superseded};
+
 /// What is observed around one environment.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -33,6 +36,8 @@ pub struct World {
     pub stores: Vec<Arc<JournalStore>>,
     /// What is known of nodes.
     pub nodes: Nodes,
+    /// Sessions of nodes that are over or being ended.
+    pub deaths: Arc<Deaths>,
     /// What acting on this world met already.
     pub met: Met,
 }
@@ -58,6 +63,19 @@ pub struct Nodes {
     pub of_volume: Option<NodeState>,
     /// Session of the driver on the node that the newest pod is bound to; `None`: no lease, or not bound.
     pub session: Option<String>,
+    /// Session of the driver on the node that holds the volume; `None`: no lease, or nobody holds it.
+    pub of_holder: Option<String>,
+}
+
+/// Whether whoever held a volume last can still run on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// For all that is known.
+    Lives,
+    /// Its end cannot be stopped any more, but has not come yet.
+    Ends,
+    /// Not any more, and for ever.
+    Over,
 }
 
 /// Whether a node can run pods.
@@ -101,13 +119,60 @@ impl World {
         self.stores.iter().map(AsRef::as_ref).find(|store| store.metadata.name.as_deref() == Some(name))
     }
 
-    /// Whether any node can bring a volume back: all that was ever written is in a store that every node reaches. It is
-    /// not while an incarnation has it, or ended without a last commit.
+    /// Name of the store that a volume's journal is in, if every node reaches it.
+    fn shared_store<'a>(&self, volume: &'a EnvironmentVolume) -> Option<&'a str> {
+        let name = volume.spec.store.as_deref()?;
+        self.store(name).filter(|store| store.spec.s3.is_some()).map(|_| name)
+    }
+
+    /// Whether any node can bring a volume back: all that counts is in a store that every node reaches. It is not while an
+    /// incarnation has it, or ended without a last commit on a node that may still make it.
     #[must_use]
     pub fn is_movable(&self, volume: &EnvironmentVolume) -> bool {
         let released = volume.status.as_ref().is_some_and(|s| s.released_epoch >= s.epoch);
-        let store = volume.spec.store.as_deref().and_then(|name| self.store(name));
-        released && store.is_some_and(|store| store.spec.s3.is_some())
+        self.shared_store(volume).is_some() && (released || self.tenure(volume) == Tenure::Over)
+    }
+
+    /// Whether whoever held a volume last can still run on it. Without a store that every node reaches nobody else could
+    /// take it over, so nothing ends it.
+    #[must_use]
+    pub fn tenure(&self, volume: &EnvironmentVolume) -> Tenure {
+        let (Some(store), Some(status)) = (self.shared_store(volume), &volume.status) else { return Tenure::Lives };
+        let death = match &status.holder {
+            Some(holder) => {
+                if self.nodes.of_holder.as_ref().is_some_and(|now| is_superseded(&holder.session, now)) {
+                    return Tenure::Over;
+                }
+                self.deaths.get(&holder.session)
+            }
+            // Released, but perhaps not committed to the end: under the session that its node has now.
+            None => status.node.as_deref().and_then(|node| self.death_of(node)),
+        };
+        match death {
+            None => Tenure::Lives,
+            Some(death) if death.over.get(store).is_some_and(Option::is_some) => Tenure::Over,
+            Some(_) => Tenure::Ends,
+        }
+    }
+
+    /// The death of a node, unless it is back.
+    #[must_use]
+    pub fn death_of(&self, node: &str) -> Option<&Death> {
+        self.deaths.values().find(|death| death.node == node && !death.is_back)
+    }
+
+    /// Whether nothing of a pod can run, because its node is dead and its time was waited out.
+    #[must_use]
+    pub fn is_dead(&self, pod: &Pod) -> bool {
+        let store = self.volume.as_ref().and_then(|volume| volume.spec.store.as_deref());
+        let death = incarnation::node(pod).and_then(|node| self.death_of(node));
+        store.is_some_and(|store| death.is_some_and(|death| death.over.get(store).is_some_and(Option::is_some)))
+    }
+
+    /// Nodes on which nothing can be started.
+    #[must_use]
+    pub fn dead_nodes(&self) -> BTreeSet<String> {
+        self.deaths.values().filter(|death| !death.is_back).map(|death| death.node.clone()).collect()
     }
 
     /// Epoch of a pod of this environment; 0 if its name is not one that the operator gives.

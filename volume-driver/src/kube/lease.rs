@@ -12,6 +12,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Client, ResourceExt};
+use vivarium_api::lease::content;
 use vivarium_api::names;
 use vivarium_ownership::node;
 
@@ -34,16 +35,6 @@ pub struct Identity {
     pub node: String,
     /// Whether the session is one that the `Lease` may already be of.
     pub resumed: bool,
-}
-
-/// The part of a lease that the ownership protocol is about.
-#[must_use]
-pub fn content(lease: &Lease) -> node::Lease {
-    let spec = lease.spec.as_ref();
-    let session = spec.and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
-    let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-    let fenced = lease.annotations().get(names::ANNOTATION_FENCED) == Some(&session);
-    node::Lease { session, duration: Duration::from_secs(seconds.unwrap_or(0)), fenced }
 }
 
 /// The lease as it should be, from what it is.

@@ -1,7 +1,7 @@
 //! The pod of one incarnation. It passes `PodSecurity` level `baseline`: what an operating system needs beyond that is
 //! given by the runtime class.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     Affinity, ConfigMapProjection, Container, KeyToPath, NodeAffinity, NodeSelector, NodeSelectorRequirement,
@@ -29,7 +29,7 @@ pub fn pod(
     volume: &EnvironmentVolume,
     epoch: u64,
     stub_image: &str,
-    movable: bool,
+    place: &Place,
 ) -> Result<Pod, serde_json::Error> {
     let started_with = StartedWith::of(environment);
     let name = environment.name_any();
@@ -65,7 +65,7 @@ pub fn pod(
         automount_service_account_token: Some(false),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         node_selector: Some(node_selector),
-        affinity: volume.status.as_ref().and_then(|s| s.node.as_deref()).map(|node| near(node, movable)),
+        affinity: affinity(volume.status.as_ref().and_then(|s| s.node.as_deref()), place),
         tolerations: Some(["not-ready", "unreachable"].map(tolerated_for_ever).into()),
         readiness_gates: Some(vec![PodReadinessGate { condition_type: names::CONDITION_BOOTED.into() }]),
         containers: vec![container],
@@ -135,24 +135,55 @@ fn config_volume(environment: &str, started_with: &StartedWith) -> Volume {
     }
 }
 
-/// Binds the pod to the node that holds the data; where any node can bring them back, only prefers that node.
-fn near(node: &str, movable: bool) -> Affinity {
-    let requirement =
-        NodeSelectorRequirement { key: "metadata.name".into(), operator: "In".into(), values: Some(vec![node.into()]) };
-    let term = NodeSelectorTerm { match_fields: Some(vec![requirement]), match_expressions: None };
-    let affinity = if movable {
-        let preferred = PreferredSchedulingTerm { weight: 100, preference: term };
-        NodeAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![preferred]),
-            required_during_scheduling_ignored_during_execution: None,
-        }
-    } else {
-        NodeAffinity {
-            required_during_scheduling_ignored_during_execution: Some(NodeSelector { node_selector_terms: vec![term] }),
-            preferred_during_scheduling_ignored_during_execution: None,
-        }
+/// Where the pod of an incarnation may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Only to the node that has the data.
+    Data,
+    /// To any node but these, best to the one that has the data.
+    Anywhere {
+        /// Nodes that are dead. The scheduler learns that much later.
+        but: BTreeSet<String>,
+    },
+}
+
+fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
+    let names = |operator: &str, names: Vec<String>| NodeSelectorTerm {
+        match_fields: Some(vec![NodeSelectorRequirement {
+            key: "metadata.name".into(),
+            operator: operator.into(),
+            values: Some(names),
+        }]),
+        match_expressions: None,
     };
-    Affinity { node_affinity: Some(affinity), ..Affinity::default() }
+    let mut affinity = NodeAffinity::default();
+    let mut required = Vec::new();
+    match place {
+        Place::Data => required.extend(data.map(|node| names("In", vec![node.into()]))),
+        Place::Anywhere { but } => {
+            // Each name in a term of its own would mean "or"; the API takes one name per requirement.
+            if !but.is_empty() {
+                let mut term = names("NotIn", Vec::new());
+                let one = |node: &String| NodeSelectorRequirement {
+                    key: "metadata.name".into(),
+                    operator: "NotIn".into(),
+                    values: Some(vec![node.clone()]),
+                };
+                term.match_fields = Some(but.iter().map(one).collect());
+                required.push(term);
+            }
+            if let Some(node) = data.filter(|node| !but.contains(*node)) {
+                let preference = names("In", vec![node.into()]);
+                affinity.preferred_during_scheduling_ignored_during_execution =
+                    Some(vec![PreferredSchedulingTerm { weight: 100, preference }]);
+            }
+        }
+    }
+    if !required.is_empty() {
+        affinity.required_during_scheduling_ignored_during_execution =
+            Some(NodeSelector { node_selector_terms: required });
+    }
+    (affinity != NodeAffinity::default()).then(|| Affinity { node_affinity: Some(affinity), ..Affinity::default() })
 }
 
 /// Kubernetes must not move an environment because its node is silent: that is decided by whoever can fence the node.

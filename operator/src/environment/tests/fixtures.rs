@@ -71,7 +71,8 @@ pub fn empty(spec: &Value) -> World {
         pods: Vec::new(),
         secrets: Some(std::collections::BTreeMap::new()),
         stores: vec![],
-        nodes: Nodes { any_pool: true, of_volume: None, session: Some("s1".into()) },
+        nodes: Nodes { any_pool: true, of_volume: None, session: Some("s1".into()), of_holder: None },
+        deaths: Arc::default(),
         met: Met::default(),
     }
 }
@@ -97,8 +98,14 @@ pub fn prepared(spec: &Value) -> World {
 
 /// A pod of the environment with a status.
 pub fn pod(world: &World, epoch: u64, node: Option<&str>, status: &Value) -> Pod {
-    let mut pod =
-        build::pod(&world.environment, world.volume.as_ref().unwrap(), epoch, &settings().stub_image, false).unwrap();
+    let mut pod = build::pod(
+        &world.environment,
+        world.volume.as_ref().unwrap(),
+        epoch,
+        &settings().stub_image,
+        &build::Place::Data,
+    )
+    .unwrap();
     pod.metadata.uid = Some(format!("pod-{epoch}"));
     pod.spec.as_mut().unwrap().node_name = node.map(Into::into);
     pod.status = Some(serde_json::from_value(status.clone()).unwrap());
@@ -179,6 +186,7 @@ pub fn short(decision: &Decision) -> Vec<String> {
         Action::Delete(kind, doomed) => format!("delete {} {}", kind.as_str(), doomed.name),
         Action::CreatePod(pod) => format!("create pod {}", pod.name_any()),
         Action::DeletePod(doomed) => format!("delete pod {}", doomed.name),
+        Action::RemovePod(doomed) => format!("remove pod {}", doomed.name),
         Action::ResizePod { name, .. } => format!("resize pod {name}"),
     };
     decision.actions.iter().map(one).collect()

@@ -21,7 +21,7 @@ fn rich() -> Value {
 fn a_pod_says_all_that_kubelet_and_shim_need_and_nothing_that_baseline_forbids() {
     let world = prepared(&rich());
     let placed = volume(&json!({"observedGeneration": 1, "node": "n1"}));
-    let pod = as_json(&build::pod(&world.environment, &placed, 7, "example.org/stub:1", false).unwrap());
+    let pod = as_json(&build::pod(&world.environment, &placed, 7, "example.org/stub:1", &build::Place::Data).unwrap());
     let boot = json!({"version": 1, "machineUuid": UID, "hostname": "till", "timezone": "Europe/Prague",
         "sysctls": [{"name": "net.ipv4.ip_forward", "value": "1"}], "authorizedKeys": 2});
     let started_with: Value =
@@ -68,7 +68,9 @@ fn a_pod_says_all_that_kubelet_and_shim_need_and_nothing_that_baseline_forbids()
 #[test]
 fn a_pod_of_a_plain_environment_is_free_to_go_to_any_pool() {
     let world = prepared(&json!({}));
-    let pod = as_json(&build::pod(&world.environment, world.volume.as_ref().unwrap(), 1, "stub", false).unwrap());
+    let pod = as_json(
+        &build::pod(&world.environment, world.volume.as_ref().unwrap(), 1, "stub", &build::Place::Data).unwrap(),
+    );
     assert_eq!(pod["spec"]["affinity"], Value::Null);
     assert_eq!(pod["spec"]["hostname"], "shop");
     assert_eq!(pod["spec"]["nodeSelector"], json!({"topology.csi.vivarium.dev/pool": "true"}));

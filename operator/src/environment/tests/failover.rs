@@ -1,0 +1,153 @@
+//! What is decided when a node dies.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde_json::json;
+use vivarium_api::v1alpha1::environment::Phase;
+
+use super::fixtures::{
+    change, container, decided, now, pod, powered_off, ready, running, short, terminating, with_pod,
+};
+use crate::environment::decision::Action;
+use crate::environment::world::{Tenure, World};
+use crate::nodes::Death;
+
+fn death(over: Option<Timestamp>) -> Death {
+    Death { node: "n1".into(), is_back: false, detected: now(), over: [("default".to_owned(), over)].into() }
+}
+
+/// Incarnation 3 runs on n1 under session s1, with its journal in a store that every node reaches.
+fn world() -> World {
+    let mut world = with_pod(&json!({}), 3, &running());
+    world.stores = vec![Arc::new(
+        serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+            "metadata": {"name": "default"},
+            "spec": {"s3": {"endpoint": "https://x", "bucket": "abc", "credentialsSecret": {"name": "s"}}}}))
+        .unwrap(),
+    )];
+    Arc::make_mut(world.volume.as_mut().unwrap()).spec.store = Some("default".into());
+    world.nodes.of_holder = Some("s1".into());
+    world
+}
+
+fn with_death(mut world: World, death: Death) -> World {
+    world.deaths = Arc::new([("s1".to_owned(), death)].into());
+    world
+}
+
+/// The same with the next incarnation, which the scheduler has put on n2.
+fn with_next(mut world: World) -> World {
+    let waiting = container("Pending", &json!({"waiting": {"reason": "ContainerCreating"}}), "False");
+    world.pods.push(Arc::new(pod(&world, 4, Some("n2"), &waiting)));
+    world.nodes.session = Some("s2".into());
+    world
+}
+
+#[test]
+fn the_next_incarnation_is_made_elsewhere_while_the_time_of_the_dead_node_is_waited_out() {
+    let decision = decided(&with_death(world(), death(None)));
+    assert_eq!(short(&decision), ["create pod shop-4"]);
+    assert_eq!(ready(&decision).reason, "NodeLost");
+    assert_eq!(decision.status.phase, Some(Phase::Starting));
+    let failover = decision.status.last_failover.unwrap();
+    assert_eq!((failover.epoch, failover.from_node.as_str(), failover.detected.0), (4, "n1", now()));
+    let Action::CreatePod(pod) = &decision.actions[0] else { panic!("{:?}", decision.actions) };
+    let affinity = serde_json::to_value(pod.spec.as_ref().unwrap().affinity.as_ref().unwrap()).unwrap();
+    let fields = json!([{"key": "metadata.name", "operator": "NotIn", "values": ["n1"]}]);
+    assert_eq!(
+        affinity,
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": fields}]}}})
+    );
+}
+
+#[test]
+fn the_volume_is_given_on_only_when_nothing_runs_on_the_dead_node() {
+    let waits = decided(&with_next(with_death(world(), death(None))));
+    assert_eq!(short(&waits), ["delete pod shop-3"]);
+    assert_eq!(ready(&waits).reason, "NodeLost");
+    let takes = decided(&with_next(with_death(world(), death(Some(now())))));
+    assert_eq!(short(&takes), ["remove pod shop-3", "hold n2 s2 4"]);
+}
+
+#[test]
+fn a_pod_that_was_being_deleted_when_its_node_died_is_replaced_too() {
+    let mut world = with_death(world(), death(None));
+    let last = world.pods.pop().unwrap();
+    world.pods.push(Arc::new(terminating((*last).clone())));
+    assert_eq!(short(&decided(&world)), ["create pod shop-4"]);
+}
+
+#[test]
+fn what_no_other_node_could_bring_back_stays_where_it_is() {
+    let mut local = with_death(world(), death(Some(now())));
+    Arc::make_mut(local.volume.as_mut().unwrap()).spec.store = None;
+    assert_eq!(short(&decided(&local)), Vec::<String>::new());
+    assert_eq!(local.tenure(local.volume.as_ref().unwrap()), Tenure::Lives);
+}
+
+#[test]
+fn one_that_was_shut_down_from_inside_is_not_started() {
+    let mut world = with_death(world(), death(Some(now())));
+    let off = pod(&world, 3, Some("n1"), &powered_off());
+    world.pods = vec![Arc::new(off)];
+    assert_eq!(short(&decided(&world)), Vec::<String>::new());
+}
+
+#[test]
+fn one_that_shall_be_stopped_or_deleted_does_not_wait_for_a_dead_node() {
+    let mut stopped = with_death(world(), death(Some(now())));
+    change(&mut stopped, |ve| ve.spec.run_mode = vivarium_api::v1alpha1::environment::RunMode::Stopped);
+    assert_eq!(short(&decided(&stopped)), ["remove pod shop-3"]);
+    let mut deleted = with_death(world(), death(Some(now())));
+    change(&mut deleted, |ve| {
+        ve.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
+    });
+    assert_eq!(short(&decided(&deleted)), ["remove pod shop-3"]);
+}
+
+#[test]
+fn a_node_that_is_back_removes_its_pods_itself() {
+    let back = Death { is_back: true, ..death(Some(now())) };
+    let mut world = with_next(with_death(world(), back));
+    world.nodes.of_holder = Some("s9".into());
+    assert_eq!(short(&decided(&world)), ["delete pod shop-3"]);
+}
+
+#[test]
+fn a_newer_session_of_the_same_machine_proves_that_nothing_runs() {
+    let mut world = world();
+    let mut volume = (**world.volume.as_ref().unwrap()).clone();
+    volume.status.as_mut().unwrap().holder.as_mut().unwrap().session = "a.machine.boot1".into();
+    for (session, expected) in
+        [("a.machine.boot1", Tenure::Lives), ("b.machine.boot2", Tenure::Over), ("b.other.boot2", Tenure::Lives)]
+    {
+        world.nodes.of_holder = Some(session.into());
+        assert_eq!(world.tenure(&volume), expected, "{session}");
+    }
+}
+
+#[test]
+fn the_instants_of_a_failover_are_noted_once() {
+    let mut world = with_next(with_death(world(), death(Some(now()))));
+    let begun = decided(&with_death(self::world(), death(None))).status;
+    change(&mut world, |ve| ve.status = Some(begun));
+    let waiting = decided(&world).status.last_failover.unwrap();
+    assert_eq!((waiting.to_node.as_deref(), waiting.fenced, waiting.ready), (Some("n2"), None, None));
+    // It runs.
+    let up = pod(&world, 4, Some("n2"), &running());
+    world.pods = vec![Arc::new(up)];
+    let status = Arc::make_mut(world.volume.as_mut().unwrap()).status.as_mut().unwrap();
+    (status.epoch, status.node) = (4, Some("n2".into()));
+    status.holder = Some(vivarium_api::v1alpha1::volume::Holder { node: "n2".into(), session: "s2".into() });
+    status.holder_pod = Some("pod-4".into());
+    let decision = decided(&world);
+    let done = decision.status.last_failover.clone().unwrap();
+    for instant in [&done.fenced, &done.restored, &done.started, &done.ready] {
+        assert_eq!(instant.as_ref().map(|instant| instant.0), Some(now()), "{done:?} {:?}", ready(&decision));
+    }
+    assert_eq!(decision.status.pod_name.as_deref(), Some(world.pods[0].name_any().as_str()));
+    change(&mut world, |ve| ve.status = Some(decision.status.clone()));
+    assert_eq!(decided(&world).status.last_failover, Some(done));
+}

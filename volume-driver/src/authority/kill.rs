@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use vivarium_api::node::guest::{GuestReport, GuestState, Process};
 
 use super::published;
+use crate::files;
 use crate::kube::guests;
 use crate::volume::record::Records;
 
@@ -47,6 +48,7 @@ pub async fn end_session(run_dir: &Path, records: &Records) -> Result<usize, Kil
         .revoke_leased()
         .map_err(|error| KillError::Io { attempt: "revoke the stage records", source: io::Error::other(error) })?;
     let directory = run_dir.join("guests");
+    files::private_directory(&directory).map_err(io("make the directory of reports"))?;
     let mut killed = 0;
     loop {
         let mut left = false;
@@ -122,7 +124,6 @@ mod tests {
     use vivarium_api::node::stage::{self, StageRecord};
 
     use super::*;
-    use crate::files;
     use crate::ids::VolumeId;
     use crate::volume::record::Publication;
 
@@ -168,8 +169,8 @@ mod tests {
     async fn a_session_ends_with_what_was_bound_by_it_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
+        assert_eq!(end_session(dir.path(), &records).await.unwrap(), 0, "a node that is new");
         let guests = dir.path().join("guests");
-        files::private_directory(&guests).unwrap();
         let leases = published::Leases::open(dir.path(), "s", "b").unwrap();
         leases.publish("store", 1).unwrap();
         let (mut bound, mut free) = (sleeper(), sleeper());

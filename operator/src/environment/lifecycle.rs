@@ -378,10 +378,16 @@ impl Life<'_> {
         StartedWith::of_pod(pod).map(|had| wanted.differences(&had)).unwrap_or_default()
     }
 
+    /// Whether a pod that has no node yet could go to one that was dead when the pod was made.
+    fn shuns_living_nodes(&self, pod: &Pod) -> bool {
+        incarnation::node(pod).is_none() && !build::shunned(pod).is_subset(&self.world.dead_nodes())
+    }
+
     /// Whether a pod that never ran is deleted because the spec has changed since it was made.
     fn replaced(&mut self, pod: &Pod) -> bool {
-        let outdated =
-            !self.differences(pod).is_empty() || !resize::matches(pod, &self.world.environment.spec.resources);
+        let outdated = !self.differences(pod).is_empty()
+            || !resize::matches(pod, &self.world.environment.spec.resources)
+            || self.shuns_living_nodes(pod);
         let replaced = outdated && !incarnation::was_started(pod);
         if replaced {
             self.actions.push(Action::DeletePod(doomed(pod)));

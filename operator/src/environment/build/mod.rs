@@ -19,7 +19,7 @@ use vivarium_api::v1alpha1::VirtualEnvironment;
 pub use claim::claim;
 pub use config_map::config_map;
 pub use persistent_volume::persistent_volume;
-pub use pod::{Place, pod, resources};
+pub use pod::{Place, pod, resources, shunned};
 pub use service::service;
 pub use started_with::StartedWith;
 pub use volume::{adopted, grown, let_go, volume};

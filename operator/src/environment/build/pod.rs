@@ -148,34 +148,26 @@ pub enum Place {
 }
 
 fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
-    let names = |operator: &str, names: Vec<String>| NodeSelectorTerm {
-        match_fields: Some(vec![NodeSelectorRequirement {
-            key: "metadata.name".into(),
-            operator: operator.into(),
-            values: Some(names),
-        }]),
-        match_expressions: None,
+    let requirement = |operator: &str, node: &str| NodeSelectorRequirement {
+        key: "metadata.name".into(),
+        operator: operator.into(),
+        values: Some(vec![node.into()]),
     };
+    let only = |node| NodeSelectorTerm { match_fields: Some(vec![requirement("In", node)]), match_expressions: None };
     let mut affinity = NodeAffinity::default();
     let mut required = Vec::new();
     match place {
-        Place::Data => required.extend(data.map(|node| names("In", vec![node.into()]))),
+        Place::Data => required.extend(data.map(only)),
         Place::Anywhere { but } => {
-            // Each name in a term of its own would mean "or"; the API takes one name per requirement.
+            // The API takes one name per requirement, and all requirements of a term hold.
             if !but.is_empty() {
-                let mut term = names("NotIn", Vec::new());
-                let one = |node: &String| NodeSelectorRequirement {
-                    key: "metadata.name".into(),
-                    operator: "NotIn".into(),
-                    values: Some(vec![node.clone()]),
-                };
-                term.match_fields = Some(but.iter().map(one).collect());
-                required.push(term);
+                let one = |node: &String| requirement("NotIn", node);
+                let fields = Some(but.iter().map(one).collect());
+                required.push(NodeSelectorTerm { match_fields: fields, match_expressions: None });
             }
             if let Some(node) = data.filter(|node| !but.contains(*node)) {
-                let preference = names("In", vec![node.into()]);
                 affinity.preferred_during_scheduling_ignored_during_execution =
-                    Some(vec![PreferredSchedulingTerm { weight: 100, preference }]);
+                    Some(vec![PreferredSchedulingTerm { weight: 100, preference: only(node) }]);
             }
         }
     }
@@ -184,6 +176,19 @@ fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
             Some(NodeSelector { node_selector_terms: required });
     }
     (affinity != NodeAffinity::default()).then(|| Affinity { node_affinity: Some(affinity), ..Affinity::default() })
+}
+
+/// Nodes that a pod must not go to.
+#[must_use]
+pub fn shunned(pod: &Pod) -> BTreeSet<String> {
+    let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let fields =
+        required.iter().flat_map(|r| &r.node_selector_terms).flat_map(|term| term.match_fields.iter().flatten());
+    fields
+        .filter(|field| field.operator == "NotIn")
+        .flat_map(|field| field.values.clone().unwrap_or_default())
+        .collect()
 }
 
 /// Kubernetes must not move an environment because its node is silent: that is decided by whoever can fence the node.

@@ -108,6 +108,17 @@ fn one_that_shall_be_stopped_or_deleted_does_not_wait_for_a_dead_node() {
 }
 
 #[test]
+fn a_pod_that_waits_for_room_may_go_to_a_node_that_is_back() {
+    let mut world = with_death(world(), death(Some(now())));
+    let Action::CreatePod(mut next) = decided(&world).actions.remove(0) else { panic!("no pod") };
+    next.metadata.uid = Some("pod-4".into());
+    world.pods.push(Arc::new(*next));
+    assert_eq!(short(&decided(&world)), ["remove pod shop-3"]);
+    let back = Death { is_back: true, ..death(Some(now())) };
+    assert_eq!(short(&decided(&with_death(world, back))), ["delete pod shop-3", "delete pod shop-4"]);
+}
+
+#[test]
 fn a_node_that_is_back_removes_its_pods_itself() {
     let back = Death { is_back: true, ..death(Some(now())) };
     let mut world = with_next(with_death(world(), back));

@@ -1,5 +1,6 @@
-//! One replica acts: an election by a `Lease`, with the times of client-go (15 s lease, 10 s to give up, 2 s between
-//! tries). What to do next is [`step`], a pure function; [`run`] carries it out.
+//! One replica acts: an election by a `Lease`, shorter than client-go's usual 15 s: when the leader dies with its node, the
+//! next one leads before the time of that node is waited out, so that the failover of environments does not wait for it.
+//! What to do next is [`step`], a pure function; [`run`] carries it out.
 //!
 //! A lease is coordination and no lock: two replicas can both believe that they lead for a moment. What must never
 //! happen twice is guarded elsewhere (names of pods, preconditions of writes, holder of a volume).
@@ -18,11 +19,11 @@ use tokio::time::Instant;
 /// Name of the lease, in the namespace that Vivarium is installed in.
 pub const LEASE: &str = "vivarium-operator";
 /// How long others wait after the last renewal that they saw.
-pub const DURATION: Duration = Duration::from_secs(15);
+pub const DURATION: Duration = Duration::from_secs(6);
 /// How long a leader that cannot renew goes on.
-pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(4);
 /// Time between tries.
-pub const RETRY: Duration = Duration::from_secs(2);
+pub const RETRY: Duration = Duration::from_secs(1);
 
 /// What this replica knows of the lease.
 #[derive(Clone, Debug, Default)]
@@ -272,8 +273,8 @@ mod tests {
     fn a_leader_that_cannot_renew_gives_up_before_others_take_over() {
         let mut state = State::new("a");
         state.wrote(at(0));
-        assert_eq!(step(&mut state, Err(()), at(9)), Step::Wait);
-        assert_eq!(step(&mut state, Err(()), at(10)), Step::Lost);
+        assert_eq!(step(&mut state, Err(()), at(3)), Step::Wait);
+        assert_eq!(step(&mut state, Err(()), at(4)), Step::Lost);
         assert!(RENEW_DEADLINE < DURATION);
     }
 

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::{Ran, run_with};
 
-fn program() -> String {
+pub(crate) fn program() -> String {
     std::env::var("VIVARIUM_HACK")
         .expect("VIVARIUM_HACK names the program behind hack/lab: run the tests with hack/test")
 }

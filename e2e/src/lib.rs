@@ -15,6 +15,7 @@
 pub mod environment;
 pub mod lab;
 pub mod terminal;
+pub mod witness;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

@@ -38,8 +38,7 @@ pub fn now() -> u64 {
 fn parse(line: &str) -> Option<(String, Said)> {
     let fields: Vec<&str> = line.split(' ').collect();
     let [at, name, life, number, kind] = fields[..] else { return None };
-    let said =
-        Said { at: at.parse().ok()?, life: life.into(), number: number.parse().ok()?, found: kind == "found" };
+    let said = Said { at: at.parse().ok()?, life: life.into(), number: number.parse().ok()?, found: kind == "found" };
     Some((name.into(), said))
 }
 
@@ -73,8 +72,10 @@ impl Witness {
     /// Makes an environment number what it writes, ten times a second, from now on and after each boot.
     pub fn watch(&self, ve: &Environment, name: &str) {
         let script = WRITER.replace("NAME", name).replace("PORT", &self.port.to_string());
-        let unit = "[Service]\\nExecStart=/usr/local/bin/writer\\nRestart=always\\n[Install]\\nWantedBy=multi-user.target\\n";
-        let ran = ve.exec_with(&["sh", "-c", "cat > /usr/local/bin/writer && chmod 755 /usr/local/bin/writer"], &script);
+        let unit =
+            "[Service]\\nExecStart=/usr/local/bin/writer\\nRestart=always\\n[Install]\\nWantedBy=multi-user.target\\n";
+        let ran =
+            ve.exec_with(&["sh", "-c", "cat > /usr/local/bin/writer && chmod 755 /usr/local/bin/writer"], &script);
         assert!(ran.ok, "{}", ran.stderr);
         ve.sh(&format!("printf '{unit}' > /etc/systemd/system/writer.service && systemctl enable --now writer 2>&1"));
     }
@@ -187,8 +188,7 @@ mod tests {
             (9000, "b", 1, true),
             (9100, "b", 2, false),
         ]));
-        let expected =
-            Outage { silent: Duration::from_millis(8700), lost: 2, window: Duration::from_millis(100) };
+        let expected = Outage { silent: Duration::from_millis(8700), lost: 2, window: Duration::from_millis(100) };
         assert_eq!(outages, Ok(vec![expected]));
         let nothing = judge(&said(&[(0, "a", 1, false), (5, "b", 2, true)])).unwrap();
         assert_eq!((nothing[0].lost, nothing[0].window), (0, Duration::ZERO));

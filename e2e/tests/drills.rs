@@ -1,6 +1,12 @@
 //! Disasters, with environments that number what they write to an outside witness: which of them go on, where, after how
 //! long, and with what. `hack/drill` runs one of them, `hack/test` some.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking, and a drill tells what it measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and a drill tells what it measured"
+)]
 
 use std::time::Duration;
 
@@ -99,10 +105,14 @@ impl Drill {
             ve.wait_ready();
             assert_ne!(ve.node(), self.node, "{name}");
         }
-        let outages: Vec<_> = self.outages().into_iter().map(|of_one| {
-            assert_eq!(of_one.len(), 1, "{of_one:?}");
-            of_one[0]
-        }).collect();
+        let outages: Vec<_> = self
+            .outages()
+            .into_iter()
+            .map(|of_one| {
+                assert_eq!(of_one.len(), 1, "{of_one:?}");
+                of_one[0]
+            })
+            .collect();
         report(&outages);
         for outage in &outages {
             assert!(outage.window <= LARGEST_WINDOW, "{outage:?}");

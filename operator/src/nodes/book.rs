@@ -33,7 +33,7 @@ struct Ending {
 }
 
 /// What has to be done, and then told to the [`Book`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
     /// Find out in which stores the volumes are that a session holds, and call [`Book::holds`].
     FindStores {

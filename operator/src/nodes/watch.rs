@@ -4,7 +4,7 @@
 //! Leases are listed and not watched: a watch that says nothing may be one that is broken, and what is read from a list
 //! without a resource version is as of now, whichever API server answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,9 +58,14 @@ pub struct Watch {
     shared: Vec<Arc<Store>>,
     looked: Option<Instant>,
     deaths: watch::Sender<Deaths>,
-    /// What is being asked: no question is asked twice at the same time.
     asking: JoinSet<(Task, Found)>,
-    asked: Vec<Task>,
+    /// What is being asked, and what was asked a moment ago: nothing is asked twice at the same time, or all the time.
+    asked: HashMap<Task, Asked>,
+}
+
+struct Asked {
+    at: Instant,
+    answered: bool,
 }
 
 impl Watch {
@@ -78,7 +83,7 @@ impl Watch {
             looked: None,
             deaths,
             asking: JoinSet::new(),
-            asked: Vec::new(),
+            asked: HashMap::new(),
         }
     }
 
@@ -91,8 +96,9 @@ impl Watch {
                 _ = tick.tick() => self.look().await,
                 Some(done) = self.asking.join_next() => self.done(done),
             }
+            self.asked.retain(|_, asked| !asked.answered || asked.at.elapsed() < PACE);
             for task in self.book.next(now(), Timestamp::now()) {
-                if !self.asked.contains(&task) {
+                if !self.asked.contains_key(&task) {
                     self.ask(task).await;
                 }
             }
@@ -127,7 +133,7 @@ impl Watch {
     }
 
     async fn ask(&mut self, task: Task) {
-        let asked = task.clone();
+        self.asked.insert(task.clone(), Asked { at: Instant::now(), answered: false });
         let found: futures::future::BoxFuture<'static, Found> = match task.clone() {
             Task::FindStores { session } => Box::pin(find_stores(self.client.clone(), session)),
             Task::LookForBeats { node, session } => Box::pin(look_for_beats(self.shared.clone(), node, session)),
@@ -135,6 +141,7 @@ impl Watch {
                 Ok(opened) => Box::pin(create_fence(opened, session)),
                 Err(error) => {
                     tracing::error!(%error, session, "a node cannot be fenced");
+                    self.answered(&task);
                     return;
                 }
             },
@@ -143,11 +150,16 @@ impl Watch {
                 Box::pin(close_lease(api, session, node, self.timing))
             }
         };
-        self.asked.push(asked);
         self.asking.spawn(async move {
             let found = tokio::time::timeout(TIMEOUT, found).await.unwrap_or(Found::Nothing);
             (task, found)
         });
+    }
+
+    fn answered(&mut self, task: &Task) {
+        if let Some(asked) = self.asked.get_mut(task) {
+            asked.answered = true;
+        }
     }
 
     fn done(&mut self, done: Result<(Task, Found), tokio::task::JoinError>) {
@@ -160,7 +172,7 @@ impl Watch {
                 return;
             }
         };
-        self.asked.retain(|asked| *asked != task);
+        self.answered(&task);
         match found {
             Found::Stores { session, stores } => self.book.holds(&session, stores),
             Found::Beat { node, session, number } => self.book.saw_beat(&node, &session, number, now()),

@@ -24,6 +24,8 @@ pub const REGISTRY: &str = "10.250.0.1:5000";
 
 /// What nodes need of btrfs-progs, besides the kernel.
 const MKFS: &str = "/usr/sbin/mkfs.btrfs";
+/// Where programs look for the certificates of authorities.
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Certificates of Debian's package ca-certificates, for templates that are pulled over TLS.
 const AUTHORITIES: &str = "/usr/share/ca-certificates/mozilla";
 
@@ -72,7 +74,7 @@ pub struct BuiltImage {
 pub fn build_all() -> Result<Vec<BuiltImage>, ImageError> {
     build::ensure_packages()?;
     let binaries = binaries::build()?;
-    [operator(&binaries), node(&binaries)?, stub()].into_iter().map(Recipe::build).collect()
+    [operator(&binaries)?, node(&binaries)?, stub()].into_iter().map(Recipe::build).collect()
 }
 
 /// Uploads an archive to the registry that its reference names, which must be the lab's or reachable from there.
@@ -121,15 +123,17 @@ fn tag(digest: &str) -> String {
     format!("{}-{digits}", env!("CARGO_PKG_VERSION"))
 }
 
-fn operator(binaries: &binaries::Binaries) -> Recipe {
+fn operator(binaries: &binaries::Binaries) -> Result<Recipe, ImageError> {
     let mut entries = base();
+    // For stores that are reached over TLS.
+    entries.push(Entry::bytes(BUNDLE, authorities()?, 0o644));
     entries.push(Entry::file("/vivarium-operator", &binaries.operator, 0o755));
-    Recipe { name: "operator", entries, entrypoint: "/vivarium-operator", user: "65532:65532" }
+    Ok(Recipe { name: "operator", entries, entrypoint: "/vivarium-operator", user: "65532:65532" })
 }
 
 fn node(binaries: &binaries::Binaries) -> Result<Recipe, ImageError> {
     let mut entries = base();
-    entries.push(Entry::bytes("/etc/ssl/certs/ca-certificates.crt", authorities()?, 0o644));
+    entries.push(Entry::bytes(BUNDLE, authorities()?, 0o644));
     entries.push(Entry::file("/usr/local/bin/vivarium-node", &binaries.node, 0o755));
     // Not run here: `install-runtime` copies it to the node.
     entries.push(Entry::file("/usr/local/bin/containerd-shim-vivarium-v1", &binaries.shim, 0o755));

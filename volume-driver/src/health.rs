@@ -1,4 +1,5 @@
-//! HTTP for probes: `/healthz` is 200 as long as the pool answers and the CSI socket does.
+//! HTTP for probes: `/healthz` is 200 as long as the pool answers and the CSI socket does, and while the driver before this
+//! one still runs: its successor is there already, so that it can take over at once.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::pool::Pool;
@@ -64,20 +66,42 @@ pub(crate) async fn connect(socket: PathBuf) -> Result<Channel, String> {
     })
 }
 
+/// How far a driver is.
+#[derive(Clone)]
+pub enum Stage {
+    /// The one before it still runs.
+    Waits,
+    /// It opens what it needs.
+    Starts,
+    /// It serves.
+    Serves(Health),
+}
+
+impl Stage {
+    async fn check(&self) -> Result<&'static str, String> {
+        match self {
+            Self::Waits => Ok("waits for the end of the driver before this one"),
+            Self::Starts => Err("it is starting".into()),
+            Self::Serves(health) => health.check().await.map(|()| "ok"),
+        }
+    }
+}
+
 /// Serves until the process ends.
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub async fn serve(address: SocketAddr, health: Health) -> std::io::Result<()> {
-    let healthz = |State(health): State<Health>| async move {
-        match health.check().await {
-            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+pub async fn serve(address: SocketAddr, stage: watch::Receiver<Stage>) -> std::io::Result<()> {
+    let healthz = |State(stage): State<watch::Receiver<Stage>>| async move {
+        let stage = stage.borrow().clone();
+        match stage.check().await {
+            Ok(told) => (StatusCode::OK, format!("{told}\n")),
             Err(error) => {
                 tracing::warn!(error, "not healthy");
                 (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"))
             }
         }
     };
-    let router = Router::new().route("/healthz", get(healthz)).with_state(health);
+    let router = Router::new().route("/healthz", get(healthz)).with_state(stage);
     axum::serve(tokio::net::TcpListener::bind(address).await?, router).await
 }

@@ -1,11 +1,12 @@
 //! `vivarium-node serve`: puts the parts together and runs them until the process is told to end. What is mounted stays
 //! mounted; the next process takes it over.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 use vivarium_ownership::Timing;
@@ -16,7 +17,7 @@ use crate::authority::{Promises, witness};
 use crate::csi::identity::Identity;
 use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen};
-use crate::health::{self, Health};
+use crate::health::{self, Health, Stage};
 use crate::journal::keeper::Keeper;
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
@@ -39,6 +40,8 @@ use crate::template::{TemplateCache, TemplateError};
 use crate::volume::Volumes;
 use crate::volume::record::{RecordError, Records};
 
+/// How often a driver that waits for the one before it looks whether that has ended.
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a driver that is told to end tries to announce that the next one takes over.
 const ANNOUNCE: Duration = Duration::from_secs(3);
 
@@ -90,7 +93,15 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`]; the process should end then and be started again.
 pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
-    let session = Session::open(&args.run_dir)?;
+    let mut tasks: JoinSet<ServeError> = JoinSet::new();
+    let (stage, stages) = watch::channel(Stage::Waits);
+    let address = args.health_address;
+    tasks.spawn(async move {
+        let end = health::serve(address, stages).await;
+        ServeError::Ended("health server", end.map_or_else(|error| error.to_string(), |()| String::new()))
+    });
+    let session = first_in_line(&args.run_dir).await?;
+    stage.send_replace(Stage::Starts);
     let records = Records::open(&args.run_dir)?;
     if session.resumed {
         tracing::info!(session = session.id, "resumed the session of this boot");
@@ -134,7 +145,6 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         wait: WAIT,
     });
 
-    let mut tasks: JoinSet<ServeError> = JoinSet::new();
     start_cluster_tasks(&mut tasks, &args, &client, &session, &publisher, templates);
     publisher.resume_journals()?;
     let keeper = publisher.keeper.clone();
@@ -144,6 +154,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     });
     let stop = Arc::new(Notify::new());
     let servers = start_servers(&mut tasks, &args, &pool, &publisher, &stop)?;
+    stage.send_replace(Stage::Serves(Health { pool, csi_socket: args.csi_socket() }));
 
     let failed = |error| ServeError::Ended("signal handler", std::io::Error::to_string(&error));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -169,6 +180,23 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     servers.await;
     tracing::info!("ended; what is mounted stays");
     result
+}
+
+/// The session, once no other driver runs on this node. During an upgrade the next one is started before the last one is
+/// told to end, so that nobody waits for its image.
+async fn first_in_line(run_dir: &Path) -> Result<Session, SessionError> {
+    let mut told = false;
+    loop {
+        match Session::open(run_dir) {
+            Err(error @ SessionError::Locked { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("{error}");
+                }
+                tokio::time::sleep(LOCK_AGAIN).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// What watches and writes objects.
@@ -275,11 +303,6 @@ fn start_servers(
         ServeError::NotRegistered(error)
     });
 
-    let (address, health) = (args.health_address, Health { pool: pool.clone(), csi_socket });
-    tasks.spawn(async move {
-        let end = health::serve(address, health).await;
-        ServeError::Ended("health server", end.map_or_else(|error| error.to_string(), |()| String::new()))
-    });
     Ok(async move {
         for server in [csi, registration] {
             match server.await {
@@ -293,4 +316,24 @@ fn start_servers(
             tracing::warn!(%error, "the registration socket stays behind");
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_next_driver_takes_over_when_the_last_one_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = Session::open(dir.path()).unwrap();
+        last.keep().unwrap();
+        let id = last.id.clone();
+        let waiting = first_in_line(dir.path());
+        tokio::pin!(waiting);
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await;
+        assert!(early.is_err(), "two drivers run");
+        drop(last);
+        let next = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+        assert_eq!((next.id, next.resumed), (id, true));
+    }
 }

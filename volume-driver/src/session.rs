@@ -31,7 +31,7 @@ pub enum SessionError {
         source: io::Error,
     },
     /// Another driver runs.
-    #[error("another node driver runs on this node (it holds the lock {}): there can be one. It is tried again", path.display())]
+    #[error("another node driver runs on this node (it holds the lock {}): there can be one. This one takes over when it ends", path.display())]
     Locked {
         /// The lock.
         path: PathBuf,

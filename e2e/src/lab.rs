@@ -86,3 +86,18 @@ pub fn nodes() -> Vec<String> {
         .map(Into::into)
         .collect()
 }
+
+/// Process that the lab has a record of under that name.
+#[must_use]
+pub fn recorded(record: &str) -> u32 {
+    let root = std::env::var("VIVARIUM_LAB").unwrap_or_else(|_| "/var/lib/vivarium-lab".into());
+    let bytes = std::fs::read(std::path::Path::new(&root).join("run").join(format!("{record}.json")));
+    let record: serde_json::Value = serde_json::from_slice(&bytes.expect("a record of the lab")).unwrap();
+    record["pid"].as_u64().and_then(|pid| pid.try_into().ok()).unwrap()
+}
+
+/// Sends a signal to such a process.
+pub fn signal(record: &str, signal: &str) {
+    let ran = run_with("kill", &[&format!("-{signal}"), &recorded(record).to_string()], "");
+    assert!(ran.ok, "{}", ran.stderr);
+}

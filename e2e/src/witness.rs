@@ -37,8 +37,8 @@ pub fn now() -> u64 {
 
 fn parse(line: &str) -> Option<(String, Said)> {
     let fields: Vec<&str> = line.split(' ').collect();
-    let [at, name, life, number, kind] = fields[..] else { return None };
-    let said = Said { at: at.parse().ok()?, life: life.into(), number: number.parse().ok()?, found: kind == "found" };
+    let [at, name, writer, number, what] = fields[..] else { return None };
+    let said = Said { at: at.parse().ok()?, life: writer.into(), number: number.parse().ok()?, found: what == "found" };
     Some((name.into(), said))
 }
 
@@ -118,12 +118,12 @@ pub struct Outage {
 pub fn judge(said: &[Said]) -> Result<Vec<Outage>, String> {
     let mut outages = Vec::new();
     let mut ended: Vec<&str> = Vec::new();
-    let mut last: Option<&Said> = None;
+    let mut former: Option<&Said> = None;
     for one in said {
         if ended.contains(&one.life.as_str()) {
             return Err(format!("life {} spoke (write {}) after another had begun", one.life, one.number));
         }
-        if let Some(before) = last {
+        if let Some(before) = former {
             if before.life == one.life {
                 if one.number < before.number {
                     return Err(format!("life {} went back from {} to {}", one.life, before.number, one.number));
@@ -144,7 +144,7 @@ pub fn judge(said: &[Said]) -> Result<Vec<Outage>, String> {
                 });
             }
         }
-        last = Some(one);
+        former = Some(one);
     }
     Ok(outages)
 }

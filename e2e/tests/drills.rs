@@ -135,9 +135,181 @@ fn report(outages: &[Outage]) {
     );
 }
 
+/// How many environments are on the node, unless `VIVARIUM_DRILL_ENVIRONMENTS` says otherwise.
+fn count() -> usize {
+    std::env::var("VIVARIUM_DRILL_ENVIRONMENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(3)
+}
+
+/// Ports of the control plane.
+const API: u16 = 16443;
+const STORE: u16 = 7480;
+
+/// Drops what a node and its pods send to ports of the control plane, until it is dropped itself.
+struct Cut<'a>(&'a str);
+
+impl<'a> Cut<'a> {
+    fn new(node: &'a str, ports: &[u16]) -> Self {
+        let mut rules = "table inet drill {".to_owned();
+        for hook in ["output", "forward"] {
+            use std::fmt::Write;
+            write!(rules, " chain {hook} {{ type filter hook {hook} priority 0;").unwrap();
+            for port in ports {
+                write!(rules, " ip daddr {} tcp dport {port} drop;", lab::CONTROL_PLANE).unwrap();
+            }
+            rules.push_str(" }");
+        }
+        rules.push_str(" }");
+        lab::node_sh(node, &format!("echo '{rules}' | nft -f -"));
+        Self(node)
+    }
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        let _ = lab::on_node(self.0, &["nft", "delete", "table", "inet", "drill"]);
+    }
+}
+
+/// Stops a process of the lab's control plane, as if it hung, until this is dropped.
+struct Hung(&'static str);
+
+impl Hung {
+    fn new(record: &'static str) -> Self {
+        lab::signal(record, "STOP");
+        Self(record)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        lab::signal(self.0, "CONT");
+    }
+}
+
+impl Drill {
+    /// Every environment goes on writing for a while, and none is started anew.
+    fn undisturbed(&self, what: &str, seconds: u64) {
+        std::thread::sleep(Duration::from_secs(seconds));
+        let since = now() - 5_000;
+        self.all_speak(since);
+        for ((name, _), outages) in self.environments.iter().zip(self.outages()) {
+            assert_eq!(outages, [], "{name} was disturbed by {what}");
+        }
+    }
+
+    /// The node takes part again: its driver has a session that nobody fenced, and an environment can run on it.
+    fn node_is_back(&self) {
+        let namespace = Namespace::new("drill-back");
+        let selector = serde_json::json!({"kubernetes.io/hostname": self.node});
+        let ve = namespace.environment("back").with("/placement/nodeSelector", selector);
+        ve.apply();
+        ve.wait_ready();
+        assert_eq!(ve.node(), self.node);
+        let left = lab::node_sh(&self.node, "ls /run/vivarium/guests | wc -l");
+        assert_eq!(left, "1", "guests on {} beside the new one", self.node);
+        ve.delete();
+    }
+}
+
 #[test]
 fn power_cut() {
-    let drill = Drill::new("power-cut", 3);
+    let drill = Drill::new("power-cut", count());
+    let cut = now();
+    lab::lab_ok(&["node", "power-off", &drill.node]);
+    drill.moved(cut);
+    lab::lab_ok(&["node", "power-on", &drill.node]);
+    drill.node_is_back();
+    // What is back does not take anything away again.
+    drill.all_speak(now());
+    assert!(drill.outages().iter().all(|of_one| of_one.len() == 1));
+}
+
+/// The hardest one: the node lives and its environments can be heard, but nobody that counts hears of it. They must have
+/// fallen silent before the others begin, and must not speak again.
+#[test]
+fn cut_off_from_both_witnesses() {
+    let drill = Drill::new("cut-off", count());
+    let at = now();
+    let cut = Cut::new(&drill.node, &[API, STORE]);
+    drill.moved(at);
+    drop(cut);
+    drill.node_is_back();
+    drill.all_speak(now());
+    assert!(drill.outages().iter().all(|of_one| of_one.len() == 1));
+}
+
+#[test]
+fn a_node_driver_that_hangs() {
+    let drill = Drill::new("hung", 2);
+    let at = now();
+    lab::node_sh(&drill.node, "pkill -STOP -x vivarium-node");
+    drill.moved(at);
+    lab::node_sh(&drill.node, "pkill -CONT -x vivarium-node");
+    drill.node_is_back();
+    drill.all_speak(now());
+    assert!(drill.outages().iter().all(|of_one| of_one.len() == 1));
+}
+
+/// What one witness, or a part of ours that comes back, must not disturb.
+#[test]
+fn what_disturbs_nothing() {
+    let drill = Drill::new("nothing", 2);
+    {
+        let _cut = Cut::new(&drill.node, &[API]);
+        drill.undisturbed("a node that is cut off from the API server", 25);
+    }
+    drill.undisturbed("the return of the API server to a node", 10);
+    {
+        let _cut = Cut::new(&drill.node, &[STORE]);
+        drill.undisturbed("a node that is cut off from the store", 25);
+    }
+    drill.undisturbed("the return of the store to a node", 10);
+    lab::node_sh(&drill.node, "pkill -KILL -x vivarium-node");
+    drill.undisturbed("a node driver that was killed", 15);
+    {
+        let _hung = Hung::new("apiserver");
+        drill.undisturbed("an outage of the API server", 25);
+    }
+    drill.undisturbed("the return of the API server", 15);
+    {
+        let _hung = Hung::new("ceph-gateway");
+        drill.undisturbed("an outage of the store", 25);
+    }
+    drill.undisturbed("the return of the store", 15);
+    kubectl_ok(&["-n", "vivarium-system", "rollout", "restart", "daemonset/vivarium-node"]);
+    kubectl_ok(&["-n", "vivarium-system", "rollout", "status", "daemonset/vivarium-node", "--timeout=180s"]);
+    drill.undisturbed("new node drivers", 5);
+}
+
+/// The operator's leader dies with the node.
+#[test]
+fn the_leader_dies_with_the_node() {
+    let drill = Drill::new("leader", 2);
+    // Leadership goes to the replica on that node: the only one there is until another is made.
+    let scale = |replicas: &str| {
+        kubectl_ok(&["-n", "vivarium-system", "scale", "deployment/vivarium-operator", "--replicas", replicas]);
+    };
+    let leader = || {
+        let lease = vivarium_e2e::get(&["-n", "vivarium-system", "lease", "vivarium-operator"]).unwrap();
+        let pod = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let found = vivarium_e2e::get(&["-n", "vivarium-system", "pod", &pod]);
+        found.and_then(|pod| pod["spec"]["nodeName"].as_str().map(str::to_owned)).unwrap_or_default()
+    };
+    for other in lab::nodes().iter().filter(|other| **other != drill.node) {
+        kubectl_ok(&["cordon", other]);
+    }
+    scale("0");
+    scale("1");
+    eventually("the leader is on the node", DEADLINE, || {
+        let on = leader();
+        if on == drill.node { Ok(()) } else { Err(on) }
+    });
+    for other in lab::nodes() {
+        kubectl_ok(&["uncordon", &other]);
+    }
+    scale("2");
+    kubectl_ok(&["-n", "vivarium-system", "rollout", "status", "deployment/vivarium-operator", "--timeout=120s"]);
+    assert_eq!(leader(), drill.node);
     let cut = now();
     lab::lab_ok(&["node", "power-off", &drill.node]);
     drill.moved(cut);

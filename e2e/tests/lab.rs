@@ -2,7 +2,6 @@
 //! is looked at beside. This test takes nodes from under whatever runs on them, so `hack/test` runs it by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -48,7 +47,8 @@ fn processes() -> Vec<Process> {
 /// Everything that runs on a node: its init and what descends from it.
 fn processes_of(node: &str) -> Vec<Process> {
     let mut all = processes();
-    let mut found: Vec<_> = all.extract_if(.., |process| process.pid == supervisor(&format!("{node}-init"))).collect();
+    let mut found: Vec<_> =
+        all.extract_if(.., |process| process.pid == lab::recorded(&format!("{node}-init"))).collect();
     let mut looked_at = 0;
     while looked_at < found.len() {
         let parent = found[looked_at].pid;
@@ -63,15 +63,6 @@ fn still_there(some: &[Process]) -> Vec<String> {
     let now = processes();
     let there = |process: &&Process| now.iter().any(|other| (other.pid, other.start) == (process.pid, process.start));
     some.iter().filter(there).map(|process| format!("{} ({})", process.pid, process.name)).collect()
-}
-
-/// Process that the lab has a record of under that name.
-fn supervisor(record: &str) -> u32 {
-    let root = std::env::var("VIVARIUM_LAB").unwrap_or_else(|_| "/var/lib/vivarium-lab".into());
-    let bytes =
-        std::fs::read(Path::new(&root).join("run").join(format!("{record}.json"))).expect("a record of the lab");
-    let record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-    record["pid"].as_u64().and_then(|pid| pid.try_into().ok()).unwrap()
 }
 
 fn readiness(node: &str) -> String {
@@ -156,7 +147,7 @@ fn power_cuts_pulled_cables_and_killed_supervisors_are_survived() {
     let before = processes_of(cut);
     for record in [format!("{cut}-init"), cut.to_owned()] {
         // The first takes the second along, or is about to.
-        let _ = vivarium_e2e::run_with("kill", &["-9", &supervisor(&record).to_string()], "");
+        let _ = vivarium_e2e::run_with("kill", &["-9", &lab::recorded(&record).to_string()], "");
     }
     eventually("the end of all that ran on the node", Duration::from_secs(30), || {
         let left = still_there(&before);

@@ -12,6 +12,7 @@ mod cache;
 mod charts;
 mod command;
 mod deny;
+mod drill;
 mod image;
 mod install;
 mod lab;
@@ -48,6 +49,8 @@ enum Command {
     Quickstart,
     /// Everything that CI runs.
     Test(test::Arguments),
+    /// Disasters in a lab that is up.
+    Drill(drill::Arguments),
     /// What an environment costs, beside a peer.
     Bench(bench::Arguments),
     /// What `bench` runs on a node.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Deny => deny::run(),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
+        Command::Drill(arguments) => finished(drill::run(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),
         Command::Measure(what) => finished(bench::measure::run(&what)),
     };

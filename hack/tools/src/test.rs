@@ -92,7 +92,12 @@ const STEPS: &[Step] = &[
     }),
     ("store", "objects are created once in the lab's S3 too", store),
     ("e2e", "what a user does with kubectl", end_to_end),
-    ("lab", "power cuts, pulled cables and killed supervisors, with environments on them", |c| on_the_lab(c, &[ALONE])),
+    ("lab", "power cuts, pulled cables and killed supervisors, with environments on them", |c| {
+        on_the_lab(c, &["lab"], "1")
+    }),
+    ("drills", "nodes that die or are cut off, outages, and what becomes of environments", |c| {
+        on_the_lab(c, &["drills"], "1")
+    }),
     ("helm-test", "the chart's own test", |c| {
         let installation = installed(c)?;
         run(installation.command("helm").args([
@@ -174,8 +179,8 @@ fn installed(context: &mut Context) -> Result<&Installation, Error> {
     context.installation.as_ref().ok_or(Error::Failed("install"))
 }
 
-/// Test of the end-to-end tests that takes nodes from under all others, and so runs by itself.
-const ALONE: &str = "lab";
+/// End-to-end tests that take nodes from under all others, and so run by themselves.
+const ALONE: [&str; 2] = ["drills", "lab"];
 
 /// The tests of the crate that need a real S3, in the network where the lab has one.
 fn store(context: &mut Context) -> Result<bool, Error> {
@@ -201,21 +206,24 @@ fn end_to_end(context: &mut Context) -> Result<bool, Error> {
             names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
     }
-    names.retain(|name| name != ALONE);
+    names.retain(|name| !ALONE.contains(&name.as_str()));
     names.sort_unstable();
-    on_the_lab(context, &names.iter().map(String::as_str).collect::<Vec<_>>())
+    // Each test waits most of its time; a few side by side keep two cores busy without starving the cluster.
+    on_the_lab(context, &names.iter().map(String::as_str).collect::<Vec<_>>(), "3")
 }
 
 /// Runs end-to-end tests by the names of their files.
-fn on_the_lab(context: &mut Context, names: &[&str]) -> Result<bool, Error> {
+fn on_the_lab(context: &mut Context, names: &[&str], threads: &str) -> Result<bool, Error> {
     let root = context.root.clone();
     let filter = context.filter.clone();
     let installation = installed(context)?;
     let mut command = installation.command("cargo");
     command.args(["test", "-p", "vivarium-e2e", "--locked", "--no-fail-fast"]);
     command.args(names.iter().flat_map(|name| ["--test", name])).arg("--").args(filter);
-    // Each test waits most of its time; a few side by side keep two cores busy without starving the cluster.
-    command.arg("--test-threads=3").current_dir(root);
+    command.args(["--test-threads", threads]).current_dir(root);
+    if threads == "1" {
+        command.arg("--nocapture");
+    }
     run(&mut command)
 }
 

@@ -141,7 +141,7 @@ fn count() -> usize {
 }
 
 /// Ports of the control plane.
-const API: u16 = 16443;
+const API: u16 = 6443;
 const STORE: u16 = 7480;
 
 /// Drops what a node and its pods send to ports of the control plane, until it is dropped itself.
@@ -149,16 +149,16 @@ struct Cut<'a>(&'a str);
 
 impl<'a> Cut<'a> {
     fn new(node: &'a str, ports: &[u16]) -> Self {
-        let mut rules = "table inet drill {".to_owned();
+        let mut rules = "table inet drill {\n".to_owned();
         for hook in ["output", "forward"] {
             use std::fmt::Write;
             write!(rules, " chain {hook} {{ type filter hook {hook} priority 0;").unwrap();
             for port in ports {
                 write!(rules, " ip daddr {} tcp dport {port} drop;", lab::CONTROL_PLANE).unwrap();
             }
-            rules.push_str(" }");
+            rules.push_str(" }\n");
         }
-        rules.push_str(" }");
+        rules.push('}');
         lab::node_sh(node, &format!("echo '{rules}' | nft -f -"));
         Self(node)
     }

@@ -264,7 +264,8 @@ fn what_disturbs_nothing() {
         drill.undisturbed("a node that is cut off from the store", 25);
     }
     drill.undisturbed("the return of the store to a node", 10);
-    lab::node_sh(&drill.node, "pkill -KILL -x vivarium-node");
+    // The driver proper, not what starts it again.
+    lab::node_sh(&drill.node, "pkill -KILL -n -x vivarium-node");
     drill.undisturbed("a node driver that was killed", 15);
     {
         let _hung = Hung::new("apiserver");

@@ -38,6 +38,7 @@ pub mod runtime_install;
 pub mod serve;
 pub mod session;
 pub mod settings;
+pub mod supervise;
 pub mod template;
 pub mod volume;
 

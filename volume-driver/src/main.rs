@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vivarium_node::settings::{Cli, Command};
-use vivarium_node::{runtime_install, serve};
+use vivarium_node::{runtime_install, serve, supervise};
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
@@ -14,7 +14,15 @@ async fn main() -> ExitCode {
     // The one cryptography of the process; whoever was first, it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::serve(*args).await.map_err(|error| chain(&error)),
+        // Its arguments were read, so that a mistake in them shows at once.
+        Command::Serve(_) => match supervise::supervise(&["drive"]).await {
+            Ok(code) => return code,
+            Err(error) => Err(chain(&error)),
+        },
+        Command::Drive(args) => match supervise::end_with_parent() {
+            Ok(()) => serve::serve(*args).await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        },
         Command::InstallRuntime(args) => runtime_install::install(&args).await.map_err(|error| chain(&error)),
         Command::UninstallRuntime(args) => runtime_install::uninstall(&args).await.map_err(|error| chain(&error)),
     };

@@ -17,8 +17,11 @@ pub struct Cli {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serves the node: pool, CSI, templates, guests. Runs until it is told to stop.
+    /// Serves the node: pool, CSI, templates, guests. Runs until it is told to stop; what ends by itself is started again.
     Serve(Box<ServeArgs>),
+    /// What `serve` starts.
+    #[command(hide = true)]
+    Drive(Box<ServeArgs>),
     /// Installs the runtime shim on the node and makes it known to containerd.
     InstallRuntime(RuntimeArgs),
     /// Takes back what `install-runtime` did.

@@ -14,61 +14,19 @@ mod support;
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
-use support::{TestNode, id};
+use support::id;
+use support::place::Place;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
-use vivarium_node::journal::tree::describe;
-use vivarium_node::pool::Pool;
-use vivarium_node::template::TemplateCache;
-use vivarium_node::volume::Volumes;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Prefix, Sizes, Store};
-
-/// A node with its pool, and the one store of all nodes.
-struct Place {
-    _node: TestNode,
-    pool: Arc<Pool>,
-    volumes: Volumes,
-    templates: Arc<TemplateCache>,
-}
-
-impl Place {
-    fn new() -> Self {
-        let node = TestNode::new();
-        let pool = node.pool();
-        let templates = node.templates(&pool, "127.0.0.1:1");
-        Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, _node: node }
-    }
-
-    async fn begin(&self, store: &Arc<Store>, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening { id: id("v1"), size: 64 << 20, epoch, layers: vec![], known: 0 };
-        Journal::begin(&self.volumes, &self.templates, store.clone(), &opening, async || true).await
-    }
-
-    fn upper(&self, name: &str) -> PathBuf {
-        self.volumes.live_path(&id("v1")).join("upper").join(name)
-    }
-
-    fn tree(&self) -> Vec<String> {
-        let live = self.volumes.get(&id("v1")).unwrap();
-        let mut lines = Vec::new();
-        describe(std::os::fd::AsFd::as_fd(&live.directory), &mut |line| lines.push(line.to_owned())).unwrap();
-        lines
-    }
-
-    async fn commit(&self, journal: &mut Journal) -> u64 {
-        self.pool.sync().unwrap();
-        journal.commit().await.unwrap().bytes
-    }
-}
 
 fn store() -> Arc<Store> {
     Arc::new(Store::memory("test"))

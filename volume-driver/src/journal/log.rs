@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use vivarium_journal::header::MAX_HEADER;
 use vivarium_journal::read::Transaction;
 use vivarium_journal::{Digest, Header};
-use vivarium_store::{CreateError, Created, Key, Name, Prefix, ReadError, Source, Span, Store};
+use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store};
 
 use super::JournalError;
 use crate::ids::VolumeId;
@@ -78,12 +78,13 @@ impl Log {
         JournalError::Damaged { volume: self.volume.clone(), sequence, what: what.into() }
     }
 
-    /// The newest transaction. `known` is one that was in the log for certain: the search begins there. What the store
-    /// lists is a hint that saves requests, nothing more.
+    /// The newest transaction. `known` is one that was in the log for certain: the search begins there, or at the boundary
+    /// of what was collected. What the store lists is a hint that saves requests, nothing more.
     ///
     /// # Errors
     /// The store does not answer, or has lost `known`.
     pub async fn tail(&self, known: u64) -> Result<Position, JournalError> {
+        let known = known.max(self.boundary().await?.sequence);
         let after = (known > 0).then(|| self.key(known));
         let prefix = Prefix::Transactions(self.name.clone());
         let listed = self.store.list(&prefix, after.as_ref(), Instant::now() + PATIENCE).await;
@@ -154,6 +155,121 @@ impl Log {
         }
     }
 
+    /// How far garbage was collected.
+    ///
+    /// # Errors
+    /// The store does not answer, or the newest boundary is damaged.
+    pub async fn boundary(&self) -> Result<Boundary, JournalError> {
+        let listed = self.list(&Prefix::Boundaries(self.name.clone()), None).await?;
+        let numbers = listed.iter().filter_map(|entry| match entry.key {
+            Key::Boundary { generation, .. } => Some(generation),
+            _ => None,
+        });
+        let key = |generation| Key::Boundary { volume: self.name.clone(), generation };
+        let mut generation = numbers.max().unwrap_or(0);
+        let read = async |generation| {
+            let read = self.store.read(&key(generation), boundary::LENGTH as u64, Instant::now() + PATIENCE).await;
+            read.map_err(|error| self.unreachable(&error))
+        };
+        let mut newest = None;
+        if generation > 0 {
+            newest = read(generation).await?;
+        }
+        // What is not listed may be there all the same.
+        while let Some(next) = read(generation + 1).await? {
+            (generation, newest) = (generation + 1, Some(next));
+        }
+        let Some(newest) = newest else { return Ok(Boundary::NONE) };
+        let sequence = boundary::decode(&newest.bytes)
+            .ok_or_else(|| self.damaged(0, format!("boundary {generation} of its garbage cannot be read")))?;
+        Ok(Boundary { generation, sequence })
+    }
+
+    /// Raises the boundary from `found` to `sequence`: whoever reads the journal from then on does not rely on a
+    /// transaction before that one. `false`: somebody else was faster.
+    ///
+    /// # Errors
+    /// It is not known whether it was raised; it can be tried again.
+    pub async fn raise_boundary(&self, found: Boundary, sequence: u64) -> Result<bool, JournalError> {
+        let bytes = boundary::encode(sequence);
+        let digest = *blake3::hash(&bytes).as_bytes();
+        let key = Key::Boundary { volume: self.name.clone(), generation: found.generation + 1 };
+        match self.store.create(&key, Source::Bytes(bytes.into()), digest, Instant::now() + PATIENCE).await {
+            Ok(Created::New | Created::Ours) => Ok(true),
+            Err(CreateError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(self.unreachable(&error)),
+        }
+    }
+
+    /// Objects of the volume below a prefix, those after a key only. A hint: what is missing in it may be there.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn list(&self, prefix: &Prefix, after: Option<&Key>) -> Result<Vec<Listed>, JournalError> {
+        let listed = self.store.list(prefix, after, Instant::now() + PATIENCE).await;
+        listed.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Everything of the volume that is listed.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn list_all(&self) -> Result<Vec<Listed>, JournalError> {
+        self.list(&Prefix::Volume(self.name.clone()), None).await
+    }
+
+    /// Numbers of the checkpoints that are listed, oldest first.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn checkpoints(&self) -> Result<Vec<u64>, JournalError> {
+        let listed = self.list(&Prefix::Checkpoints(self.name.clone()), None).await?;
+        let numbers = listed.iter().filter_map(|entry| match entry.key {
+            Key::Checkpoint { seq, .. } => Some(seq),
+            _ => None,
+        });
+        Ok(numbers.collect())
+    }
+
+    /// Keeps the state after transaction `sequence`. One that is there already is as good.
+    ///
+    /// # Errors
+    /// It is not known whether it is in the store.
+    pub async fn add_checkpoint(
+        &self,
+        sequence: u64,
+        path: &Path,
+        length: u64,
+        content: Digest,
+    ) -> Result<(), JournalError> {
+        let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
+        let deadline = Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST);
+        match self.store.create(&key, Source::File(path), content.0, deadline).await {
+            Ok(_) | Err(CreateError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(self.unreachable(&error)),
+        }
+    }
+
+    /// Deletes an object of the volume; one that is gone is as good.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn delete(&self, key: &Key) -> Result<(), JournalError> {
+        self.store.delete(key, Instant::now() + PATIENCE).await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// What a transaction is, from its beginning; `None` if it is not in the log.
+    ///
+    /// # Errors
+    /// The store does not answer, or it is damaged.
+    pub async fn kind(&self, sequence: u64) -> Result<Option<vivarium_journal::Kind>, JournalError> {
+        let span = Span::Range(0..16 + MAX_HEADER as u64);
+        let read = self.store.read_span(&self.key(sequence), span, Instant::now() + PATIENCE).await;
+        let Some(front) = read.map_err(|error| self.unreachable(&error))? else { return Ok(None) };
+        let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
+        Ok(Some(header.kind))
+    }
+
     /// Takes everything of the volume out of the store: its object is being deleted, and its name is never used again.
     ///
     /// # Errors
@@ -178,11 +294,28 @@ impl Log {
     /// # Errors
     /// The store does not answer, or what it gives is not that transaction.
     pub async fn fetch(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
+        self.fetch_as(&self.key(sequence), sequence, directory).await
+    }
+
+    /// The same with the state after transaction `sequence`.
+    ///
+    /// # Errors
+    /// The store does not answer, or what it gives is not that state.
+    pub async fn fetch_checkpoint(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
+        let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
+        let checkpoint = self.fetch_as(&key, sequence, directory).await?;
+        match checkpoint.header().kind {
+            vivarium_journal::Kind::Checkpoint => Ok(checkpoint),
+            kind => Err(self.damaged(sequence, format!("its checkpoint is a {kind:?}"))),
+        }
+    }
+
+    async fn fetch_as(&self, key: &Key, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let io = |source| JournalError::Io { attempt: "keep a transaction", volume: self.volume.clone(), source };
         let file = unnamed(directory).map_err(io)?;
         let mut out = tokio::fs::File::from_std(file.try_clone().map_err(io)?);
         let deadline = Instant::now() + PATIENCE_DATA;
-        match self.store.read_to(&self.key(sequence), &mut out, deadline).await {
+        match self.store.read_to(key, &mut out, deadline).await {
             Ok(Some(_)) => {}
             Ok(None) => return Err(self.damaged(sequence, "it is not in the store")),
             Err(ReadError::Damaged { what, .. }) => return Err(self.damaged(sequence, what)),
@@ -203,6 +336,67 @@ impl Log {
             return Err(self.damaged(sequence, what));
         }
         Ok(transaction)
+    }
+}
+
+/// How far the garbage of a journal was collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// Number of the boundary; each is higher than those before.
+    pub generation: u64,
+    /// Transactions before this one may be gone, barriers excepted. There is a checkpoint of it.
+    pub sequence: u64,
+}
+
+impl Boundary {
+    /// Nothing was collected.
+    pub const NONE: Self = Self { generation: 0, sequence: 0 };
+}
+
+/// What is in a boundary (`docs/src/formats/store.md`).
+mod boundary {
+    const MAGIC: [u8; 8] = *b"VIVBOUND";
+    const VERSION: u16 = 1;
+    /// Bytes of it.
+    pub const LENGTH: usize = 40;
+
+    pub fn encode(sequence: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(LENGTH);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[0; 6]);
+        bytes.extend_from_slice(&sequence.to_le_bytes());
+        let mut writer = [0; 16];
+        // Unique, not secret. The call fails only where the kernel has no such call.
+        let _ = rustix::rand::getrandom(&mut writer, rustix::rand::GetRandomFlags::empty());
+        bytes.extend_from_slice(&writer);
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<u64> {
+        let fields = bytes.strip_prefix(&MAGIC)?.strip_prefix(&VERSION.to_le_bytes())?.strip_prefix(&[0; 6])?;
+        let (sequence, writer) = fields.split_first_chunk::<8>()?;
+        (writer.len() == 16).then(|| u64::from_le_bytes(*sequence))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_boundary_is_read_as_it_was_written_and_nothing_else_is() {
+            let bytes = encode(0x0102_0304_0506_0708);
+            assert_eq!((bytes.len(), decode(&bytes)), (LENGTH, Some(0x0102_0304_0506_0708)));
+            assert_ne!(encode(1), encode(1), "two writers are told apart");
+            for at in 0..16 {
+                let mut other = bytes.clone();
+                other[at] ^= 1;
+                assert_eq!(decode(&other), None, "byte {at}");
+            }
+            for length in 0..LENGTH {
+                assert_eq!(decode(&bytes[..length]), None, "{length} bytes");
+            }
+        }
     }
 }
 

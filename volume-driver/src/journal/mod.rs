@@ -9,7 +9,7 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! restoring it if it does not. [`commit`] adds to the log. [`keeper`] does that for all volumes of a node, about once a
+//! restoring it if it does not. [`commit`] adds to the log. [`keep`] keeps the log short. [`keeper`] does that for all volumes of a node, about once a
 //! second.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
@@ -24,6 +24,7 @@ pub mod apply;
 pub mod begin;
 pub mod capture;
 pub mod commit;
+pub mod keep;
 pub mod keeper;
 mod layout;
 pub mod local;

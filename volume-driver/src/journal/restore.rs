@@ -1,13 +1,15 @@
-//! A volume from its log: an empty subvolume, and every transaction carried out in it, in order.
+//! A volume from its log: an empty subvolume, the newest checkpoint, and every transaction after it carried out, in order.
 //!
 //! All in one subvolume, because the kernel counts blocks against the subvolume that wrote them: a chain of received
 //! snapshots would escape its size.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
 use tokio::runtime::Handle;
 use vivarium_journal::Kind;
+use vivarium_journal::read::Transaction;
 
 use super::JournalError;
 use super::apply::Target;
@@ -16,6 +18,10 @@ use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
 
+/// Room that a volume of unknown content is taken to need in the pool.
+const ROOM: u64 = 1 << 20;
+/// What fills an empty subvolume.
+type Fill<'a> = &'a mut dyn FnMut(&OwnedFd) -> Result<(), JournalError>;
 /// Transactions that are fetched ahead of the one that is carried out.
 const AHEAD: usize = 8;
 
@@ -46,8 +52,8 @@ pub fn layer_roots(
     layers.iter().map(open).collect()
 }
 
-/// Makes volume `id`, which is not on this node, with `size` bytes, as of transaction `tail`. `None` where the log holds
-/// no tree: nothing is made then.
+/// Makes volume `id`, which is not on this node, with `size` bytes, as of transaction `tail`. Where the log holds no tree,
+/// nothing is made.
 ///
 /// # Errors
 /// [`JournalError`]; nothing is left of the volume then.
@@ -59,17 +65,46 @@ pub async fn restore(
     tail: Position,
     layers: Vec<OwnedFd>,
 ) -> Result<Restored, JournalError> {
-    let (volumes, id, log) = (volumes.clone(), id.clone(), log.clone());
-    let handle = Handle::current();
+    let (made, volume) = (volumes.clone(), id.clone());
+    let restored =
+        replay(volumes, id, log, tail, layers, move |fill| made.create_with(&volume, size, ROOM, fill).map(drop));
+    let restored = restored.await?;
+    if restored.empty {
+        let (volumes, volume) = (volumes.clone(), id.clone());
+        super::blocking(id, move || Ok(volumes.delete(&volume)?)).await?;
+    }
+    Ok(restored)
+}
+
+/// Fills an empty subvolume, which `fill_in` provides, with the tree as of transaction `tail`: from the newest checkpoint that
+/// is not newer, and what came after it. A checkpoint that cannot be used is passed over.
+///
+/// # Errors
+/// [`JournalError`].
+pub(super) async fn replay(
+    volumes: &Volumes,
+    id: &VolumeId,
+    log: &Log,
+    tail: Position,
+    layers: Vec<OwnedFd>,
+    fill_in: impl FnOnce(Fill<'_>) -> Result<(), JournalError> + Send + 'static,
+) -> Result<Restored, JournalError> {
+    let directory = volumes.pool().path().to_owned();
+    let checkpoint = newest_checkpoint(log, tail, &directory).await?;
+    let (id, log, handle) = (id.clone(), log.clone(), Handle::current());
     let volume = id.clone();
     super::blocking(&volume, move || {
+        let (mut checkpoint, mut layers) = (checkpoint, layers);
         let mut restored = Restored { empty: true, transactions: 0, operations: 0 };
-        let directory = volumes.pool().path().to_owned();
+        let mut before = checkpoint.as_ref().map_or(Position::START, |checkpoint| {
+            let header = checkpoint.header();
+            Position { sequence: header.sequence, epoch: header.epoch, digest: header.parent }
+        });
         let (give, take) = mpsc::sync_channel(AHEAD);
         let fetcher = {
-            let log = log.clone();
+            let (log, first) = (log.clone(), before.sequence + 1);
             handle.spawn(async move {
-                for sequence in 1..=tail.sequence {
+                for sequence in first..=tail.sequence {
                     let fetched = log.fetch(sequence, &directory).await;
                     let failed = fetched.is_err();
                     let give = give.clone();
@@ -81,14 +116,22 @@ pub async fn restore(
                 }
             })
         };
-        let made = volumes.create_with(&id, size, 1 << 20, |live| {
+        let made = fill_in(&mut |live| {
             let live = live.try_clone().map_err(|source| JournalError::Io {
                 attempt: "open the subvolume",
                 volume: id.clone(),
                 source,
             })?;
-            let mut target = Target::new(live, layers);
-            let mut before = Position::START;
+            let mut target = Target::new(live, std::mem::take(&mut layers));
+            let mut carry_out = |transaction: &mut Transaction<File>| {
+                restored.empty = false;
+                restored.transactions += 1;
+                restored.operations += transaction.summary().operations;
+                target.apply(transaction).map_err(|source| JournalError::Apply { volume: id.clone(), source })
+            };
+            if let Some(mut checkpoint) = checkpoint.take() {
+                carry_out(&mut checkpoint)?;
+            }
             while before.sequence < tail.sequence {
                 let next = take
                     .recv()
@@ -103,12 +146,7 @@ pub async fn restore(
                 before =
                     Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.summary().digest };
                 if header.kind != Kind::Barrier {
-                    restored.empty = false;
-                    restored.transactions += 1;
-                    restored.operations += transaction.summary().operations;
-                    target
-                        .apply(&mut transaction)
-                        .map_err(|source| JournalError::Apply { volume: id.clone(), source })?;
+                    carry_out(&mut transaction)?;
                 }
             }
             if before.digest != tail.digest {
@@ -119,10 +157,38 @@ pub async fn restore(
         });
         fetcher.abort();
         made?;
-        if restored.empty {
-            volumes.delete(&id)?;
-        }
         Ok(restored)
     })
     .await
+}
+
+/// The newest checkpoint that can be used, fetched and checked. Without one the log is read from its beginning, which has
+/// to be there then.
+async fn newest_checkpoint(
+    log: &Log,
+    tail: Position,
+    directory: &std::path::Path,
+) -> Result<Option<Transaction<File>>, JournalError> {
+    let mut numbers = log.checkpoints().await?;
+    let boundary = log.boundary().await?.sequence;
+    // It is there, whether it was listed or not.
+    if boundary > 0 && !numbers.contains(&boundary) {
+        numbers.push(boundary);
+        numbers.sort_unstable();
+    }
+    let mut last = None;
+    for sequence in numbers.into_iter().rev().filter(|sequence| (boundary..=tail.sequence).contains(sequence)) {
+        match log.fetch_checkpoint(sequence, directory).await {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(error @ JournalError::Store { .. }) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "a checkpoint cannot be used; an older one is taken");
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        Some(error) if boundary > 0 => Err(error),
+        _ => Ok(None),
+    }
 }

@@ -20,6 +20,8 @@ use crate::pool::{Pool, PoolError, Quota, destroy_tree, open_beneath};
 
 /// Prefix of volumes that are being made.
 const PARTIAL: &str = ".partial-";
+/// What follows that for a copy that never becomes a volume.
+const SCRATCH: &str = "scratch-";
 /// Prefix of volumes that are being destroyed.
 const DELETED: &str = ".deleted-";
 /// The live subvolume of a volume.
@@ -189,6 +191,24 @@ impl Volumes {
             return Err(error);
         }
         Ok(self.get(id)?)
+    }
+
+    /// Makes an empty subvolume for `work` and destroys it afterwards, whatever comes of it. It is of no use to anybody
+    /// else, and a crash leaves nothing of it that the next start does not remove.
+    ///
+    /// # Errors
+    /// The pool is full or fails, or what `work` says.
+    pub fn scratch<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        work: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.pool.require(FRESH).map_err(VolumeError::from)?;
+        let name = format!("{PARTIAL}{SCRATCH}{id}");
+        self.destroy(&name).map_err(failed("remove the remains", id))?;
+        let done = self.make(id, &name, u64::MAX, work);
+        let destroyed = self.destroy(&name).map_err(failed("remove the copy", id));
+        done.and_then(|()| Ok(destroyed?))
     }
 
     fn make<E: From<VolumeError>>(

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod cluster;
+pub mod place;
 pub mod registry;
 pub mod tarball;
 

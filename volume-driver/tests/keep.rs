@@ -1,0 +1,195 @@
+//! Journals that are kept short: checkpoints, what is deleted, and what can be restored afterwards.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    reason = "helpers of tests say what must hold by unwrapping it, and tables are long"
+)]
+
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use support::id;
+use support::place::Place;
+use vivarium_node::journal::JournalError;
+use vivarium_node::journal::begin::Origin;
+use vivarium_node::journal::commit::Journal;
+use vivarium_node::journal::keep::{Kept, Policy, keep};
+use vivarium_node::journal::log::{Boundary, Log};
+use vivarium_store::faults::{Faults, Faulty};
+use vivarium_store::{Key, Name, Prefix, Sizes, Store};
+
+/// A checkpoint whenever it is asked for, and nothing is old enough to go.
+const CHECKPOINT: Policy =
+    Policy { bytes: 1, transactions: 1, retention: Duration::from_hours(1), deletions: usize::MAX };
+/// Everything that can go, goes.
+const COLLECT: Policy = Policy { retention: Duration::ZERO, bytes: u64::MAX, transactions: u64::MAX, ..CHECKPOINT };
+
+fn store() -> Arc<Store> {
+    Arc::new(Store::memory("test"))
+}
+
+fn log(store: &Arc<Store>) -> Log {
+    Log::new(&id("v1"), store.clone()).unwrap()
+}
+
+async fn kept(place: &Place, store: &Arc<Store>, policy: &Policy) -> Result<Kept, JournalError> {
+    keep(&place.volumes, &place.templates, &log(store), &id("v1"), &[], 0, policy).await
+}
+
+/// Writes and commits until transaction `last`.
+async fn write_to(place: &Place, journal: &mut Journal, store: &Arc<Store>, last: u64) {
+    loop {
+        let tail = log(store).tail(0).await.unwrap().sequence;
+        if tail >= last {
+            return;
+        }
+        fs::write(place.upper(&format!("file{}", tail % 5)), vec![tail as u8; 5000]).unwrap();
+        fs::write(place.upper("newest"), tail.to_string()).unwrap();
+        assert!(place.commit(journal).await > 0);
+    }
+}
+
+async fn objects(store: &Arc<Store>) -> Vec<String> {
+    let all = store.list(&Prefix::All, None, tokio::time::Instant::now() + Duration::from_secs(5)).await.unwrap();
+    all.iter().map(|entry| entry.key.path().trim_start_matches("volumes/v1/").to_owned()).collect()
+}
+
+fn nothing_is_left_over(place: &Place) {
+    let names: Vec<_> =
+        fs::read_dir(place.pool.path().join("volumes")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| name == "v1"), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_spares_a_restore_everything_before_it() {
+    let (a, keeper, b, store) = (Place::new(), Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 8).await;
+    let done = kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    assert_eq!((done.checkpoint, done.boundary, done.deleted), (8, 0, 0));
+    nothing_is_left_over(&keeper);
+    write_to(&a, &mut journal, &store, 10).await;
+    // Whoever needed them would fail.
+    for sequence in 2..=8 {
+        log(&store).delete(&Key::Transaction { volume: Name::new("v1").unwrap(), seq: sequence }).await.unwrap();
+    }
+    let tree = a.tree();
+    let (_, origin) = b.begin(&store, 2).await.unwrap();
+    let Origin::Restored(restored) = origin else { panic!("{origin:?}") };
+    assert_eq!(restored.transactions, 3, "the checkpoint and two after it");
+    assert_eq!(b.tree(), tree);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_collected_is_gone_and_what_is_left_is_enough() {
+    let (a, keeper, b, store) = (Place::new(), Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 4).await;
+    drop(journal);
+    let (mut journal, _) = a.begin(&store, 2).await.unwrap();
+    write_to(&a, &mut journal, &store, 8).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    write_to(&a, &mut journal, &store, 11).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    write_to(&a, &mut journal, &store, 12).await;
+    let done = kept(&keeper, &store, &COLLECT).await.unwrap();
+    assert_eq!((done.checkpoint, done.boundary), (11, 11));
+    let number = |number: u64| format!("{number:020}");
+    let mut expected = vec![format!("boundary/{}", number(1)), format!("checkpoint/{}", number(11))];
+    // Both barriers, and everything from the boundary on.
+    expected.extend([1, 5, 11, 12].map(|sequence| format!("log/{}", number(sequence))));
+    assert_eq!(objects(&store).await, expected);
+    // Nobody is misled by what is missing, also without a hint of where the log ends.
+    assert_eq!(log(&store).tail(0).await.unwrap().sequence, 12);
+    let tree = a.tree();
+    let (mut second, origin) = b.begin(&store, 3).await.unwrap();
+    assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
+    assert_eq!(b.tree(), tree);
+    write_to(&b, &mut second, &store, 15).await;
+    let error = {
+        a.pool.sync().unwrap();
+        fs::write(a.upper("late"), b"x").unwrap();
+        a.pool.sync().unwrap();
+        journal.commit().await.unwrap_err()
+    };
+    assert!(matches!(error, JournalError::Superseded { .. }), "{error}");
+    assert_eq!(kept(&keeper, &store, &COLLECT).await.unwrap().deleted, 0, "nothing more is old enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_shows_nothing_misleads_nobody() {
+    let (a, keeper, b) = (Place::new(), Place::new(), Place::new());
+    let memory: Arc<InMemory> = Arc::new(InMemory::new());
+    let store = Arc::new(Store::over("whole", memory.clone(), Sizes::default()));
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 6).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    kept(&keeper, &store, &COLLECT).await.unwrap();
+    write_to(&a, &mut journal, &store, 8).await;
+    let blind = Arc::new(Faulty::new(memory, 1, Faults { stale_list: 1.0, ..Faults::NONE }));
+    let blind = Arc::new(Store::over("blind", blind, Sizes::default()));
+    assert_eq!(log(&blind).boundary().await.unwrap(), Boundary { generation: 1, sequence: 6 });
+    assert_eq!(log(&blind).tail(0).await.unwrap().sequence, 8);
+    let tree = a.tree();
+    b.begin(&blind, 2).await.unwrap();
+    assert_eq!(b.tree(), tree);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_is_damaged_is_passed_over_while_the_log_is_whole() {
+    use object_store::{ObjectStoreExt, path::Path};
+    let (a, keeper, b, c) = (Place::new(), Place::new(), Place::new(), Place::new());
+    let memory: Arc<InMemory> = Arc::new(InMemory::new());
+    let store = Arc::new(Store::over("store", memory.clone(), Sizes::default()));
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 6).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    let path = Path::from(Key::Checkpoint { volume: Name::new("v1").unwrap(), seq: 6 }.path());
+    let mut bytes = memory.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    memory.put(&path, bytes.into()).await.unwrap();
+    let tree = a.tree();
+    b.begin(&store, 2).await.unwrap();
+    assert_eq!(b.tree(), tree, "it was not read from the log");
+    // Once the log before it is gone, that is an error and no empty volume.
+    kept(&keeper, &store, &COLLECT).await.unwrap();
+    let Err(error) = c.begin(&store, 3).await else { panic!("something was made") };
+    assert!(matches!(error, JournalError::Read { .. } | JournalError::Damaged { .. }), "{error}");
+    assert!(c.volumes.get(&id("v1")).is_err());
+    nothing_is_left_over(&c);
+}
+
+/// The store fails and loses answers, and the process dies at any moment: the volume can be restored, and the next attempt
+/// brings the collection to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_breaks_off_anywhere_loses_nothing() {
+    let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, deletions: usize::MAX };
+    let mut finished = 0;
+    for seed in 0..16 {
+        let (a, keeper, b) = (Place::new(), Place::new(), Place::new());
+        let memory: Arc<InMemory> = Arc::new(InMemory::new());
+        let store = Arc::new(Store::over("whole", memory.clone(), Sizes::default()));
+        let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+        write_to(&a, &mut journal, &store, 4).await;
+        let faults = Faults { fails: 0.1, answer_lost: 0.1, stale_list: 0.2, ..Faults::NONE };
+        let broken = Arc::new(Store::over("broken", Arc::new(Faulty::new(memory, seed, faults)), Sizes::default()));
+        let life = Duration::from_millis(20 + seed * 40);
+        let attempt = tokio::time::timeout(life, kept(&keeper, &broken, &everything)).await;
+        finished += u32::from(matches!(attempt, Ok(Ok(_))));
+        let tree = a.tree();
+        b.begin(&store, 2).await.unwrap();
+        assert_eq!(b.tree(), tree, "seed {seed}");
+        let done = kept(&keeper, &store, &everything).await.unwrap();
+        assert_eq!(done.boundary, done.checkpoint);
+    }
+    assert!((1..16).contains(&finished), "{finished} of 16 were finished: the moments are badly chosen");
+}

@@ -18,9 +18,11 @@ use crate::csi::identity::Identity;
 use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen};
 use crate::health::{self, Health, Stage};
+use crate::journal::keep::Policy;
 use crate::journal::keeper::Keeper;
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
+use crate::kube::keeping::Keeping;
 use crate::kube::lease;
 use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
@@ -255,6 +257,17 @@ fn start_cluster_tasks(
     tasks.spawn(async move {
         stores.run().await;
         ServeError::Ended("watch of stores", "its stream ended".into())
+    });
+
+    let keeping = Keeping {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        publisher: publisher.clone(),
+        policy: Policy { retention: Duration::from_hours(args.retention_hours), ..Policy::default() },
+    };
+    tasks.spawn(async move {
+        keeping.run().await;
+        ServeError::Ended("keeping of journals", String::new())
     });
 
     let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });

@@ -64,6 +64,9 @@ pub struct ServeArgs {
     /// Most files, directories and other entries that a template layer may hold.
     #[arg(long, env = "VIVARIUM_MAX_LAYER_ENTRIES", default_value_t = 1_000_000)]
     pub max_layer_entries: u64,
+    /// For how many hours every state of a volume with a journal can be restored.
+    #[arg(long, env = "VIVARIUM_RETENTION_HOURS", default_value_t = 168)]
+    pub retention_hours: u64,
     /// Address of the HTTP server for probes: `/healthz` is 200 as long as the node can serve volumes.
     #[arg(long, env = "VIVARIUM_HEALTH_ADDRESS", default_value = "0.0.0.0:9809")]
     pub health_address: std::net::SocketAddr,

@@ -48,6 +48,13 @@ use super::condition::Condition;
         priority = "1",
         description = "Number of the newest transaction that was told of"
     ),
+    printcolumn(
+        name = "Kept",
+        type_ = "integer",
+        json_path = ".status.kept.bytes",
+        priority = "1",
+        description = "Bytes of the journal in its store"
+    ),
     validation = Rule::new("!has(oldSelf.spec.store) || has(self.spec.store) && self.spec.store == oldSelf.spec.store").message("the journal of a volume cannot be taken to another store: set spec.store back")
 )]
 #[serde(rename_all = "camelCase")]
@@ -110,6 +117,9 @@ pub struct EnvironmentVolumeStatus {
     /// The journal, as of some seconds ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
+    /// What the store keeps of the volume, as of some minutes ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptStatus>,
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
@@ -118,6 +128,20 @@ pub struct EnvironmentVolumeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// What a store keeps of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptStatus {
+    /// Transaction that the newest checkpoint is of; 0: there is none.
+    pub checkpoint: u64,
+    /// The oldest state that can be restored is that after this transaction; 0: every state.
+    pub since: u64,
+    /// Bytes of all objects.
+    pub bytes: i64,
+    /// When that was so.
+    pub time: Time,
 }
 
 /// How far the journal of a volume is.

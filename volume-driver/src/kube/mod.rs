@@ -3,6 +3,7 @@
 
 pub mod directory;
 pub mod guests;
+pub mod keeping;
 pub mod lease;
 pub mod stores;
 pub mod templates;

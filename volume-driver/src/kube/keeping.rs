@@ -1,0 +1,182 @@
+//! Keeps journals short ([`crate::journal::keep`]): those of environments that run elsewhere, as far as this node is the one
+//! to do it, one after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use vivarium_api::names;
+use vivarium_api::v1alpha1::volume::KeptStatus;
+use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
+
+use super::{ApiError, failed, is_gone};
+use crate::ids::{IdError, LayerDigest, VolumeId};
+use crate::journal::JournalError;
+use crate::journal::keep::{Kept, Policy, chosen, keep};
+use crate::journal::log::Log;
+use crate::publish::Publisher;
+use crate::template::TemplateError;
+
+/// From the end of one round to the next.
+const PACE: Duration = Duration::from_mins(1);
+/// A node whose lease is older than this keeps nothing. Clocks of nodes need not agree better.
+const GONE_AFTER: Duration = Duration::from_mins(5);
+
+/// Why a journal was not kept; it is tried again in the next round.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Id(#[from] IdError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// What keeps journals.
+pub struct Keeping {
+    /// The cluster.
+    pub client: Client,
+    /// Namespace that Vivarium is installed in.
+    pub namespace: String,
+    /// Volumes, templates and stores of this node.
+    pub publisher: Arc<Publisher>,
+    /// When and how much.
+    pub policy: Policy,
+}
+
+impl Keeping {
+    /// Keeps for ever.
+    pub async fn run(self) {
+        loop {
+            tokio::time::sleep(PACE).await;
+            if let Err(error) = self.round().await {
+                tracing::warn!(%error, "journals are kept short later");
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), ApiError> {
+        let all = ListParams::default();
+        let volumes = Api::<EnvironmentVolume>::all(self.client.clone());
+        let stores = Api::<JournalStore>::all(self.client.clone());
+        let leases = Api::<Lease>::namespaced(self.client.clone(), &self.namespace);
+        let volumes = volumes.list(&all).await.map_err(failed("list", "volumes"))?;
+        let stores = stores.list(&all).await.map_err(failed("list", "stores"))?;
+        let leases = leases.list(&all).await.map_err(failed("list", "leases"))?;
+        let alive = alive(&leases.items, Timestamp::now());
+        for volume in volumes {
+            let store = volume.spec.store.as_deref();
+            let Some(store) = stores.iter().find(|object| Some(object.name_any().as_str()) == store) else { continue };
+            if !self.is_mine(&volume, store, &alive) {
+                continue;
+            }
+            if let Err(error) = self.keep_one(&volume, &store.name_any()).await {
+                let name = format!("{}/{}", volume.namespace().unwrap_or_default(), volume.name_any());
+                tracing::warn!(%error, volume = name, "its journal is kept short later");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_mine(&self, volume: &EnvironmentVolume, store: &JournalStore, alive: &[String]) -> bool {
+        let me = &self.publisher.me.node;
+        let Some(id) = volume.uid().and_then(|uid| VolumeId::parse(&uid).ok()) else { return false };
+        if volume.metadata.deletion_timestamp.is_some() {
+            return false;
+        }
+        let status = volume.status.as_ref();
+        if store.spec.local.is_some() {
+            // What is in the directory of another node cannot be seen here.
+            return status.and_then(|status| status.node.as_ref()) == Some(me);
+        }
+        let proven = store.status.iter().flat_map(|status| &status.nodes).filter(|node| node.proven);
+        let nodes: Vec<String> = proven.map(|node| node.name.clone()).filter(|node| alive.contains(node)).collect();
+        let holder = status.and_then(|status| status.holder.as_ref()).map(|holder| holder.node.as_str());
+        chosen(me, &id, &nodes, holder)
+    }
+
+    async fn keep_one(&self, volume: &EnvironmentVolume, store: &str) -> Result<(), KeepError> {
+        let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
+        let Some(opened) = self.publisher.stores.get(store) else { return Ok(()) };
+        let template = &volume.spec.template;
+        let layers = template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
+        let journal = volume.status.as_ref().and_then(|status| status.journal.as_ref());
+        let known = journal.map_or(0, |journal| journal.sequence);
+        let log = Log::new(&id, opened)?;
+        let (volumes, templates) = (&self.publisher.volumes, &self.publisher.templates);
+        // Only a checkpoint needs them, and most rounds make none; they are mostly here already.
+        templates.ensure(&template.image, &layers).await?;
+        let kept = keep(volumes, templates, &log, &id, &layers, known, &self.policy).await?;
+        self.tell(volume, kept, &log).await
+    }
+
+    /// Tells how much there is. A volume that was deleted meanwhile leaves nothing behind.
+    async fn tell(&self, volume: &EnvironmentVolume, kept: Kept, log: &Log) -> Result<(), KeepError> {
+        let (namespace, name) = (volume.namespace().unwrap_or_default(), volume.name_any());
+        let api: Api<EnvironmentVolume> = Api::namespaced(self.client.clone(), &namespace);
+        let status = KeptStatus {
+            checkpoint: kept.checkpoint,
+            since: kept.boundary,
+            bytes: i64::try_from(kept.bytes).unwrap_or(i64::MAX),
+            time: Time(Timestamp::now()),
+        };
+        let before = volume.status.as_ref().and_then(|status| status.kept.as_ref());
+        if before.is_some_and(|before| KeptStatus { time: status.time.clone(), ..before.clone() } == status) {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"uid": volume.uid()}, "status": {"kept": status}});
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                // Whoever purged it may have been faster than the last checkpoint.
+                match api.get_opt(&name).await {
+                    Ok(found) if found.as_ref().and_then(ResourceExt::uid) == volume.uid() => Ok(()),
+                    Ok(_) => Ok(log.purge().await?),
+                    Err(error) if is_gone(&error) => Ok(log.purge().await?),
+                    Err(error) => Err(failed("read", &name)(error).into()),
+                }
+            }
+            Err(error) => Err(failed("write the status of", &name)(error).into()),
+        }
+    }
+}
+
+/// Nodes whose drivers have been heard of lately.
+fn alive(leases: &[Lease], now: Timestamp) -> Vec<String> {
+    let fresh = |lease: &&Lease| {
+        let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+        renewed.is_some_and(|renewed| now.duration_since(renewed.0).unsigned_abs() < GONE_AFTER)
+    };
+    let node = |lease: &Lease| names::node_of_lease(lease.metadata.name.as_deref()?).map(str::to_owned);
+    leases.iter().filter(fresh).filter_map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_not_heard_of_for_long_keeps_nothing() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let lease = |name: &str, renewed| {
+            let mut lease = Lease::default();
+            lease.metadata.name = Some(name.into());
+            lease.spec.get_or_insert_default().renew_time = Some(MicroTime(at(renewed)));
+            lease
+        };
+        let leases = [lease("vivarium-node-n1", 900), lease("vivarium-node-n2", 100), lease("vivarium-operator", 900)];
+        assert_eq!(alive(&leases, at(1000)), ["n1"]);
+        // A clock that is a little ahead.
+        assert_eq!(alive(&leases, at(850)), ["n1"]);
+    }
+}

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::local::LocalFileSystem;
 use rustix::fs::{Mode, OFlags};
@@ -12,6 +13,8 @@ use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
+use vivarium_node::journal::keep::{Kept, Policy, keep};
+use vivarium_node::journal::log::Log;
 use vivarium_node::journal::tree;
 use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::template::TemplateCache;
@@ -63,6 +66,16 @@ impl Place {
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
         let opening = Opening { id: self.id.clone(), size: VOLUME_SIZE, epoch, layers: Vec::new(), known: 0 };
         Journal::begin(&self.volumes, &self.templates, self.store.clone(), &opening, async || true).await
+    }
+
+    /// Keeps the journal as short as it can be: a checkpoint of every few transactions, and nothing before it.
+    ///
+    /// # Errors
+    /// As [`keep`].
+    pub async fn keep(&self) -> Result<Kept, JournalError> {
+        let policy = Policy { bytes: 1 << 20, transactions: 3, retention: Duration::ZERO, deletions: usize::MAX };
+        let log = Log::new(&self.id, self.store.clone())?;
+        keep(&self.volumes, &self.templates, &log, &self.id, &[], 0, &policy).await
     }
 
     /// Root of what a tenant may write to.

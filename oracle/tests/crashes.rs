@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,7 @@ impl Cluster {
         };
         // Now and then it does not even live to begin.
         let early = rng.once_in(5);
+        let keeping = self.keep_beside(1 - node);
         let begin = Instant::now();
         while !early && !said.lock().unwrap().0 {
             assert!(begin.elapsed() < BEGIN, "the node has not begun");
@@ -93,8 +94,45 @@ impl Cluster {
         let ended = child.0.try_wait().unwrap();
         drop(child);
         reader.join().unwrap();
+        keeping.end();
         assert!(ended.is_none(), "the node has ended by itself: {ended:?}");
         said.lock().unwrap().1
+    }
+}
+
+/// Another node that keeps the journal short all the time.
+struct Keeping {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<u64>,
+}
+
+static CHECKPOINTS: AtomicU64 = AtomicU64::new(0);
+
+impl Keeping {
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        CHECKPOINTS.fetch_add(self.thread.join().unwrap(), Ordering::Relaxed);
+    }
+}
+
+impl Cluster {
+    fn keep_beside(&self, node: usize) -> Keeping {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (place, stopped) = (self.place(node), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut checkpoints = std::collections::BTreeSet::new();
+            while !stopped.load(Ordering::Relaxed) {
+                // A transaction that is gone when it is fetched: the journal went on meanwhile. The next attempt sees that.
+                if let Ok(kept) = runtime.block_on(place.keep()) {
+                    checkpoints.insert(kept.checkpoint);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            checkpoints.remove(&0);
+            checkpoints.len() as u64
+        });
+        Keeping { stop, thread }
     }
 }
 
@@ -183,6 +221,8 @@ fn whoever_takes_over_has_the_tree_of_a_committed_instant() {
         }
     });
     let acked = acked.into_inner();
-    println!("{acked} transactions were acknowledged");
+    let checkpoints = CHECKPOINTS.load(Ordering::Relaxed);
+    println!("{acked} transactions were acknowledged, and {checkpoints} checkpoints made meanwhile");
+    assert!(checkpoints >= cases.end - cases.start, "too few checkpoints to say anything: {checkpoints}");
     assert!(acked >= (cases.end - cases.start) * 4, "too little was committed to say anything: {acked} transactions");
 }

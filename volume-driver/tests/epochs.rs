@@ -63,6 +63,15 @@ async fn what_was_committed_comes_back_elsewhere_and_the_former_owner_is_out() {
     assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
     assert_eq!(a.tree(), committed);
     assert!(!a.upper("late").exists());
+    // What nobody else had is not thrown away.
+    let aside = a.volumes.diverged().unwrap();
+    assert_eq!(aside.iter().map(|d| (d.volume.as_str(), d.epoch)).collect::<Vec<_>>(), [("v1", 1)]);
+    let late = a.volumes.diverged_path(&aside[0]).join("live/upper/late");
+    assert_eq!(fs::read(late).unwrap(), b"after the last commit");
+    a.volumes.expire_diverged(Duration::from_hours(1), std::time::SystemTime::now()).unwrap();
+    assert_eq!(a.volumes.diverged().unwrap(), aside, "it is young, and there is room");
+    a.volumes.expire_diverged(Duration::ZERO, std::time::SystemTime::now()).unwrap();
+    assert_eq!(a.volumes.diverged().unwrap(), []);
     fs::write(a.upper("four"), b"4").unwrap();
     assert!(a.commit(&mut third).await > 0);
 }

@@ -120,6 +120,10 @@ pub struct EnvironmentVolumeStatus {
     /// What the store keeps of the volume, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptStatus>,
+    /// What nodes that died have set aside since they are back: what was written there last and is in no journal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub diverged: Vec<DivergedStatus>,
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
@@ -128,6 +132,18 @@ pub struct EnvironmentVolumeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// A tree that a node has set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergedStatus {
+    /// The node.
+    pub node: String,
+    /// Incarnation that wrote it.
+    pub epoch: u64,
+    /// When it was set aside; it is destroyed when the retention time has passed.
+    pub time: Time,
 }
 
 /// What a store keeps of a volume.

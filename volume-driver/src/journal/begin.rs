@@ -160,7 +160,7 @@ impl Journal {
     async fn bring_here(&mut self, size: u64, barrier: Position, roots: Vec<OwnedFd>) -> Result<Origin, JournalError> {
         self.local = None;
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
-        blocking(&self.id, move || Ok(volumes.delete(&id)?)).await?;
+        blocking(&self.id, move || Local::retire(&volumes, &id)).await?;
         let restored = restore(&self.volumes, &self.id, size, &self.log, barrier, roots).await?;
         if restored.empty {
             let (volumes, id) = (self.volumes.clone(), self.id.clone());

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use vivarium_journal::Digest;
@@ -25,7 +26,7 @@ use super::log::Position;
 use crate::files;
 use crate::ids::VolumeId;
 use crate::pool::{destroy_tree, open_beneath};
-use crate::volume::{LIVE, Volumes, names_in};
+use crate::volume::{LIVE, VolumeError, Volumes, names_in};
 
 const STATE: &str = "journal.json";
 const ATTEMPT: &str = "attempt.vtx";
@@ -105,6 +106,39 @@ impl Local {
         let local = Self { volumes: volumes.clone(), id: id.clone(), directory, path, head, base };
         local.sweep()?;
         Ok(local)
+    }
+
+    /// Takes a volume away that another node has by now: destroys it, or sets it aside if something was written here that is
+    /// in no journal. Tells the epoch in that case.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn retire(volumes: &Volumes, id: &VolumeId) -> Result<Option<u64>, JournalError> {
+        let epoch = match Self::open(volumes, id) {
+            Ok(local) => local.diverged()?.then_some(local.head.epoch),
+            // One whose state cannot be read may hold anything.
+            Err(JournalError::Read { .. } | JournalError::Io { .. }) => Some(0),
+            Err(JournalError::Volume(VolumeError::NotFound(_))) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match epoch {
+            Some(epoch) => {
+                tracing::warn!(volume = %id, epoch, "what was written here last is in no journal and is set aside");
+                volumes.set_aside(id, epoch, SystemTime::now())?;
+            }
+            None => volumes.delete(id)?,
+        }
+        Ok(epoch)
+    }
+
+    /// Whether something was written that is not known to be in the store.
+    fn diverged(&self) -> Result<bool, JournalError> {
+        if self.attempt()?.is_some_and(|attempt| attempt.snapshot) {
+            return Ok(true);
+        }
+        let live = self.volumes.get(&self.id)?.info.generation;
+        // A snapshot is of the end of a transaction of the file system; whatever comes later has a higher generation.
+        Ok(self.base()?.is_none_or(|base| live > base.info.generation))
     }
 
     /// Removes what no state refers to.

@@ -2,16 +2,16 @@
 //! to do it, one after the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::volume::KeptStatus;
+use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
 
 use super::{ApiError, failed, is_gone};
@@ -21,6 +21,7 @@ use crate::journal::keep::{Kept, Policy, chosen, keep};
 use crate::journal::log::Log;
 use crate::publish::Publisher;
 use crate::template::TemplateError;
+use crate::volume::diverged::Diverged;
 
 /// From the end of one round to the next.
 const PACE: Duration = Duration::from_mins(1);
@@ -60,6 +61,14 @@ impl Keeping {
             if let Err(error) = self.round().await {
                 tracing::warn!(%error, "journals are kept short later");
             }
+            let (volumes, retention) = (self.publisher.volumes.clone(), self.policy.retention);
+            let expired =
+                tokio::task::spawn_blocking(move || volumes.expire_diverged(retention, SystemTime::now())).await;
+            match expired {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "what was set aside stays longer"),
+                Err(error) => tracing::warn!(%error, "what was set aside stays longer"),
+            }
         }
     }
 
@@ -72,6 +81,7 @@ impl Keeping {
         let stores = stores.list(&all).await.map_err(failed("list", "stores"))?;
         let leases = leases.list(&all).await.map_err(failed("list", "leases"))?;
         let alive = alive(&leases.items, Timestamp::now());
+        self.tell_diverged(&volumes.items).await;
         for volume in volumes {
             let store = volume.spec.store.as_deref();
             let Some(store) = stores.iter().find(|object| Some(object.name_any().as_str()) == store) else { continue };
@@ -84,6 +94,28 @@ impl Keeping {
             }
         }
         Ok(())
+    }
+
+    /// Says of each volume what is set aside of it here.
+    async fn tell_diverged(&self, volumes: &[EnvironmentVolume]) {
+        let local = match self.publisher.volumes.diverged() {
+            Ok(local) => local,
+            Err(error) => return tracing::warn!(%error, "what is set aside cannot be listed"),
+        };
+        for volume in volumes {
+            let told = volume.status.as_ref().map(|status| status.diverged.as_slice()).unwrap_or_default();
+            let Some(wanted) = diverged(&self.publisher.me.node, volume.uid().as_deref(), &local, told) else {
+                continue;
+            };
+            let mut volume = volume.clone();
+            volume.status.get_or_insert_default().diverged = wanted;
+            let (namespace, name) = (volume.namespace().unwrap_or_default(), volume.name_any());
+            let api: Api<EnvironmentVolume> = Api::namespaced(self.client.clone(), &namespace);
+            // As it was read, or in the next round.
+            if let Err(error) = api.replace_status(&name, &PostParams::default(), &volume).await {
+                tracing::info!(%error, volume = name, "what is set aside of it is told later");
+            }
+        }
     }
 
     fn is_mine(&self, volume: &EnvironmentVolume, store: &JournalStore, alive: &[String]) -> bool {
@@ -149,6 +181,19 @@ impl Keeping {
     }
 }
 
+/// What a volume's status should say of trees that were set aside, if it does not.
+fn diverged(me: &str, uid: Option<&str>, local: &[Diverged], told: &[DivergedStatus]) -> Option<Vec<DivergedStatus>> {
+    let others = told.iter().filter(|told| told.node != me).cloned();
+    let mine = local.iter().filter(|diverged| Some(diverged.volume.as_str()) == uid).map(|diverged| DivergedStatus {
+        node: me.into(),
+        epoch: diverged.epoch,
+        time: Time(Timestamp::from_second(i64::try_from(diverged.since).unwrap_or_default()).unwrap_or_default()),
+    });
+    let mut wanted: Vec<_> = others.chain(mine).collect();
+    wanted.sort_by(|a, b| (&a.node, a.epoch).cmp(&(&b.node, b.epoch)));
+    (wanted != told).then_some(wanted)
+}
+
 /// Nodes whose drivers have been heard of lately.
 fn alive(leases: &[Lease], now: Timestamp) -> Vec<String> {
     let fresh = |lease: &&Lease| {
@@ -164,6 +209,22 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     use super::*;
+
+    #[test]
+    fn a_node_tells_of_its_own_trees_and_leaves_those_of_others() {
+        let told = |node: &str, epoch, second| DivergedStatus {
+            node: node.into(),
+            epoch,
+            time: Time(Timestamp::from_second(second).unwrap()),
+        };
+        let local = |volume: &str| Diverged { since: 7, volume: VolumeId::parse(volume).unwrap(), epoch: 2 };
+        let all = [local("v"), local("w")];
+        let others = [told("n2", 1, 5)];
+        assert_eq!(diverged("n1", Some("v"), &all, &others), Some(vec![told("n1", 2, 7), told("n2", 1, 5)]));
+        assert_eq!(diverged("n1", Some("v"), &all, &[told("n1", 2, 7)]), None);
+        assert_eq!(diverged("n1", Some("v"), &[], &[told("n1", 2, 7), told("n2", 1, 5)]), Some(others.to_vec()));
+        assert_eq!(diverged("n1", Some("x"), &all, &[]), None);
+    }
 
     #[test]
     fn a_node_that_was_not_heard_of_for_long_keeps_nothing() {

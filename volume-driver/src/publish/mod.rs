@@ -31,6 +31,7 @@ use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::Opening;
 use crate::journal::keeper::Keeper;
+use crate::journal::local::Local;
 use crate::journal::log::Log;
 use crate::kube::stores::Stores;
 use crate::settings::parse_size;
@@ -431,7 +432,8 @@ impl Publisher {
         }
     }
 
-    /// Destroys what is here of a volume that another node brought back from its journal.
+    /// Destroys what is here of a volume that another node brought back from its journal, or sets it aside if some of it is in
+    /// no journal.
     ///
     /// # Errors
     /// As [`Self::destroy`], but for who may write it: that is another node's business by now.
@@ -439,10 +441,21 @@ impl Publisher {
         let _operation = self.begin(id)?;
         let object = self.object(name, id).await?;
         let elsewhere = object.status.as_ref().and_then(|s| s.node.as_deref()).is_some_and(|node| node != self.me.node);
-        if object.spec.store.is_some() && elsewhere { self.remove(id).await } else { Ok(()) }
+        if object.spec.store.is_none() || !elsewhere {
+            return Ok(());
+        }
+        self.remove_with(id, |volumes, id| Ok(Local::retire(volumes, id).map(drop)?)).await
     }
 
     async fn remove(&self, id: &VolumeId) -> Result<(), Refusal> {
+        self.remove_with(id, |volumes, id| Ok(volumes.delete(id)?)).await
+    }
+
+    async fn remove_with(
+        &self,
+        id: &VolumeId,
+        remove: impl FnOnce(&Volumes, &VolumeId) -> Result<(), Refusal> + Send + 'static,
+    ) -> Result<(), Refusal> {
         let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
         blocking(move || {
             if let Some(publication) = records.get(&id)? {
@@ -452,7 +465,7 @@ impl Publisher {
                 }
                 records.remove(&id, &publication)?;
             }
-            Ok(volumes.delete(&id)?)
+            remove(&volumes, &id)
         })
         .await
     }

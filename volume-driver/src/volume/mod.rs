@@ -4,6 +4,7 @@
 //! one. A volume is there whole or not at all: it is made and destroyed under another name. Everything of a volume,
 //! subvolumes that a tenant makes inside included, counts against one quota group `1/<subvolume>` with one limit.
 
+pub mod diverged;
 pub mod record;
 
 use std::ffi::CString;

@@ -1,0 +1,101 @@
+//! What a dead node held of a volume that another one took over: what had been written last, and was in no journal yet. The
+//! node keeps it aside when it comes back, for some time, and says so; nothing is thrown away that may be wanted.
+//!
+//! It lies beside the volumes, as `volumes/.diverged-<volume>.<epoch>.<seconds since 1970>/live`, and counts against no
+//! volume of its own any more.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{VolumeError, Volumes, failed};
+use crate::ids::VolumeId;
+use crate::pool::PoolError;
+
+const PREFIX: &str = ".diverged-";
+/// Share of the pool that must be free; below it what was set aside goes, the oldest first.
+const FREE_PART: u64 = 10;
+
+/// A tree that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Diverged {
+    /// When it was set aside, in seconds since 1970.
+    pub since: u64,
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// The epoch that it was written under.
+    pub epoch: u64,
+}
+
+impl Diverged {
+    fn name(&self) -> String {
+        format!("{PREFIX}{}.{}.{}", self.volume, self.epoch, self.since)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let fields: Vec<&str> = name.strip_prefix(PREFIX)?.split('.').collect();
+        let [volume, epoch, since] = fields[..] else { return None };
+        Some(Self { volume: VolumeId::parse(volume).ok()?, epoch: epoch.parse().ok()?, since: since.parse().ok()? })
+    }
+}
+
+impl Volumes {
+    /// Sets a volume aside, which is then not here any more.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn set_aside(&self, id: &VolumeId, epoch: u64, now: SystemTime) -> Result<(), VolumeError> {
+        let since = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let name = Diverged { since, volume: id.clone(), epoch }.name();
+        let parent = self.pool.volumes();
+        rustix::fs::renameat(parent, id.as_str(), parent, &name).map_err(failed("set aside the directory", id))
+    }
+
+    /// Everything that was set aside, oldest first.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn diverged(&self) -> Result<Vec<Diverged>, PoolError> {
+        let mut all: Vec<_> = self.names()?.iter().filter_map(|name| Diverged::parse(name)).collect();
+        all.sort();
+        Ok(all)
+    }
+
+    /// Where such a tree is.
+    #[must_use]
+    pub fn diverged_path(&self, diverged: &Diverged) -> PathBuf {
+        self.pool.volumes_path().join(diverged.name())
+    }
+
+    /// Destroys what was set aside longer ago than `retention`, and more while the pool is nearly full.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn expire_diverged(&self, retention: Duration, now: SystemTime) -> Result<(), VolumeError> {
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        for diverged in self.diverged()? {
+            let space = self.pool.space()?;
+            let is_old = now.saturating_sub(diverged.since) >= retention.as_secs();
+            if is_old || space.usable() < space.total / FREE_PART {
+                tracing::info!(volume = %diverged.volume, epoch = diverged.epoch, is_old, "what had been set aside is destroyed");
+                self.destroy(&diverged.name()).map_err(failed("destroy what was set aside", &diverged.volume))?;
+            }
+        }
+        self.sweep_quota();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_read_as_it_was_written_and_others_are_none() {
+        let diverged = Diverged { since: 17, volume: VolumeId::parse("a-b").unwrap(), epoch: 3 };
+        assert_eq!(diverged.name(), ".diverged-a-b.3.17");
+        assert_eq!(Diverged::parse(&diverged.name()), Some(diverged));
+        for name in ["a-b", ".diverged-a-b.3", ".diverged-a-b.x.17", ".diverged-../x.3.17", ".partial-a"] {
+            assert_eq!(Diverged::parse(name), None, "{name}");
+        }
+    }
+}

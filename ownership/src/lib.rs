@@ -9,7 +9,9 @@
 //! | [`node::Authority`] | node driver | 1 to 6: how long environments may run on its node |
 //! | [`observer::Observer`] | each operator replica, per node | 5, 7: when a node is suspect |
 //! | [`fence::Fencing`] | each operator replica, per session | 8, 9: when a session is certainly over |
+//! | [`book::Book`] | each operator replica | both of them, for all nodes |
 
+pub mod book;
 pub mod fence;
 pub mod node;
 pub mod observer;

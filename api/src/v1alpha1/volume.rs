@@ -122,6 +122,7 @@ pub struct EnvironmentVolumeStatus {
     pub kept: Option<KeptStatus>,
     /// What nodes that died have set aside since they are back: what was written there last and is in no journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     #[schemars(length(max = 64))]
     pub diverged: Vec<DivergedStatus>,
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.

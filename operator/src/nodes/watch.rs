@@ -19,9 +19,9 @@ use vivarium_api::lease::content;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_ownership::Timing;
+use vivarium_ownership::book::{Book, Task};
 use vivarium_store::{Key, Name, Prefix, Source, Store};
 
-use super::book::{Book, Task};
 use super::stores::Stores;
 use super::{Deaths, is_superseded};
 use crate::error::brief;
@@ -53,7 +53,7 @@ pub struct Watch {
     client: Client,
     namespace: String,
     timing: Timing,
-    book: Book,
+    book: Book<Timestamp>,
     stores: Stores,
     shared: Vec<Arc<Store>>,
     looked: Option<Instant>,

@@ -21,8 +21,9 @@ use crate::authority::{Promises, now};
 
 /// From one renewal to the next.
 const RENEW: Duration = Duration::from_secs(1);
-/// An answer that comes later is of little use: a promise counts from the question.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// An answer that comes later is of little use: a promise counts from the question. And if it is lost, there must be time
+/// for another renewal before the node counts as silent.
+const TIMEOUT: Duration = Duration::from_millis(1500);
 const REQUESTED: &str = "requested";
 const DONE: &str = "done";
 
@@ -127,8 +128,7 @@ impl Renewal {
                         break;
                     }
                     Err(_) => {
-                        tracing::warn!("the lease of the node is not renewed: the API server does not answer");
-                        break;
+                        tracing::warn!("the lease of the node is not renewed yet: the API server does not answer");
                     }
                 }
             }

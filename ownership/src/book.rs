@@ -1,31 +1,58 @@
-//! What one replica knows of the nodes and their sessions, and what it has to do next. Pure: the clock and all answers
-//! come in as arguments.
+//! What one replica of the operator knows of the nodes and their sessions, and what it has to do next (rules 5 and 7 to 9):
+//! the [`Observer`] of each node and the [`Fencing`] of each session that is being ended, put together.
+//!
+//! `W` is a time for people, which is kept and given back and never looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use vivarium_ownership::fence::{Fencing, Step};
-use vivarium_ownership::node::Lease;
-use vivarium_ownership::observer::Observer;
-use vivarium_ownership::{Instant, Timing};
+use crate::fence::{Fencing, Step};
+use crate::node::Lease;
+use crate::observer::Observer;
+use crate::{Instant, Timing};
 
-use super::{Death, Deaths, is_superseded};
+/// A session that is being ended, for good: its fence is in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death<W> {
+    /// Name of the node.
+    pub node: String,
+    /// Whether the node has begun another session since.
+    pub is_back: bool,
+    /// When the node was found to be silent.
+    pub detected: W,
+    /// Stores that the session's volumes are in, and since when nothing of the session runs on them; none: not yet.
+    pub over: BTreeMap<String, Option<W>>,
+}
+
+/// Sessions that are over or being ended, by session.
+pub type Deaths<W> = BTreeMap<String, Death<W>>;
+
+/// The machine that a session is of: a session is `<random id>.<machine id>.<boot id>`.
+fn machine(session: &str) -> Option<&str> {
+    session.split('.').nth(1).filter(|machine| !machine.is_empty())
+}
+
+/// Whether a node that acts under session `now` can run nothing of session `then` any more: a driver kills everything
+/// before it begins a session on the same machine, and a new boot of it runs nothing of the one before (rule 9).
+#[must_use]
+pub fn is_superseded(then: &str, now: &str) -> bool {
+    then != now && machine(then).is_some() && machine(then) == machine(now)
+}
 
 /// What is known of one node.
-struct Node {
+struct Node<W> {
     observer: Observer,
     lease: Lease,
     /// Since when it is suspect without a break.
-    suspect: Option<(Instant, Timestamp)>,
+    suspect: Option<(Instant, W)>,
 }
 
 /// The end of one session.
-struct Ending {
+struct Ending<W> {
     node: String,
-    detected: Timestamp,
+    detected: W,
     fencing: Fencing,
-    stores: BTreeMap<String, Option<Timestamp>>,
+    stores: BTreeMap<String, Option<W>>,
     /// When it was last asked which stores the volumes are in.
     asked: Option<Instant>,
     /// A fence is in a store: the node will end the session itself as soon as it can.
@@ -64,10 +91,10 @@ pub enum Task {
 }
 
 /// What one replica knows.
-pub struct Book {
+pub struct Book<W> {
     timing: Timing,
-    nodes: BTreeMap<String, Node>,
-    endings: BTreeMap<String, Ending>,
+    nodes: BTreeMap<String, Node<W>>,
+    endings: BTreeMap<String, Ending<W>>,
 }
 
 /// Share of the nodes that may fall silent at once before it is taken for a storm rather than for dead nodes.
@@ -78,7 +105,7 @@ const STORM_WAIT: Duration = Duration::from_secs(10);
 /// How often it is asked again which stores the volumes of an ended session are in: one may have been given to it late.
 const STORES_AGAIN: Duration = Duration::from_secs(10);
 
-impl Book {
+impl<W: Copy> Book<W> {
     /// Nothing is known.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
@@ -143,14 +170,14 @@ impl Book {
     }
 
     /// Ends a session without waiting for silence: somebody asked for it.
-    pub fn end(&mut self, node: &str, wall: Timestamp) {
+    pub fn end(&mut self, node: &str, wall: W) {
         if let Some(known) = self.nodes.get(node) {
             begin(&mut self.endings, self.timing, node, &known.lease.session, wall);
         }
     }
 
     /// What has to be done now. `wall` is for people.
-    pub fn next(&mut self, now: Instant, wall: Timestamp) -> Vec<Task> {
+    pub fn next(&mut self, now: Instant, wall: W) -> Vec<Task> {
         let mut tasks = Vec::new();
         for node in self.nodes.values_mut() {
             node.suspect = node.observer.is_suspect(now).then(|| node.suspect.unwrap_or((now, wall)));
@@ -203,9 +230,9 @@ impl Book {
 
     /// Sessions whose end cannot be stopped any more.
     #[must_use]
-    pub fn deaths(&self) -> Deaths {
+    pub fn deaths(&self) -> Deaths<W> {
         let ended = self.endings.iter().filter(|(_, ending)| ending.irrevocable);
-        let death = |session: &str, ending: &Ending| Death {
+        let death = |session: &str, ending: &Ending<W>| Death {
             node: ending.node.clone(),
             is_back: self.nodes.get(&ending.node).is_some_and(|node| node.lease.session != session),
             detected: ending.detected,
@@ -215,17 +242,14 @@ impl Book {
     }
 }
 
-fn begin(endings: &mut BTreeMap<String, Ending>, timing: Timing, node: &str, session: &str, detected: Timestamp) {
-    endings.entry(session.to_owned()).or_insert_with(|| {
-        tracing::warn!(node, session, "the node is silent: its session is ended");
-        Ending {
-            node: node.into(),
-            detected,
-            fencing: Fencing::new(timing, []),
-            stores: BTreeMap::new(),
-            asked: None,
-            irrevocable: false,
-        }
+fn begin<W>(endings: &mut BTreeMap<String, Ending<W>>, timing: Timing, node: &str, session: &str, detected: W) {
+    endings.entry(session.to_owned()).or_insert_with(|| Ending {
+        node: node.into(),
+        detected,
+        fencing: Fencing::new(timing, []),
+        stores: BTreeMap::new(),
+        asked: None,
+        irrevocable: false,
     });
 }
 
@@ -237,8 +261,8 @@ mod tests {
         Instant(tenths * 100_000_000)
     }
 
-    fn wall(tenths: u64) -> Timestamp {
-        Timestamp::from_millisecond(tenths as i64 * 100).unwrap()
+    fn wall(tenths: u64) -> u64 {
+        tenths
     }
 
     fn lease(session: &str, fenced: bool) -> Lease {
@@ -247,7 +271,7 @@ mod tests {
 
     /// Nodes n0, n1, ... of which those in `silent` never renew; looked at twice a second.
     struct Cluster {
-        book: Book,
+        book: Book<u64>,
         nodes: usize,
         silent: Vec<usize>,
         now: u64,
@@ -347,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_new_session_of_the_same_machine_is_proof_and_a_fence_that_is_found_is_brought_to_its_end() {
-        let mut book = Book::new(Timing::default());
+        let mut book = Book::<u64>::new(Timing::default());
         book.saw_leases([("n1".to_owned(), "1".to_owned(), lease("s.m.b", true))], at(0));
         assert_eq!(book.next(at(0), wall(0)), [Task::FindStores { session: "s.m.b".into() }]);
         book.holds("s.m.b", ["a".to_owned()]);
@@ -359,8 +383,22 @@ mod tests {
     }
 
     #[test]
+    fn only_a_session_of_the_same_machine_supersedes() {
+        for (then, now, expected) in [
+            ("a.m.b", "c.m.d", true),
+            ("a.m.b", "c.m.b", true),
+            ("a.m.b", "a.m.b", false),
+            ("a.m.b", "c.n.d", false),
+            ("a..b", "c..d", false),
+            ("a", "b", false),
+        ] {
+            assert_eq!(is_superseded(then, now), expected, "{then} {now}");
+        }
+    }
+
+    #[test]
     fn another_machine_under_the_same_name_proves_nothing() {
-        let mut book = Book::new(Timing::default());
+        let mut book = Book::<u64>::new(Timing::default());
         book.saw_leases([("n1".to_owned(), "1".to_owned(), lease("s.m.b", true))], at(0));
         book.next(at(0), wall(0));
         book.holds("s.m.b", ["a".to_owned()]);

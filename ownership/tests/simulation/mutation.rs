@@ -43,28 +43,15 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// Those that some thousand random schedules find.
-    pub const FOUND: [Self; 7] = [
-        Self::LeaseOpen,
-        Self::StoreOpen,
-        Self::NoKillFirst,
-        Self::LoweredEarly,
-        Self::LargerRetry,
-        Self::NoBeats,
-        Self::AnnouncementIgnored,
-    ];
-    /// Those for which schedules have to be made that lead there.
-    pub const RARE: [Self; 11] = [
+    /// Those that no schedule leads to. Another rule covers most of them: with the times as they are, a node that fell silent
+    /// has hardly anything of its promise left when its end begins, and who starts a volume asks once more whether it may.
+    pub const COVERED: [Self; 7] = [
         Self::NoBarrier,
-        Self::NoWait,
         Self::WaitFromFirst,
         Self::PromiseFromAnswer,
         Self::NoMargin,
-        Self::WaitConfigured,
         Self::NoCompareAndSwap,
-        Self::SessionReused,
         Self::NoReread,
-        Self::LeaseFirst,
         Self::BlindTimers,
     ];
 }

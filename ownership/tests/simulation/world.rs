@@ -49,6 +49,11 @@ pub enum Fault {
         operator: usize,
         away: u64,
     },
+    /// Somebody asks for the end of a node that may well live.
+    FenceByHand {
+        operator: usize,
+        node: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +143,8 @@ pub struct World {
     pub violation: Option<Violation>,
     /// Whether messages are lost although nothing is wrong.
     pub lossy: bool,
+    /// Whether environments start in no time, as from a copy that stands by: nothing is hidden by slowness.
+    pub quick: bool,
     nodes: Vec<Node>,
     operators: Vec<Operator>,
     timing: Timing,
@@ -205,6 +212,7 @@ impl World {
             disturbed: 0,
             violation: None,
             lossy: true,
+            quick: false,
             nodes,
             operators,
             timing,
@@ -248,6 +256,16 @@ impl World {
             self.handle(event);
             self.check();
         }
+    }
+
+    /// Whether a node acts under a session that nobody ended.
+    pub fn is_back(&self, node: usize) -> bool {
+        let machine = &self.nodes[node];
+        let lease = self.api.leases.get(&node).map(|(_, lease)| lease);
+        let fenced = |session: &String| self.stores.iter().any(|store| store.fences.contains(session));
+        machine.session.as_ref().is_some_and(|session| {
+            !fenced(session) && lease.is_some_and(|lease| lease.session == *session && !lease.fenced)
+        })
     }
 
     /// The node that a volume's environment runs on.
@@ -305,6 +323,10 @@ impl World {
 
     fn loses(&mut self) -> bool {
         self.lossy && self.rng.one_in(1000)
+    }
+
+    fn start_takes(&mut self) -> u64 {
+        if self.quick { self.rng.between(0, 5 * MS) } else { self.rng.between(200 * MS, 2500 * MS) }
     }
 
     fn delay(&mut self) -> u64 {
@@ -431,6 +453,11 @@ impl World {
                     driver.authority.announce_restart();
                     driver.restart = Some(away);
                 }
+            }
+            Fault::FenceByHand { operator, node } => {
+                let wall = self.now;
+                self.operators[operator].book.end(&format!("n{node}"), wall);
+                self.work(operator);
             }
             Fault::OperatorCrash { operator, away } => {
                 self.operators[operator].alive = false;
@@ -666,7 +693,7 @@ impl World {
             self.send(Who::Node(node), Request::Tail { store: store_of(volume), volume }, None);
         }
         for (volume, epoch, barrier) in starts {
-            let after = self.rng.between(200 * MS, 2500 * MS);
+            let after = self.start_takes();
             self.later(after, Event::GuestUp { node, generation, volume, epoch, barrier });
         }
     }
@@ -674,7 +701,7 @@ impl World {
     fn saw_tail(&mut self, node: usize, volume: usize, answer: Option<&Answer>) {
         let (no_barrier, generation) = (self.mutated(Mutation::NoBarrier), self.nodes[node].generation);
         let content = self.rng.next();
-        let after = self.rng.between(200 * MS, 2500 * MS);
+        let after = self.start_takes();
         let Some(driver) = &mut self.nodes[node].driver else { return };
         let Some((epoch, step)) = driver.mounts.get_mut(&volume) else { return };
         let epoch = *epoch;
@@ -697,7 +724,7 @@ impl World {
 
     fn barrier_answered(&mut self, node: usize, volume: usize, number: u64, entry: &Entry, appended: Option<bool>) {
         let (no_reread, generation) = (self.mutated(Mutation::NoReread), self.nodes[node].generation);
-        let after = self.rng.between(200 * MS, 2500 * MS);
+        let after = self.start_takes();
         let Some(driver) = &mut self.nodes[node].driver else { return };
         let Some((epoch, step)) = driver.mounts.get_mut(&volume) else { return };
         if *epoch != entry.epoch {
@@ -780,6 +807,11 @@ impl World {
             // Somebody else has the volume.
             machine.guests.remove(&volume);
             self.disturbed += 1;
+            let log = self.stores[store_of(volume)].logs.get(&volume);
+            if log.and_then(|log| log.last()).is_none_or(|last| last.epoch <= entry.epoch) {
+                let what = format!("epoch {} of volume {volume}, which has it, finds {number} taken", entry.epoch);
+                self.wrong("holder", what);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode};
 use vivarium_sys::btrfs::{self, Qgroup, SubvolumeInfo};
@@ -23,6 +24,8 @@ use crate::pool::{Pool, PoolError, Quota, destroy_tree, open_beneath};
 const PARTIAL: &str = ".partial-";
 /// What follows that for a copy that never becomes a volume.
 const SCRATCH: &str = "scratch-";
+/// Copies that this process has made. What a former process left is removed before the first.
+static COPIES: AtomicU64 = AtomicU64::new(0);
 /// Prefix of volumes that are being destroyed.
 const DELETED: &str = ".deleted-";
 /// The live subvolume of a volume.
@@ -205,8 +208,9 @@ impl Volumes {
         work: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<(), E> {
         self.pool.require(FRESH).map_err(VolumeError::from)?;
-        let name = format!("{PARTIAL}{SCRATCH}{id}");
-        self.destroy(&name).map_err(failed("remove the remains", id))?;
+        // Somebody may be at another copy of the same volume.
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PARTIAL}{SCRATCH}{id}-{number}");
         let done = self.make(id, &name, u64::MAX, work);
         let destroyed = self.destroy(&name).map_err(failed("remove the copy", id));
         done.and_then(|()| Ok(destroyed?))

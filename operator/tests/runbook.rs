@@ -27,6 +27,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Epoch",
         "Image",
         "Journal",
+        "Kept",
         "Node",
         "Reason",
         "Size",

@@ -4,6 +4,7 @@
 pub mod btrfs;
 pub mod extents;
 pub mod inode;
+pub mod kernel;
 pub mod loopdev;
 pub mod mount;
 pub mod pagecache;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use vivarium_api::names;
+use vivarium_sys::kernel;
 
 use crate::files;
 use crate::settings::RuntimeArgs;
@@ -24,6 +25,16 @@ const DROP_IN: &str = "vivarium.toml";
 /// Why the runtime was not installed or taken back.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
+    /// The kernel lacks what environments stand on.
+    #[error(
+        "this node runs Linux {release}, and environments need {}.{} or newer (overlayfs that takes layers one by one, simple quotas of btrfs): upgrade its kernel, or keep the node driver off it (the chart's node.nodeSelector)",
+        kernel::OLDEST.0,
+        kernel::OLDEST.1
+    )]
+    Kernel {
+        /// What runs.
+        release: String,
+    },
     /// A file failed.
     #[error("cannot {attempt} {}: {source}", path.display())]
     Io {
@@ -57,6 +68,10 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Insta
 /// # Errors
 /// [`InstallError`].
 pub async fn install(args: &RuntimeArgs) -> Result<(), InstallError> {
+    let release = kernel::release();
+    if kernel::is_too_old(&release) {
+        return Err(InstallError::Kernel { release });
+    }
     let shim = args.host_bin_dir.join(names::SHIM_BINARY);
     if copy(&args.shim_source, &shim)? {
         tracing::info!(path = %shim.display(), "put the runtime shim in place");

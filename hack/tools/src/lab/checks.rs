@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use vivarium_sys::kernel;
+
 use super::{
     error::{Error, refused},
     state::Layout,
@@ -14,6 +16,8 @@ const DISK_GIB: u64 = 15;
 /// What was found on the machine.
 struct Machine {
     is_root: bool,
+    /// As uname(2) says it.
+    kernel: String,
     filesystems: String,
     user_namespaces: u64,
     has_cgroups: bool,
@@ -33,6 +37,7 @@ pub fn machine(layout: &Layout) -> Result<(), Error> {
     let maximum = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
     let machine = Machine {
         is_root: rustix::process::geteuid().is_root(),
+        kernel: kernel::release(),
         filesystems: fs::read_to_string("/proc/filesystems").unwrap_or_default(),
         user_namespaces: maximum.trim().parse().unwrap_or(0),
         has_cgroups: Path::new("/sys/fs/cgroup/memory").is_dir()
@@ -59,6 +64,13 @@ fn missing(machine: &Machine) -> Vec<String> {
         }
     };
     require(machine.is_root, "root: run it as root, it makes namespaces, mounts and cgroups");
+    let sentence = format!(
+        "Linux {}.{} or newer: this is {} (Debian 12 has a newer one in its backports: linux-image-amd64)",
+        kernel::OLDEST.0,
+        kernel::OLDEST.1,
+        machine.kernel
+    );
+    require(!kernel::is_too_old(&machine.kernel), &sentence);
     for name in ["btrfs", "overlay"] {
         let sentence = format!(
             "the kernel has no {name} (not in /proc/filesystems): load the module or take a kernel that has it"
@@ -96,6 +108,7 @@ mod tests {
     fn good() -> Machine {
         Machine {
             is_root: true,
+            kernel: "6.7.0-amd64".into(),
             filesystems: "nodev\toverlay\n\tbtrfs\n".into(),
             user_namespaces: 1,
             has_cgroups: true,
@@ -112,6 +125,8 @@ mod tests {
     fn each_thing_that_is_missing_is_named() {
         for (machine, word) in [
             (Machine { is_root: false, ..good() }, "root"),
+            (Machine { kernel: "6.6.13+bpo-amd64".into(), ..good() }, "Linux 6.7"),
+            (Machine { kernel: "5.15.0".into(), ..good() }, "5.15.0"),
             (Machine { filesystems: "\tbtrfs\n".into(), ..good() }, "overlay"),
             (Machine { filesystems: "nodev\toverlay\n\tbtrfs2\n".into(), ..good() }, "btrfs"),
             (Machine { user_namespaces: 0, ..good() }, "user.max_user_namespaces"),

@@ -150,6 +150,36 @@ fn what_holds_data_is_never_formatted() {
 }
 
 #[test]
+fn a_block_device_is_formatted_once_adopted_again_and_grown_while_it_is_mounted() {
+    let node = TestNode::new();
+    fs::create_dir_all(node.state()).unwrap();
+    let image = node.state().join("disk");
+    let file = fs::File::options().read(true).write(true).create_new(true).open(&image).unwrap();
+    file.set_len(POOL_SIZE).unwrap();
+    let device = vivarium_sys::loopdev::LoopDevice::attach(&file).unwrap();
+    let open = || Pool::open("n1", &PoolSource::Device(device.path().to_owned()), &node.state()).unwrap();
+    let size = |pool: &Pool| {
+        let stat = rustix::fs::statvfs(pool.path()).unwrap();
+        stat.f_blocks * stat.f_frsize
+    };
+    let pool = open();
+    assert_eq!(size(&pool), POOL_SIZE);
+    fs::write(pool.path().join("kept"), "precious").unwrap();
+    // As a process does that finds the pool of the last one still mounted, on a device that was enlarged meanwhile.
+    file.set_len(2 * POOL_SIZE).unwrap();
+    device.refresh_size().unwrap();
+    let grown = open();
+    assert_eq!(size(&grown), 2 * POOL_SIZE, "a mounted pool does not grow with its device");
+    // And as one that finds the device after the node was off.
+    let path = pool.path().to_owned();
+    drop((pool, grown));
+    rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(!path.join("kept").exists());
+    let pool = open();
+    assert_eq!(fs::read_to_string(pool.path().join("kept")).unwrap(), "precious");
+}
+
+#[test]
 fn a_pool_that_is_too_small_is_refused() {
     let node = TestNode::new();
     let refused = Pool::open("n1", &PoolSource::File { size: 1 << 20 }, &node.state()).unwrap_err();

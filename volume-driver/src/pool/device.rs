@@ -35,13 +35,12 @@ pub(super) fn mount(source: &PoolSource, state_dir: &Path, target: &Path) -> Res
     let mounted = is_mount_point(target).map_err(PoolError::io("inspect", target))?;
     match source {
         PoolSource::Device(device) => {
-            if mounted {
-                return Ok(());
+            if !mounted {
+                if !holds_btrfs(device).map_err(PoolError::io("read", device))? {
+                    format(device)?;
+                }
+                mount_device(device, target)?;
             }
-            if !holds_btrfs(device).map_err(PoolError::io("read", device))? {
-                format(device)?;
-            }
-            mount_device(device, target)?;
         }
         PoolSource::File { size } => {
             if *size < MIN_SIZE {

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use vivarium_e2e::lab::{self, Background};
-use vivarium_e2e::{Environment, Namespace, eventually, run_with};
+use vivarium_e2e::{DEADLINE, Environment, Namespace, eventually, run_with};
 
 #[test]
 fn systemd_runs_and_no_unit_failed() {
@@ -69,6 +69,37 @@ fn packages_install_from_an_archive() {
     assert_eq!(ve.sh("systemctl is-active greeter.service"), "active");
     ve.sh("apt-get purge -y -qq greeter");
     assert!(!ve.exec(&["test", "-e", "/usr/bin/greeter"]).ok);
+}
+
+/// What the first user does: a package of the distribution, a reboot, another pod.
+#[test]
+fn nginx_from_debians_archive_serves_after_a_reboot_and_in_the_next_pod() {
+    let namespace = Namespace::new("nginx");
+    let ve = namespace.environment("shop").with("/services", json!([{"name": "web", "port": 80}])).up();
+    ve.sh_eventually("apt-get update -qq");
+    ve.sh("DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >&2 && echo hello from nginx > /var/www/html/index.html");
+    let address = ve.service_ip();
+    let serves = |when: &str| {
+        eventually(&format!("an answer of nginx {when}"), DEADLINE, || {
+            let ran =
+                lab::in_network(&["curl", "--silent", "--fail", "--max-time", "5", &format!("http://{address}/")]);
+            if ran.stdout == "hello from nginx\n" { Ok(()) } else { Err(format!("{}{}", ran.stdout, ran.stderr)) }
+        });
+    };
+    serves("once it is installed");
+    let boot = ve.boot();
+    let _ = ve.exec(&["systemctl", "reboot"]);
+    eventually("another boot", DEADLINE, || {
+        let ran = ve.exec(&["cut", "-d ", "-f22", "/proc/1/stat"]);
+        if ran.ok && ran.stdout.trim() != boot { Ok(()) } else { Err(ran.stderr) }
+    });
+    ve.wait_ready();
+    serves("after a reboot");
+    let pod = ve.pod();
+    ve.delete_pod();
+    eventually("the next pod", DEADLINE, || if ve.pod() == pod { Err(pod.clone()) } else { Ok(()) });
+    ve.wait_ready();
+    serves("in the next pod");
 }
 
 /// A flat package archive with one package that brings a program and a service.

@@ -1,6 +1,7 @@
 //! The programs of this repository as static executables: one file of an image, and a shim that runs on any node.
 
 use std::{
+    io::IsTerminal,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -43,7 +44,9 @@ pub fn build_one(package: &str, executable: &str) -> Result<PathBuf, BuildError>
 fn cargo(packages: &[&str]) -> Result<PathBuf, BuildError> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache::root().join("target"), PathBuf::from);
     let status = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--quiet", "--bins", "--target", TARGET])
+        .args(["build", "--release", "--locked", "--bins", "--target", TARGET])
+        // Its progress is for a terminal; elsewhere it would be hundreds of lines.
+        .args(if std::io::stderr().is_terminal() { None } else { Some("--quiet") })
         .args(packages.iter().flat_map(|package| ["-p", package]))
         .current_dir(workspace::root()?)
         .env("CARGO_TARGET_DIR", &target)

@@ -100,6 +100,16 @@ const PACKAGES: &[&str] = &[
     "radosgw",
 ];
 
+/// Release whose packages these are.
+pub const RELEASE: &str = "bookworm";
+
+/// Whether they run on a machine with this `/etc/os-release` (os-release(5)).
+pub fn fits(os_release: &str) -> bool {
+    os_release
+        .lines()
+        .any(|line| line.strip_prefix("VERSION_CODENAME=").is_some_and(|it| it.trim_matches('"') == RELEASE))
+}
+
 /// Fetches the programs into the cache.
 pub fn ensure_programs() -> Result<PathBuf, Error> {
     Ok(build::unpacked("ceph", PACKAGES)?)
@@ -347,6 +357,14 @@ mod tests {
             assert!(size > min_size && size <= nodes, "{nodes}");
         }
         assert_eq!(copies(1), (1, 1));
+    }
+
+    #[test]
+    fn packages_fit_their_release_alone() {
+        assert!(fits("ID=debian\nVERSION_CODENAME=bookworm\n"));
+        assert!(fits("VERSION_CODENAME=\"bookworm\"\n"));
+        assert!(!fits("VERSION_CODENAME=trixie\n"));
+        assert!(!fits("ID=bookworm\n"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The control plane: etcd, API server, controller manager, scheduler, the registry, and the forwarder to this machine.
+//! The control plane: etcd, API server, controller manager, scheduler, the registry, and the forwarders to
+//! and from this machine.
 //! No kube-proxy runs beside the API server, hence `--enable-aggregator-routing`.
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::{
 use crate::command;
 
 /// Records of the processes, in the order of their start.
-const PROCESSES: &[&str] = &["etcd", "apiserver", "registry", "forward", "controller-manager", "scheduler"];
+const PROCESSES: &[&str] = &["etcd", "apiserver", "registry", "forward", "archive", "controller-manager", "scheduler"];
 const READY: Duration = Duration::from_secs(90);
 
 /// Starts what needs nothing else, and the API server.
@@ -28,7 +29,9 @@ pub fn start(layout: &Layout) -> Result<(), Error> {
         vec![layout.program("registry").display().to_string(), "serve".to_owned(), registry.display().to_string()];
     inside(layout, "registry", serve)?;
     let program = std::env::current_exe().map_err(io("find", "this program"))?;
-    process::start(layout, "forward", &[program.display().to_string(), "lab".to_owned(), "forward".to_owned()])?;
+    for name in ["forward", "archive"] {
+        process::start(layout, name, &[program.display().to_string(), "lab".to_owned(), name.to_owned()])?;
+    }
     Ok(())
 }
 
@@ -36,7 +39,7 @@ pub fn start(layout: &Layout) -> Result<(), Error> {
 pub fn finish(layout: &Layout) -> Result<(), Error> {
     let hint = format!("see {}", layout.log("apiserver").display());
     wait::until(READY, Duration::from_millis(200), "a ready API server", &hint, || {
-        for name in ["etcd", "apiserver", "registry", "forward"] {
+        for name in ["etcd", "apiserver", "registry", "forward", "archive"] {
             process::expect_alive(layout, name)?;
         }
         Ok(kubectl(layout, &["get", "--raw=/readyz"]).is_ok().then_some(()))

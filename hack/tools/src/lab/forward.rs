@@ -60,7 +60,7 @@ fn connect(client: &TcpStream) {
 }
 
 /// One direction, until its sender closes or either side breaks.
-fn pump(mut from: &TcpStream, mut to: &TcpStream) {
+pub(super) fn pump(mut from: &TcpStream, mut to: &TcpStream) {
     let clean = io::copy(&mut from, &mut to).is_ok();
     // A broken connection ends both directions, a closed one its own.
     let _ = to.shutdown(if clean { Shutdown::Write } else { Shutdown::Both });

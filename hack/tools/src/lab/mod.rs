@@ -2,6 +2,7 @@
 //! This file says what can be asked; [`up`] and [`down`] are the two big answers, [`node`] is a node from outside and
 //! [`node_init`] from inside, [`state`] says where everything is.
 
+mod archive;
 mod ceph;
 mod cgroup;
 mod checks;
@@ -54,7 +55,7 @@ enum Action {
         /// How many nodes; 3 unless a lab is up.
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(down::MOST_NODES)))]
         nodes: Option<u8>,
-        /// What keeps journals; Ceph unless a lab is up.
+        /// What keeps journals; unless a lab is up, Ceph where its packages fit the release of this machine.
         #[arg(long)]
         store: Option<StoreKind>,
     },
@@ -89,6 +90,8 @@ enum Action {
     NodeInit { node: u8, nodes: u8 },
     #[command(hide = true)]
     Forward,
+    #[command(hide = true)]
+    Archive,
     /// End every second process of the lab as a crash might, for a test of what `up` makes of the rest.
     #[command(hide = true)]
     Crash,
@@ -129,6 +132,7 @@ pub fn run(arguments: Args) -> Result<ExitCode, Box<dyn StdError>> {
         Action::Run { command } => run_in_network(&layout, &command)?,
         Action::NodeInit { node, nodes } => node_init::run(&layout, Node::new(node), nodes)?,
         Action::Forward => forward::serve()?,
+        Action::Archive => archive::serve()?,
         Action::Crash => crash(&layout)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -165,6 +169,8 @@ fn load_images(layout: &Layout, files: &[PathBuf]) -> Result<(), Error> {
     for node in cluster(layout)?.nodes() {
         if node.running(layout)?.is_some() {
             on.push(node);
+        } else {
+            println!("node {node} is off and does not get them");
         }
     }
     node::load_images(layout, &on, files)

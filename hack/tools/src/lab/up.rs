@@ -26,7 +26,7 @@ use crate::{
 
 const READY: Duration = Duration::from_secs(120);
 
-/// Brings a lab of `size` nodes with that store up, or as it is, or of 3 nodes with Ceph.
+/// Brings a lab of `size` nodes with that store up, or as it is, or of 3 nodes with Ceph where that can be.
 pub fn up(layout: &Layout, size: Option<u8>, store: Option<StoreKind>) -> Result<(), Error> {
     let begun = Instant::now();
     checks::machine(layout)?;
@@ -38,12 +38,12 @@ pub fn up(layout: &Layout, size: Option<u8>, store: Option<StoreKind>) -> Result
     if let Some(cluster) = running(layout)? {
         return complete(layout, &cluster, size, store);
     }
+    let kind = store.unwrap_or_else(default_store);
     // Only for a lab that will have it: its packages are those of one release of Debian.
-    let ceph = if store == Some(StoreKind::Local) { None } else { Some(ceph::ensure_programs()?) };
+    let ceph = if kind == StoreKind::Ceph { Some(ceph::ensure_programs()?) } else { None };
     let built = begun.elapsed();
     let begun = Instant::now();
     clean(layout)?;
-    let kind = if ceph.is_some() { StoreKind::Ceph } else { StoreKind::Local };
     let cluster = Cluster::new(size.unwrap_or(3), kind);
     make(layout, &cluster, &programs, &images, ceph.as_deref())?;
     println!(
@@ -56,6 +56,19 @@ pub fn up(layout: &Layout, size: Option<u8>, store: Option<StoreKind>) -> Result
         layout.programs().display()
     );
     Ok(())
+}
+
+fn default_store() -> StoreKind {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if ceph::fits(&release) {
+        return StoreKind::Ceph;
+    }
+    println!(
+        "This machine is not Debian {}, whose packages of Ceph the lab takes: journals are kept in a directory of each \
+         node instead. Environments run and keep everything; none can go to another node.",
+        ceph::RELEASE
+    );
+    StoreKind::Local
 }
 
 /// The lab, if its control plane runs as a whole.

@@ -76,9 +76,12 @@ fn show(installation: &Installation, key: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Name of the file, beside the kubeconfig, that holds the private key.
+pub const KEY: &str = "first-key";
+
 /// A key pair of the lab; made once.
 fn key_pair(folder: &Path) -> Result<PathBuf, Error> {
-    let key = folder.join("first-key");
+    let key = folder.join(KEY);
     if !key.exists() {
         let mut command = Command::new("ssh-keygen");
         install::check(

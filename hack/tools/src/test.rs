@@ -2,12 +2,15 @@
 //! took; the first failure ends the run and names the step, so that it can be repeated alone with `--only`.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
 
+mod uninstall;
+
 use crate::install::{self, Installation};
+use crate::quickstart;
 use crate::workspace;
 
 /// Arguments of `hack/test`.
@@ -90,6 +93,7 @@ const STEPS: &[Step] = &[
         c.installation = Some(install::install()?);
         Ok(true)
     }),
+    ("quickstart", "the first environment, twice, and a login by ssh", quickstart),
     ("store", "objects are created once in the lab's S3 too", store),
     ("e2e", "what a user does with kubectl", end_to_end),
     ("lab", "power cuts, pulled cables and killed supervisors, with environments on them", |c| {
@@ -109,7 +113,9 @@ const STEPS: &[Step] = &[
             "180s",
         ]))
     }),
-    ("uninstall", "Helm takes everything away again", uninstall),
+    ("uninstall", "Helm refuses while environments run, then takes everything away and harms nobody", |c| {
+        Ok(uninstall::test(installed(c)?)?)
+    }),
     ("crash", "a lab that lost half of its processes is cleaned up and made anew", crash),
     ("cgroup2", "the runtime on a machine with pure cgroup v2", |c| own(c, &["machine", "--short"])),
 ];
@@ -127,6 +133,9 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
     }
     let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     let steps: Vec<_> = STEPS.iter().filter(|(name, ..)| wanted(name)).collect();
+    if !arguments.keep_lab {
+        warn_of_loss(&steps)?;
+    }
     let mut context = Context { root: workspace::root()?, filter: arguments.filter.clone(), installation: None };
     let begun = Instant::now();
     let mut failed = None;
@@ -156,6 +165,29 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// Says which environments of a lab that is up will be gone in the end.
+fn warn_of_loss(steps: &[&Step]) -> Result<(), Error> {
+    let takes_away = |(name, ..): &&&Step| ["install", "uninstall", "crash"].contains(name);
+    if !steps.iter().any(|step| takes_away(&step)) {
+        return Ok(());
+    }
+    let installation = install::connect()?;
+    if !installation.kubeconfig().exists() {
+        return Ok(());
+    }
+    let mut list = installation.command("kubectl");
+    list.args(["get", "ve", "--all-namespaces", "--request-timeout=5s", "--output"]);
+    list.arg("jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {end}").stderr(Stdio::null());
+    let there = install::output(&mut list).unwrap_or_default();
+    if !there.trim().is_empty() {
+        println!(
+            "The lab that is up is used and taken away in the end, with these environments in it: {}",
+            there.trim()
+        );
+    }
+    Ok(())
 }
 
 fn run(command: &mut Command) -> Result<bool, Error> {
@@ -227,32 +259,22 @@ fn on_the_lab(context: &mut Context, names: &[&str], threads: &str) -> Result<bo
     run(&mut command)
 }
 
-/// Uninstalls and looks whether something is left on the nodes.
-fn uninstall(context: &mut Context) -> Result<bool, Error> {
-    let installation = installed(context)?;
-    let mut passed =
-        run(installation.command("kubectl").args(["delete", "ve", "--all", "--all-namespaces", "--timeout=180s"]))?;
-    passed &= run(installation.command("helm").args([
-        "uninstall",
-        install::RELEASE,
-        "--namespace",
-        install::NAMESPACE,
-        "--wait",
-        "--timeout",
-        "180s",
-    ]))?;
-    for node in installation.nodes()? {
-        for path in ["/etc/containerd/conf.d/vivarium.toml", "/opt/vivarium/bin/containerd-shim-vivarium-v1"] {
-            let gone =
-                run(Command::new(workspace::program())
-                    .args(["lab", "node", "shell", &node, "--", "test", "!", "-e", path]))?;
-            if !gone {
-                println!("{path} is left on {node}");
-            }
-            passed &= gone;
-        }
+/// What a newcomer runs, also when it has been run before. The lab and what is installed in it are those of the step before.
+fn quickstart(context: &mut Context) -> Result<bool, Error> {
+    if !own(context, &["quickstart"])? || !own(context, &["quickstart"])? {
+        return Ok(false);
     }
-    Ok(passed)
+    let installation = installed(context)?;
+    let key = installation.kubeconfig().with_file_name(quickstart::KEY);
+    let address = ["get", "ve", "first", "--output=jsonpath={.status.serviceIP}"];
+    let address = install::output(installation.command("kubectl").args(address))?;
+    let mut ssh = Command::new(workspace::program());
+    ssh.args(["lab", "run", "--", "ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+    ssh.args(["-o", "LogLevel=ERROR", "-i"]).arg(key).arg(format!("root@{address}")).arg("systemctl is-system-running");
+    let said = install::output(&mut ssh)?;
+    println!("first says by ssh that it is {}", said.trim());
+    let removed = run(installation.command("kubectl").args(["delete", "ve", "first", "--timeout=180s"]))?;
+    Ok(said.trim() == "running" && removed)
 }
 
 /// What is left of a crashed lab must not stand in the way of the next. Its control plane is new, so what was installed

@@ -19,7 +19,7 @@ pub enum Stage {
     },
     /// The container runs.
     Running {
-        /// Whether the pod is Ready and its guest booted.
+        /// Whether its guest booted and its container is well. The pod is Ready then, or is about to be.
         ready: bool,
     },
     /// The container ended with success: the guest was powered off from inside.
@@ -68,8 +68,7 @@ pub fn stage(pod: &Pod) -> Stage {
     }
     let state = container_state(pod).unwrap_or_default();
     if state.running.is_some() {
-        let ready = is_true(pod, "Ready") && is_true(pod, names::CONDITION_BOOTED);
-        return Stage::Running { ready };
+        return Stage::Running { ready: is_well(pod) };
     }
     // The container has ended and the pod's phase lags behind: it decides in a moment.
     if let Some(ended) = state.terminated {
@@ -110,6 +109,15 @@ fn is_true(pod: &Pod, type_: &str) -> bool {
     condition(pod, type_).is_some_and(|c| c.status == "True")
 }
 
+/// What makes a pod Ready is known before the kubelet says so: it looks at the readiness gate again only when it has next
+/// asked the runtime for all its containers, which is once a second. Any other reason for a pod that is not Ready counts,
+/// that of the node controller for one, which finds the node silent.
+fn is_well(pod: &Pod) -> bool {
+    let of_gate = condition(pod, "Ready").is_some_and(|c| c.reason.as_deref() == Some("ReadinessGatesNotReady"));
+    let ready = is_true(pod, "Ready") || (of_gate && is_true(pod, "ContainersReady"));
+    ready && is_true(pod, names::CONDITION_BOOTED)
+}
+
 fn container_state(pod: &Pod) -> Option<ContainerState> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|c| c.name == names::CONTAINER)?.state.clone()
@@ -141,4 +149,37 @@ fn of_end(ended: &ContainerStateTerminated) -> Trouble {
         None => format!("init ended with status {}", ended.exit_code),
     };
     Trouble { reason, message: if said.is_empty() { how } else { format!("{how}: {said}") } }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_incarnation_is_well_when_its_guest_booted_and_nobody_says_otherwise_of_its_pod() {
+        for (ready, reason, containers, booted, well) in [
+            ("True", "", "True", "True", true),
+            ("False", "ReadinessGatesNotReady", "True", "True", true),
+            ("False", "ReadinessGatesNotReady", "True", "False", false),
+            ("True", "", "True", "False", false),
+            ("False", "ReadinessGatesNotReady", "False", "True", false),
+            ("False", "ContainersNotReady", "False", "True", false),
+            // The node controller, of a node that is silent.
+            ("False", "", "True", "True", false),
+            ("False", "NodeNotReady", "True", "True", false),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {"nodeName": "n1", "containers": []}, "status": {
+                "phase": "Running",
+                "containerStatuses": [{"name": names::CONTAINER, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": {"running": {}}}],
+                "conditions": [
+                    {"type": "Ready", "status": ready, "reason": reason},
+                    {"type": "ContainersReady", "status": containers},
+                    {"type": names::CONDITION_BOOTED, "status": booted}]}}))
+            .unwrap();
+            assert_eq!(stage(&pod), Stage::Running { ready: well }, "{ready} {reason} {containers} {booted}");
+        }
+    }
 }

@@ -34,6 +34,9 @@ pub fn service(environment: &VirtualEnvironment) -> Option<Service> {
             selector: Some(labels(environment)),
             ports: Some(ports.collect()),
             type_: Some("ClusterIP".into()),
+            // Whoever is told that the environment is Ready reaches it, also in the second that the kubelet takes to say the
+            // same of the pod. Before that the guest refuses by itself.
+            publish_not_ready_addresses: Some(true),
             ..ServiceSpec::default()
         }),
         status: None,

@@ -141,11 +141,31 @@ fn twenty_at_once_come_and_go() {
     for ve in &all {
         ve.wait_ready_for(std::time::Duration::from_secs(300));
     }
+    let uids = |kind: &str| -> Vec<String> {
+        let list = get(&["-n", &namespace.name, kind]).unwrap_or_default();
+        let items = list["items"].as_array().into_iter().flatten();
+        items.filter_map(|item| item["metadata"]["uid"].as_str().map(Into::into)).collect()
+    };
+    // By these everything of them is called on the nodes.
+    let ids = [uids("evol"), uids("pods")].concat();
+    assert_eq!(ids.len(), 40);
     let ran = kubectl(&["-n", &namespace.name, "delete", "ve", "--all", "--timeout=300s"]);
     assert!(ran.ok, "{}{}", ran.stdout, ran.stderr);
-    eventually("no pods, claims or volumes left", DEADLINE, || {
-        let left: Vec<_> = ["pods", "pvc", "evol"].iter().flat_map(|kind| namespace.names(kind)).collect();
+    eventually("no pods, claims, services or volumes left", DEADLINE, || {
+        let left: Vec<_> = ["pods", "pvc", "services", "evol"].iter().flat_map(|kind| namespace.names(kind)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    eventually("nothing left of them on the nodes and in the cluster", DEADLINE, || {
+        let mut left = kubectl(&["get", "pv", "-o", "name"]).stdout;
+        for node in lab::nodes() {
+            left += &lab::node_sh(
+                &node,
+                "cat /proc/self/mountinfo; ls /var/lib/vivarium/pool/volumes /run/vivarium/guests; ls -a /run/vivarium/volumes; \
+                 find /sys/fs/cgroup -type d -path \"*pod*\" 2>/dev/null || true",
+            );
+        }
+        let found: Vec<_> = ids.iter().filter(|id| left.contains(id.as_str())).collect();
+        if found.is_empty() { Ok(()) } else { Err(format!("{found:?}")) }
     });
 }
 

@@ -87,16 +87,24 @@ fn template_reason(name: &str, reason: &str) -> String {
 }
 
 #[test]
-fn an_image_without_an_init_is_no_operating_system() {
+fn an_image_without_an_init_is_no_operating_system_and_another_image_heals() {
     let _ = kubectl(&["delete", "et", "e2e-not-an-os", "--ignore-not-found"]);
+    let namespace = Namespace::new("notanos");
     // The image of environments' pods holds nothing at all.
-    let operator = get(&["-n", "vivarium-system", "deployment", "vivarium-operator"]).unwrap().to_string();
-    let image = operator.split('"').find(|word| word.contains("/vivarium/stub")).expect("the stub image").to_owned();
-    let image = image.rsplit('=').next().unwrap();
-    let template = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentTemplate", "metadata": {"name": "e2e-not-an-os"}, "spec": {"image": image}});
-    assert!(apply(&[template]).ok);
+    let stub = namespace.environment("any").up().pod_object()["spec"]["containers"][0]["image"].clone();
+    let template = |image: &Value| json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentTemplate", "metadata": {"name": "e2e-not-an-os"}, "spec": {"image": image}});
+    assert!(apply(&[template(&stub)]).ok);
     let message = template_reason("e2e-not-an-os", "NotAnOperatingSystem");
     assert!(message.contains("/sbin/init"), "{message}");
+    let ve = namespace.environment("shop").with("/template/name", json!("e2e-not-an-os"));
+    ve.apply();
+    let message = ve.wait_reason("Ready", "TemplateNotReady");
+    assert!(message.contains("/sbin/init"), "the environment does not say what is wrong: {message}");
+    assert_eq!(ve.condition("Stalled").0, "True");
+    let image = get(&["et", vivarium_e2e::TEMPLATE]).unwrap()["spec"]["image"].clone();
+    assert!(apply(&[template(&image)]).ok);
+    ve.wait_ready();
+    ve.delete();
     let _ = kubectl(&["delete", "et", "e2e-not-an-os"]);
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::json;
-use vivarium_e2e::{DEADLINE, Namespace, eventually, get, kubectl_ok, lab};
+use vivarium_e2e::{DEADLINE, Environment, Namespace, eventually, get, kubectl_ok, lab};
 
 #[test]
 fn settings_of_the_spec_are_read_back_inside() {
@@ -23,6 +23,23 @@ fn settings_of_the_spec_are_read_back_inside() {
     assert_eq!(ve.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax"), "1\n123456789");
     ve.sh("printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c \"ulimit -Sn > /run/n; ulimit -Hn >> /run/n; echo $LANG >> /run/n\"\\n' > /run/systemd/system/read.service && systemctl daemon-reload && systemctl start read");
     assert_eq!(ve.sh("cat /run/n"), "2048\n4096\nen_US.UTF-8");
+    // Whoever logs in has the limits as well.
+    assert_eq!(ve.sh("su - -c 'ulimit -Sn; ulimit -Hn'"), "2048\n4096");
+    // Names: those of the cluster, as in any pod, and its own, which is in the file and not only known to a resolver.
+    let resolver = get(&["-n", "kube-system", "service", "kube-dns"]).expect("the cluster's DNS");
+    let resolver = resolver["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let resolv = ve.sh("cat /etc/resolv.conf");
+    assert!(resolv.lines().any(|line| line == format!("nameserver {resolver}")), "{resolv}");
+    assert!(resolv.contains(&format!("{}.svc.cluster.local", namespace.name)), "{resolv}");
+    let api =
+        get(&["-n", "default", "service", "kubernetes"]).unwrap()["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let found = ve.sh("getent ahostsv4 kubernetes.default.svc.cluster.local");
+    assert!(found.starts_with(&api), "{found}");
+    let address = ve.pod_object()["status"]["podIP"].as_str().unwrap().to_owned();
+    let hosts = ve.sh("cat /etc/hosts");
+    let own = hosts.lines().find(|line| line.starts_with(&address)).unwrap_or_else(|| panic!("{address}: {hosts}"));
+    assert!(own.split_whitespace().any(|name| name == "till"), "{hosts}");
+    assert!(hosts.lines().any(|line| line.starts_with("127.0.0.1") && line.contains("localhost")), "{hosts}");
     let (status, reason, _) = ve.condition("UpToDate");
     assert_eq!((status.as_str(), reason.as_str()), ("True", "UpToDate"));
     // The memory limit is the container's.
@@ -38,7 +55,15 @@ fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
         namespace.environment("shop").with("/resources/limits", json!({"cpu": "500m", "memory": "256Mi"})).up();
     let (boot, pod) = (ve.boot(), ve.pod());
 
+    wait_for_limits(&ve, 256 << 20, 500);
+    // The memory limit holds for everything together, and it is the guest's process that pays.
+    let greedy = "perl -e '$x = \"x\" x (300 << 20); print length $x'";
+    let ran = ve.exec(&["sh", "-c", greedy]);
+    assert!(!ran.ok, "300 MiB fit into 256: {}", ran.stdout);
+    assert_eq!(ve.boot(), boot, "the environment as a whole was killed");
+
     ve.set("/resources/limits/memory", json!("384Mi"));
+    ve.set("/resources/limits/cpu", json!("750m"));
     ve.set("/resources/disk", json!("2Gi"));
     ve.set("/services", json!([{"name": "web", "port": 80, "targetPort": 8080}]));
     ve.apply();
@@ -48,6 +73,8 @@ fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
         let now = pod["status"]["containerStatuses"][0]["resources"]["limits"]["memory"].clone();
         if now == "384Mi" { Ok(()) } else { Err(pod["status"].to_string()) }
     });
+    wait_for_limits(&ve, 384 << 20, 750);
+    assert_eq!(ve.sh(greedy), (300 << 20).to_string(), "the new limit does not hold inside");
     eventually("the larger disk", vivarium_e2e::DEADLINE, || {
         let volume = namespace.get("evol", "shop").ok_or("no volume")?;
         let capacity = volume["status"]["capacityBytes"].as_i64().unwrap_or_default();
@@ -65,6 +92,23 @@ fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
     let _ = ve.wait_reason("UpToDate", "UpToDate");
     ve.wait_ready();
     assert_eq!(ve.sh("hostname"), "renamed");
+}
+
+/// Waits until the cgroups of the environment's container on its node have that limit of memory in bytes and of CPU in
+/// thousandths.
+fn wait_for_limits(ve: &Environment, memory: u64, cpu: u64) {
+    let (node, pod) = (ve.node(), ve.pod_object());
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    // The group of the pause container has no limit.
+    let line = format!(
+        "cd /sys/fs/cgroup; for d in $(find memory/ -type d -path '*pod{uid}/*' -prune); do cat $d/memory.limit_in_bytes; \
+         done | sort -n | head -n 1; for d in $(find cpu/ -type d -path '*pod{uid}/*' -prune); do \
+         echo $(($(cat $d/cpu.cfs_quota_us) * 1000 / $(cat $d/cpu.cfs_period_us))); done | sort -n | tail -n 1"
+    );
+    eventually("the limits in the node's cgroups", DEADLINE, || {
+        let found = lab::node_sh(&node, &line);
+        if found == format!("{memory}\n{cpu}") { Ok(()) } else { Err(found) }
+    });
 }
 
 #[test]

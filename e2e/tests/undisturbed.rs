@@ -112,9 +112,13 @@ fn by_a_restart_of_the_kubelet() {
 
 #[test]
 fn by_a_restart_of_the_node_driver() {
-    undisturbed("driver", |_| {
+    undisturbed("driver", |node| {
+        let containerd = || lab::node_sh(node, "pgrep -x containerd");
+        let before = containerd();
         kubectl_ok(&["-n", "vivarium-system", "rollout", "restart", "daemonset/vivarium-node"]);
         kubectl_ok(&["-n", "vivarium-system", "rollout", "status", "daemonset/vivarium-node", "--timeout=180s"]);
+        // It was told of the runtime before, and nothing of that has changed.
+        assert_eq!(containerd(), before, "containerd was restarted for nothing");
     });
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use vivarium_journal::header::MAX_HEADER;
 use vivarium_journal::read::Transaction;
@@ -36,6 +37,17 @@ pub struct Position {
 impl Position {
     /// Before the first transaction.
     pub const START: Self = Self { sequence: 0, epoch: 0, digest: Digest::EMPTY };
+}
+
+/// A state of the volume that was looked for by its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The transaction after which the volume was in that state; [`Position::START`] while the log is empty.
+    pub position: Position,
+    /// When that was, by the clock of the node that wrote it.
+    pub time: Timestamp,
+    /// It is the oldest state that can be restored, and younger than what was asked for.
+    pub too_old: bool,
 }
 
 /// What became of an attempt to add to the log.
@@ -102,7 +114,7 @@ impl Log {
         }
         match self.position(last).await? {
             Some(position) => Ok(position),
-            None => Err(self.damaged(last, "it was in the store, and is not any more")),
+            None => Err(self.missing(last)),
         }
     }
 
@@ -111,6 +123,45 @@ impl Log {
             .exists(&self.key(sequence), Instant::now() + PATIENCE)
             .await
             .map_err(|error| self.unreachable(&error))
+    }
+
+    /// The state of the volume at an instant: after the last transaction that is not younger. `known` as for [`Self::tail`].
+    ///
+    /// Of what is asked for, an earlier instant never gives a later state; and as the log grows, the answer stays the same,
+    /// also where clocks of nodes that wrote one after the other disagree. So the numbers that are looked at depend on
+    /// nothing but the answers: bit after bit of the number that is sought, the highest first.
+    ///
+    /// # Errors
+    /// The store does not answer, or a transaction is damaged.
+    pub async fn at(&self, time: Timestamp, known: u64) -> Result<Moment, JournalError> {
+        let oldest = self.boundary().await?.sequence.max(1);
+        let tail = self.tail(known).await?.sequence;
+        if tail == 0 {
+            return Ok(Moment { position: Position::START, time: Timestamp::UNIX_EPOCH, too_old: true });
+        }
+        let mut sequence = 0;
+        for bit in (0..=tail.ilog2()).rev() {
+            let next = sequence | 1 << bit;
+            // Before the boundary there may be nothing that could be asked.
+            if next <= oldest || next <= tail && self.written(next).await? <= time {
+                sequence = next;
+            }
+        }
+        let written = self.written(sequence).await?;
+        match self.position(sequence).await? {
+            Some(position) => Ok(Moment { position, time: written, too_old: written > time }),
+            None => Err(self.missing(sequence)),
+        }
+    }
+
+    /// When a transaction that must be there was written, by the clock of its node.
+    async fn written(&self, sequence: u64) -> Result<Timestamp, JournalError> {
+        let header = self.header(sequence).await?.ok_or_else(|| self.missing(sequence))?;
+        Timestamp::from_nanosecond(header.time.into()).map_err(|error| self.damaged(sequence, error.to_string()))
+    }
+
+    fn missing(&self, sequence: u64) -> JournalError {
+        self.damaged(sequence, "it was in the store, and is not any more")
     }
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
@@ -263,11 +314,15 @@ impl Log {
     /// # Errors
     /// The store does not answer, or it is damaged.
     pub async fn kind(&self, sequence: u64) -> Result<Option<vivarium_journal::Kind>, JournalError> {
+        Ok(self.header(sequence).await?.map(|header| header.kind))
+    }
+
+    async fn header(&self, sequence: u64) -> Result<Option<Header>, JournalError> {
         let span = Span::Range(0..16 + MAX_HEADER as u64);
         let read = self.store.read_span(&self.key(sequence), span, Instant::now() + PATIENCE).await;
         let Some(front) = read.map_err(|error| self.unreachable(&error))? else { return Ok(None) };
         let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
-        Ok(Some(header.kind))
+        Ok(Some(header))
     }
 
     /// Takes everything of the volume out of the store: its object is being deleted, and its name is never used again.
@@ -404,4 +459,74 @@ fn unnamed(directory: &Path) -> std::io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use vivarium_journal::Kind;
+    use vivarium_journal::touched::Touched;
+    use vivarium_journal::write::Writer;
+
+    use super::*;
+
+    /// Adds barriers that were written at these seconds.
+    async fn add(log: &Log, first: u64, seconds: &[i64]) {
+        for (sequence, second) in (first..).zip(seconds) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let header = Header {
+                kind: Kind::Barrier,
+                volume: "v".into(),
+                writer: [0; 16],
+                epoch: 1,
+                first: sequence,
+                sequence,
+                parent: Digest::EMPTY,
+                time: second * 1_000_000_000,
+                layers: vec![],
+            };
+            let writer = Writer::new(file.as_file(), &header).unwrap();
+            let (_, summary) = writer.finish(&Touched::default().changes()).unwrap();
+            let appended = log.append(sequence, file.path(), summary.length, summary.content).await.unwrap();
+            assert_eq!(appended, Appended::Yes);
+        }
+    }
+
+    async fn at(log: &Log, second: i64) -> (u64, bool) {
+        let moment = log.at(Timestamp::from_second(second).unwrap(), 0).await.unwrap();
+        (moment.position.sequence, moment.too_old)
+    }
+
+    #[tokio::test]
+    async fn an_instant_is_found_by_time_and_not_before_what_can_be_restored() {
+        let log = Log::new(&VolumeId::parse("v").unwrap(), Arc::new(Store::memory("test"))).unwrap();
+        assert_eq!(at(&log, 5).await, (0, true));
+        add(&log, 1, &[10, 20, 30, 40, 50, 60, 70, 80, 90]).await;
+        let cases = [(9, 1, true), (10, 1, false), (19, 1, false), (20, 2, false), (69, 6, false), (70, 7, false)];
+        for (second, sequence, too_old) in cases.into_iter().chain([(89, 8, false), (90, 9, false), (1000, 9, false)]) {
+            assert_eq!(at(&log, second).await, (sequence, too_old), "{second}");
+        }
+        log.raise_boundary(Boundary::NONE, 6).await.unwrap();
+        for sequence in 1..6 {
+            log.delete(&log.key(sequence)).await.unwrap();
+        }
+        for (second, sequence, too_old) in [(5, 6, true), (59, 6, true), (60, 6, false), (75, 7, false), (90, 9, false)] {
+            assert_eq!(at(&log, second).await, (sequence, too_old), "{second}");
+        }
+    }
+
+    #[tokio::test]
+    async fn clocks_that_disagree_turn_no_order_around_and_what_is_added_changes_no_answer() {
+        let log = Log::new(&VolumeId::parse("v").unwrap(), Arc::new(Store::memory("test"))).unwrap();
+        add(&log, 1, &[10, 20, 50, 60, 30, 40, 70, 65, 80, 75, 90]).await;
+        let mut before = Vec::new();
+        for second in 10..90 {
+            before.push(at(&log, second).await.0);
+        }
+        assert!(before.is_sorted(), "{before:?}");
+        assert_eq!((before[0], before[79]), (1, 10));
+        add(&log, 12, &[95, 99, 100, 101, 102, 103, 104, 105]).await;
+        for (second, sequence) in (10..90).zip(before) {
+            assert_eq!(at(&log, second).await.0, sequence, "{second}");
+        }
+    }
 }

@@ -111,7 +111,7 @@ pub async fn run(
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
     let of_volume = environments.clone();
     let of_template = environments.clone();
-    let of_store = environments.clone();
+    let of_store = (environments.clone(), volumes.clone());
     let of_lease = pods.clone();
     let of_death = (environments.clone(), volumes.clone());
     // Whoever waits for a node to die looks again at every news of it.
@@ -126,7 +126,7 @@ pub async fn run(
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
         .watches_stream(template_stream, move |template| users_of_template(&of_template, &template))
-        .watches_stream(store_stream, move |_| users_of_stores(&of_store))
+        .watches_stream(store_stream, move |store| users_of_store(&of_store.0, &of_store.1, &store))
         .watches_stream(pod_stream, |pod| labelled_environment(&pod))
         .watches_stream(claim_stream, |claim| labelled_environment(&claim))
         .watches_stream(config_map_stream, |config_map| labelled_environment(&config_map))
@@ -209,9 +209,21 @@ fn users_of_template(environments: &Store<Guarded>, template: &GuardedTemplate) 
     select(environments, |environment| environment.spec.template.name == name && waits(environment))
 }
 
-/// The environments whose volume is still to be made: the store is chosen then.
-fn users_of_stores(environments: &Store<Guarded>) -> Vec<ObjectRef<Guarded>> {
-    select(environments, |environment| environment.status.as_ref().is_none_or(|s| s.template_digest.is_none()))
+/// The environments whose journal is in a store, and those whose volume is still to be made: the store is chosen then.
+fn users_of_store(
+    environments: &Store<Guarded>,
+    volumes: &Store<GuardedVolume>,
+    store: &GuardedStore,
+) -> Vec<ObjectRef<Guarded>> {
+    let name = store.name_any();
+    let mut users =
+        select(environments, |environment| environment.status.as_ref().is_none_or(|s| s.template_digest.is_none()));
+    for volume in volumes.state() {
+        if volume.0.as_ref().is_ok_and(|volume| volume.spec.store.as_deref() == Some(&name)) {
+            users.extend(users_of_volume(environments, &volume));
+        }
+    }
+    users
 }
 
 fn select(environments: &Store<Guarded>, concerns: impl Fn(&VirtualEnvironment) -> bool) -> Vec<ObjectRef<Guarded>> {

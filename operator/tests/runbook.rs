@@ -23,6 +23,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Bytes",
         "Digest",
         "Domain",
+        "Durable",
         "Environment",
         "Epoch",
         "Image",

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::JournalStatus;
+use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus};
 
 use crate::ids::VolumeId;
 
@@ -71,6 +71,8 @@ pub struct Journaled {
     pub journal: Option<JournalStatus>,
     /// Epoch that ended in order with it.
     pub released: Option<u64>,
+    /// How far it is behind, if that is more than a few seconds.
+    pub lag: Option<LagStatus>,
     /// Why nothing is added at present: one CamelCase word, and a sentence.
     pub trouble: Option<(&'static str, String)>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -35,6 +35,8 @@ use crate::node::boot::{ResourceLimit, Sysctl};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1", description = "Number of the incarnation"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1"),
+    printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", priority = "1", description = "Whether its changes survive what they should"),
+    printcolumn(name = "Journal", type_ = "integer", json_path = ".status.journal.head", priority = "1", description = "Number of the newest transaction, as of some minutes ago"),
     validation = Rule::new("self.metadata.name.size() <= 50").message("the name is too long: use at most 50 characters, so that '<name>-<number>' still is the name of a pod"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("the name must be one DNS label: lower-case letters, digits and '-', beginning with a letter and without dots, because it becomes the host name and the name of a Service")
 )]
@@ -314,11 +316,52 @@ pub struct VirtualEnvironmentStatus {
     /// The last time that the environment was started elsewhere because its node had died.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failover: Option<LastFailover>,
-    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Reconciling` and `Stalled` only while True.
+    /// What its changes survive; none while they are on its node alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<DurabilityStatus>,
+    /// Its journal, as of some minutes ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalSummary>,
+    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// What the changes of an environment survive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DurabilityStatus {
+    /// What `spec.durability` asks for; none: it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Tolerance>,
+    /// What is reached now: what the store of the journal says that it survives, as long as it works and everything is in
+    /// it; none otherwise, and the condition `Durable` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Tolerance>,
+    /// Everything that was written more than so many seconds ago is in the store; 0: all but the last few seconds.
+    #[serde(default)]
+    pub lag_seconds: u64,
+    /// Bytes that are to be added to the journal next, as far as they are known.
+    #[serde(default)]
+    pub lag_bytes: u64,
+}
+
+/// The journal of an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalSummary {
+    /// Number of the newest transaction.
+    pub head: u64,
+    /// When that was acknowledged.
+    pub time: Time,
+    /// Transaction that the newest checkpoint is of; 0: there is none.
+    #[serde(default)]
+    pub checkpoint: u64,
+    /// Bytes of everything that the store keeps of it.
+    #[serde(default)]
+    pub bytes: i64,
 }
 
 /// What an environment does now.

@@ -120,6 +120,14 @@ pub struct Tolerance {
     pub domain: FailureDomain,
 }
 
+impl Tolerance {
+    /// Whether what survives this survives that. A store that survives the loss of a zone survives that of a node in it.
+    #[must_use]
+    pub fn is_enough_for(&self, wanted: &Self) -> bool {
+        self.failures >= wanted.failures && (self.domain >= wanted.domain || wanted.failures == 0)
+    }
+}
+
 /// What can fail as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum FailureDomain {

@@ -117,6 +117,9 @@ pub struct EnvironmentVolumeStatus {
     /// The journal, as of some seconds ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
+    /// How far the journal is behind; none: by a few seconds at most, or nothing was written since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<LagStatus>,
     /// What the store keeps of the volume, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptStatus>,
@@ -159,6 +162,15 @@ pub struct KeptStatus {
     pub bytes: i64,
     /// When that was so.
     pub time: Time,
+}
+
+/// How far the journal of a volume is behind. It is told again when it has doubled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LagStatus {
+    /// Everything that was written longer ago is in the store.
+    pub seconds: u64,
+    /// Bytes of the transaction that is to be added next, as far as it is known.
+    pub bytes: u64,
 }
 
 /// How far the journal of a volume is.

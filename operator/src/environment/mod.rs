@@ -2,7 +2,7 @@
 //!
 //! 1. [`dereference`]: what is observed becomes a plain [`world::World`], from caches or from the API server itself.
 //! 2. [`lifecycle::decide`]: a pure function of the world and the time says what is to be done ([`decision::Action`])
-//!    and what the status becomes ([`status`]). [`validate`] refuses, [`build`] builds, [`storage`] prepares,
+//!    and what the status becomes ([`status`], [`durability`]). [`validate`] refuses, [`build`] builds, [`storage`] prepares,
 //!    [`holder`] guards the volume, [`resize`] changes what runs, [`deletion`] takes down.
 //! 3. [`apply`]: carries actions out, one API call each.
 //! 4. [`controller`]: turns watch events into runs of the above, and writes the status when it changed.
@@ -17,6 +17,7 @@ pub mod controller;
 pub mod decision;
 pub mod deletion;
 pub mod dereference;
+pub mod durability;
 pub mod holder;
 pub mod incarnation;
 pub mod lifecycle;

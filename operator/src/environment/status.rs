@@ -9,10 +9,12 @@ use vivarium_api::v1alpha1::{Condition, ConditionStatus, VirtualEnvironmentStatu
 
 use super::decision::Refusal;
 use super::world::{World, volume_name};
-use super::{holder, incarnation};
+use super::{durability, holder, incarnation};
 
 /// The conditions that are always there.
 const ALWAYS: [&str; 5] = ["Ready", "Scheduled", "StorageReady", "Booted", "UpToDate"];
+/// The condition that is there once there is a journal.
+const DURABLE: &str = "Durable";
 /// Conditions that are there only while True.
 const ONLY_TRUE: [&str; 2] = ["Reconciling", "Stalled"];
 /// Length of a message in a condition at most, in bytes (metav1.Condition).
@@ -143,7 +145,7 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     let generation = environment.metadata.generation;
     let old = environment.status.clone().unwrap_or_default();
     let mut conditions: Vec<Condition> =
-        old.conditions.into_iter().filter(|c| ALWAYS.contains(&c.type_.as_str())).collect();
+        old.conditions.into_iter().filter(|c| ALWAYS.contains(&c.type_.as_str()) || c.type_ == DURABLE).collect();
     let also = match outlook.progress {
         Progress::Settled => None,
         Progress::Reconciling => Some("Reconciling"),
@@ -161,7 +163,14 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     for (type_, verdict) in ALWAYS.into_iter().zip(verdicts) {
         condition::set(&mut conditions, verdict.into_condition(type_, generation, now));
     }
-    conditions.sort_by_key(|c| ALWAYS.iter().chain(&ONLY_TRUE).position(|known| *known == c.type_));
+    let durability = durability::durability(world).map(|(durability, verdict)| {
+        condition::set(&mut conditions, verdict.into_condition(DURABLE, generation, now));
+        durability
+    });
+    if durability.is_none() {
+        conditions.retain(|condition| condition.type_ != DURABLE);
+    }
+    conditions.sort_by_key(|c| ALWAYS.iter().chain(&[DURABLE]).chain(&ONLY_TRUE).position(|known| *known == c.type_));
     let pod = world.newest_pod();
     let volume = world.own_volume();
     let failover = outlook.failover.or(old.last_failover).map(|failover| follow(world, failover, ready, now));
@@ -185,6 +194,8 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
         failures: outlook.failures.0,
         failed_epoch: outlook.failures.1,
         last_failover: failover,
+        durability,
+        journal: durability::journal(world),
         conditions,
     }
 }
@@ -267,6 +278,9 @@ pub fn notes(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentSta
     let before = old.and_then(|status| status.last_failover.as_ref());
     if let Some(failover) = failover.filter(|f| f.ready.is_some() && before.is_none_or(|b| b.ready != f.ready)) {
         notes.push(Note::normal("FailedOver", failed_over(failover)));
+    }
+    if let Some(degraded) = told(DURABLE) {
+        notes.push(Note::warning(&degraded.reason, &degraded.message));
     }
     if let Some(up_to_date) = told("UpToDate") {
         notes.push(Note::normal(&up_to_date.reason, &up_to_date.message));

@@ -68,11 +68,7 @@ pub fn store(world: &World) -> Result<Option<String>, Refusal> {
     }
     let Some(wanted) = durability.tolerate else { return Ok(world.store(DEFAULT_STORE).map(ResourceExt::name_any)) };
     let rank = |tolerates: &Tolerance| (tolerates.domain, tolerates.failures);
-    // A store that survives the loss of a zone survives that of a node in it.
-    let enough = |store: &&Arc<JournalStore>| {
-        let tolerates = &store.spec.tolerates;
-        tolerates.failures >= wanted.failures && (tolerates.domain >= wanted.domain || wanted.failures == 0)
-    };
+    let enough = |store: &&Arc<JournalStore>| store.spec.tolerates.is_enough_for(&wanted);
     let chosen = world.stores.iter().filter(enough).min_by_key(|store| rank(&store.spec.tolerates));
     chosen.map(|store| Some(store.name_any())).ok_or_else(|| {
         Refusal::stalled(

@@ -13,11 +13,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::Instant;
-use vivarium_api::v1alpha1::volume::JournalStatus;
+use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus};
 
 use super::JournalError;
 use super::begin::{Opening, Origin};
 use super::commit::{Committed, Journal};
+use super::local::pending_bytes;
 use crate::directory::{Journaled, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 use crate::pool::Pool;
@@ -33,6 +34,9 @@ const PARALLEL: usize = 32;
 /// volumes a second would be too much for any API server.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
+/// A journal that is behind by less is not told to be: that is a commit that is under way.
+const LAGS_FROM: Duration = Duration::from_secs(5);
+
 /// Longest pause after failures in a row; the first is [`PACE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -42,6 +46,8 @@ struct Held {
     journal: AsyncMutex<Journal>,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
+    /// What was written before is in the store.
+    safe: Mutex<Instant>,
 }
 
 /// When a journal that failed is tried again.
@@ -72,6 +78,8 @@ struct Told {
     at: Option<Instant>,
     sequence: u64,
     trouble: Option<&'static str>,
+    /// Seconds that the journal was said to be behind.
+    lag: u64,
 }
 
 /// The journals of this node.
@@ -152,7 +160,7 @@ impl Keeper {
             Err(_) => return committed.map(drop),
         };
         if let (Ok(committed), Some(epoch)) = (&committed, released) {
-            let journaled = Journaled { journal: status(committed), released: Some(epoch), trouble: None };
+            let journaled = Journaled { journal: status(committed), released: Some(epoch), lag: None, trouble: None };
             self.tell(&held.name, id, journaled).await?;
         }
         drop(journal);
@@ -170,6 +178,7 @@ impl Keeper {
                 held.iter().map(|(id, held)| (id.clone(), held.clone())).collect()
             };
             let Some((first, _)) = all.first() else { continue };
+            let begun = Instant::now();
             if let Err(error) = self.sync(first).await {
                 tracing::error!(%error, "nothing can be committed");
                 continue;
@@ -179,28 +188,38 @@ impl Keeper {
                 tokio::spawn(async move {
                     // Never closed.
                     let Ok(_permit) = permits.acquire_owned().await else { return };
-                    this.round(&id, &held).await;
+                    this.round(&id, &held, begun).await;
                 });
             }
         }
     }
 
-    async fn round(&self, id: &VolumeId, held: &Held) {
+    /// Commits what was written before `begun`.
+    async fn round(&self, id: &VolumeId, held: &Held, begun: Instant) {
         let pause = *held.pause.lock().unwrap_or_else(PoisonError::into_inner);
         if !pause.is_over(Instant::now()) {
             return;
         }
         // One that is being opened or released, or still at work, is in good hands.
-        let Ok(mut journal) = held.journal.try_lock() else { return };
-        let committed = journal.commit().await;
-        drop(journal);
-        *held.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause.after(committed.is_err(), Instant::now());
+        let committed = match held.journal.try_lock() {
+            Ok(mut journal) => Some(journal.commit().await),
+            Err(_) => None,
+        };
+        let lag = held.lag(id, &self.volumes, matches!(committed, Some(Ok(_))).then_some(begun));
+        if let Some(committed) = &committed {
+            let pause = pause.after(committed.is_err(), Instant::now());
+            *held.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+        }
         let journaled = match &committed {
-            Ok(committed) => Journaled { journal: status(committed), released: None, trouble: None },
-            Err(error) => {
+            Some(Ok(committed)) => Journaled { journal: status(committed), released: None, lag, trouble: None },
+            Some(Err(error)) => {
                 tracing::warn!(%error, "a commit is tried again");
-                Journaled { journal: None, released: None, trouble: Some((error.reason(), error.to_string())) }
+                Journaled { journal: None, released: None, lag, trouble: Some((error.reason(), error.to_string())) }
             }
+            None => match lag.filter(|lag| lag.seconds >= TELL_EVERY.as_secs()) {
+                Some(lag) => Journaled { journal: None, released: None, lag: Some(lag), trouble: Some(behind(lag)) },
+                None => return,
+            },
         };
         if !held.is_news(&journaled) {
             return;
@@ -223,7 +242,8 @@ impl Keeper {
     fn keep(&self, name: &VolumeName, journal: Journal) {
         let id = journal.volume().clone();
         let (told, pause) = (Mutex::default(), Mutex::default());
-        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told, pause };
+        let safe = Mutex::new(Instant::now());
+        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told, pause, safe };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 
@@ -238,18 +258,43 @@ impl Keeper {
 }
 
 impl Held {
-    /// Whether the object should be told: of trouble that comes, changes or ends at once, of progress now and then.
+    /// As [`is_news`].
     fn is_news(&self, journaled: &Journaled) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let trouble = journaled.trouble.as_ref().map(|(reason, _)| *reason);
-        let sequence = journaled.journal.as_ref().map_or(told.sequence, |journal| journal.sequence);
-        let due = told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) && sequence != told.sequence;
-        if trouble == told.trouble && !due {
-            return false;
-        }
-        *told = Told { at: Some(Instant::now()), sequence, trouble };
-        true
+        is_news(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), journaled)
     }
+
+    /// How far the journal is behind; `synced`: what was written before was just committed.
+    fn lag(&self, id: &VolumeId, volumes: &Volumes, synced: Option<Instant>) -> Option<LagStatus> {
+        let mut safe = self.safe.lock().unwrap_or_else(PoisonError::into_inner);
+        *safe = synced.unwrap_or(*safe);
+        let lag = safe.elapsed();
+        (synced.is_none() && lag >= LAGS_FROM)
+            .then(|| LagStatus { seconds: lag.as_secs(), bytes: pending_bytes(volumes, id) })
+    }
+}
+
+/// Whether the object should be told: of trouble that comes, changes or ends at once, of progress now and then, and of a lag
+/// whenever it has doubled.
+fn is_news(told: &mut Told, journaled: &Journaled) -> bool {
+    let trouble = journaled.trouble.as_ref().map(|(reason, _)| *reason);
+    let sequence = journaled.journal.as_ref().map_or(told.sequence, |journal| journal.sequence);
+    let lag = journaled.lag.map_or(0, |lag| lag.seconds);
+    let due = told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) && sequence != told.sequence;
+    let doubled = lag > 0 && lag >= told.lag.saturating_mul(2);
+    if trouble == told.trouble && !due && !doubled {
+        return false;
+    }
+    *told = Told { at: Some(Instant::now()), sequence, trouble, lag };
+    true
+}
+
+/// A transaction that takes long.
+fn behind(lag: LagStatus) -> (&'static str, String) {
+    let LagStatus { seconds, bytes } = lag;
+    let message = format!(
+        "what was written in the last {seconds} s is not in the store yet: a transaction of {bytes} bytes so far is under way"
+    );
+    ("Behind", message)
 }
 
 fn status(committed: &Committed) -> Option<JournalStatus> {
@@ -274,5 +319,27 @@ mod tests {
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
         assert!(!pause.is_over(now) && pause.is_over(now + LONGEST_PAUSE));
         assert!(pause.after(false, now).is_over(now));
+    }
+
+    #[test]
+    fn an_idle_journal_is_told_of_once_and_a_lag_when_it_has_doubled() {
+        let told = Mutex::new(Told::default());
+        let news = |sequence, seconds, trouble: Option<&'static str>| {
+            let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH);
+            is_news(
+                &mut told.lock().unwrap(),
+                &Journaled {
+                    journal: trouble.is_none().then_some(JournalStatus { sequence, epoch: 1, time }),
+                    released: None,
+                    lag: (seconds > 0).then_some(LagStatus { seconds, bytes: 1 }),
+                    trouble: trouble.map(|trouble| (trouble, String::new())),
+                },
+            )
+        };
+        assert!(news(1, 0, None));
+        assert!(!news(1, 0, None) && !news(2, 0, None), "progress is told now and then");
+        let lags: Vec<u64> = (0..200).filter(|seconds| news(2, *seconds, Some("StoreUnreachable"))).collect();
+        assert_eq!(lags, [0, 1, 2, 4, 8, 16, 32, 64, 128]);
+        assert!(news(3, 0, None) && !news(3, 0, None), "its end is told");
     }
 }

@@ -326,6 +326,14 @@ impl Local {
     }
 }
 
+/// Bytes of the transaction that is to be added next, as far as it is written; 0: there is none. It can be asked while
+/// somebody is at work.
+#[must_use]
+pub fn pending_bytes(volumes: &Volumes, id: &VolumeId) -> u64 {
+    let length = |name| std::fs::metadata(volumes.directory_path(id).join(name)).map(|metadata| metadata.len());
+    length(ATTEMPT).or_else(|_| length(PARTIAL)).unwrap_or(0)
+}
+
 fn io_error(attempt: &'static str, id: &VolumeId) -> impl FnOnce(io::Error) -> JournalError + use<> {
     let volume = id.clone();
     move |source| JournalError::Io { attempt, volume, source }

@@ -108,6 +108,7 @@ impl VolumeDirectory for ClusterDirectory {
         let new = json!({
             "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
             "journal": journaled.journal.or(status.journal),
+            "lag": journaled.lag,
             "releasedEpoch": journaled.released.unwrap_or(status.released_epoch),
         });
         apply(&self.api(&name.namespace), name, &volume, "journal", new).await

@@ -1,6 +1,7 @@
 //! Decisions, tried without a cluster: tables of single worlds, and a small cluster in memory that carries decisions out.
 
 mod decisions;
+mod durability;
 mod failover;
 mod fixtures;
 mod objects;

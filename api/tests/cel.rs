@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
-use vivarium_api::v1alpha1::{EnvironmentTemplate, JournalStore, VirtualEnvironment};
+use vivarium_api::v1alpha1::{EnvironmentRestore, EnvironmentTemplate, JournalStore, VirtualEnvironment};
 
 fn environment(name: &str, spec: &Value) -> VirtualEnvironment {
     let mut object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "VirtualEnvironment",
@@ -192,4 +192,23 @@ fn a_store_that_holds_journals_stays_where_it_is() {
         store(&s3(&new), true).validate_cel_update(&store(&old, true)).unwrap();
     }
     store(&local, true).validate_cel_update(&store(&local, true)).unwrap();
+}
+
+#[test]
+fn a_restore_names_a_state_and_is_fixed() {
+    let restore = |at: &str| -> EnvironmentRestore {
+        serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentRestore",
+            "metadata": {"name": "r"}, "spec": {"environment": "shop", "at": at}}))
+        .unwrap()
+    };
+    for good in ["1", "1234", "2026-11-25T18:00:00Z", "2026-11-25T18:00:00.25+01:00"] {
+        restore(good).validate_cel().unwrap();
+    }
+    for bad in ["0", "-1", "yesterday", "2026-11-25", "2026-11-25T18:00Z", "2026-11-25T18:00:00", "12 "] {
+        let errors = restore(bad).validate_cel().expect_err(bad).to_string();
+        assert!(errors.contains("in quotes"), "{errors}");
+    }
+    restore("1").validate_cel_update(&restore("1")).unwrap();
+    let errors = restore("2").validate_cel_update(&restore("1")).expect_err("accepted").to_string();
+    assert!(errors.contains("create another one"), "{errors}");
 }

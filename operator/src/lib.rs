@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`environment`] | the controller of environments, as a pipeline around a pure decision |
 //! | [`volume`] | the controller of volumes that nobody uses |
+//! | [`restore`] | the controller of restores |
 //! | [`nodes`] | which nodes are dead |
 //! | [`watches`], [`cache`] | what is watched, whom it wakes, what is kept |
 //! | [`leader`] | which replica acts |
@@ -21,6 +22,7 @@ pub mod leader;
 pub mod metrics;
 pub mod nodes;
 pub mod quantity;
+pub mod restore;
 pub mod run;
 pub mod uninstall;
 pub mod volume;

@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use tokio_stream::wrappers::WatchStream;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
+use vivarium_api::v1alpha1::{
+    EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment,
+};
 
 use crate::cache::{Caches, PodNames, environment_of, prune, prune_node};
 use crate::environment::controller::{self, Context};
@@ -26,7 +28,7 @@ use crate::environment::world::volume_name;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::nodes::Deaths;
-use crate::volume;
+use crate::{restore, volume};
 
 /// Environments that are worked on at the same time.
 const CONCURRENCY: u16 = 64;
@@ -34,9 +36,10 @@ const CONCURRENCY: u16 = 64;
 type Guarded = DeserializeGuard<VirtualEnvironment>;
 type GuardedVolume = DeserializeGuard<EnvironmentVolume>;
 type GuardedTemplate = DeserializeGuard<EnvironmentTemplate>;
+type GuardedRestore = DeserializeGuard<EnvironmentRestore>;
 type GuardedStore = DeserializeGuard<JournalStore>;
 
-/// Runs both controllers until `stop` becomes true.
+/// Runs all controllers until `stop` becomes true.
 pub async fn run(
     client: Client,
     install_namespace: &str,
@@ -49,6 +52,7 @@ pub async fn run(
     let labelled = watcher::Config::default().labels(names::LABEL_ENVIRONMENT);
     let (environments, environment_writer) = reflector::store();
     let (volumes, volume_writer) = reflector::store();
+    let (restores, restore_writer) = reflector::store();
     let (templates, template_writer) = reflector::store();
     let (stores, store_writer) = reflector::store();
     let (pods, pod_writer) = reflector::store();
@@ -63,14 +67,21 @@ pub async fn run(
     let environment_stream = touched::<Guarded>(Api::all(client.clone()), every(), environment_writer, prune)
         .predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default());
     let (doomed, doomed_volumes) = mpsc::unbounded_channel();
+    let (woken, woken_restores) = mpsc::unbounded_channel();
+    let of_restores: Store<GuardedRestore> = restores.clone();
     let volume_stream = touched::<GuardedVolume>(Api::all(client.clone()), every(), volume_writer, prune).inspect_ok(
         move |volume: &GuardedVolume| {
+            // The receivers live as long as this stream.
             if volume.0.as_ref().is_ok_and(|volume| volume::duty(volume).is_some()) {
-                // The receiver lives as long as this stream.
                 let _ = doomed.send(volume.clone());
+            }
+            for restore in restores_of(&of_restores, volume) {
+                let _ = woken.send(restore);
             }
         },
     );
+    let restore_stream = touched::<GuardedRestore>(Api::all(client.clone()), every(), restore_writer, prune)
+        .predicate_filter(predicates::generation, PredicateConfig::default());
     let template_stream = touched::<GuardedTemplate>(Api::all(client.clone()), every(), template_writer, prune);
     let store_stream = touched::<GuardedStore>(Api::all(client.clone()), every(), store_writer, prune);
     let claim_stream =
@@ -121,6 +132,7 @@ pub async fn run(
     });
 
     let mut for_environments = stop.clone();
+    let mut for_restores = stop.clone();
     let mut for_volumes = stop;
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -143,9 +155,17 @@ pub async fn run(
     });
     let volume_controller = Controller::for_stream(doomed_volumes, volumes)
         .graceful_shutdown_on(async move { drop(for_volumes.wait_for(|stop| *stop).await) })
-        .run(volume::reconcile, volume::on_error, context)
+        .run(volume::reconcile, volume::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
-    future::join(environment_controller, volume_controller).await;
+    let woken_restores = futures::stream::unfold(woken_restores, |mut receiver| async move {
+        receiver.recv().await.map(|restore| (restore, receiver))
+    });
+    let restore_controller = Controller::for_stream(restore_stream, restores)
+        .reconcile_on(woken_restores)
+        .graceful_shutdown_on(async move { drop(for_restores.wait_for(|stop| *stop).await) })
+        .run(restore::controller::reconcile, restore::controller::on_error, context)
+        .for_each(|_| future::ready(()));
+    future::join3(environment_controller, volume_controller, restore_controller).await;
 }
 
 /// A watch that fills a cache with pruned objects and passes on each that changed, deleted ones included.
@@ -200,6 +220,20 @@ fn users_of_volume(environments: &Store<Guarded>, volume: &GuardedVolume) -> Vec
             environment.namespace().as_ref() == Some(&namespace) && volume_name(environment) == volume.name_any()
         }),
     }
+}
+
+/// The restores of the environment that uses a volume, but for those that are over.
+fn restores_of(restores: &Store<GuardedRestore>, volume: &GuardedVolume) -> Vec<ObjectRef<GuardedRestore>> {
+    let namespace = volume.namespace();
+    let user = volume.0.as_ref().ok().and_then(|volume| volume.spec.environment.as_deref());
+    let concerns = |restore: &EnvironmentRestore| {
+        restore.namespace() == namespace
+            && Some(restore.spec.environment.as_str()) == user
+            && !restore::decide::is_over(restore)
+    };
+    let all = restores.state();
+    let concerned = all.iter().filter(|restore| restore.0.as_ref().is_ok_and(concerns));
+    concerned.map(|restore| ObjectRef::from_obj(restore.as_ref())).collect()
 }
 
 fn users_of_template(environments: &Store<Guarded>, template: &GuardedTemplate) -> Vec<ObjectRef<Guarded>> {

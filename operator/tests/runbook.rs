@@ -16,10 +16,12 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Kinds of Kubernetes and of ours, and what derives from them.
     &["ConfigMap", "EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
+    &["EnvironmentRestore", "EnvironmentRestoreStatus"],
     &["CSIPlugin", "DateTime", "JournalStore", "JournalStoreStatus", "PartialEq"],
     // Columns of kubectl.
     &[
         "Age",
+        "At",
         "Bytes",
         "Digest",
         "Domain",
@@ -36,12 +38,14 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Store",
         "Template",
         "Tolerates",
+        "Transaction",
         "Type",
+        "Undo",
         "Used",
     ],
     // Types and states of conditions.
     &["Booted", "False", "PodResizeInProgress", "PodResizePending", "PodScheduled", "Ready", "Reconciling", "Stalled"],
-    &["StorageReady", "True"],
+    &["Complete", "StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.
     &["Bound", "ClusterIP", "ContainerCreating", "Exists", "Filesystem", "IfNotPresent", "In", "Infeasible", "Lost"],
     &[
@@ -58,6 +62,7 @@ const OTHER_WORDS: &[&[&str]] = &[
     &["Local", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
+    &["OrderRestore"],
     &["RemoveFinalizer", "RemovePod", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
     // Types of stores.
     &["Local"],

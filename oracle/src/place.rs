@@ -64,7 +64,8 @@ impl Place {
     /// # Errors
     /// As [`Journal::begin`].
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening { id: self.id.clone(), size: VOLUME_SIZE, epoch, layers: Vec::new(), known: 0 };
+        let opening =
+            Opening { id: self.id.clone(), size: VOLUME_SIZE, epoch, layers: Vec::new(), known: 0, revert: None };
         Journal::begin(&self.volumes, &self.templates, self.store.clone(), &opening, async || true).await
     }
 

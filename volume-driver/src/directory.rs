@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus};
+use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress};
 
 use crate::ids::VolumeId;
 
@@ -91,6 +91,9 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes how far the journal is, if the object still is that of the volume.
     async fn journaled(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError>;
+
+    /// Writes how far the restore of a volume is, if it is the one that the object orders and is not settled yet.
+    async fn restore(&self, volume: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError>;
 }
 
 #[cfg(test)]

@@ -5,12 +5,18 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use super::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
+use super::{EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 /// Every definition, in the order of installation.
 #[must_use]
 pub fn all() -> Vec<CustomResourceDefinition> {
-    let all = [VirtualEnvironment::crd(), EnvironmentTemplate::crd(), EnvironmentVolume::crd(), JournalStore::crd()];
+    let all = [
+        VirtualEnvironment::crd(),
+        EnvironmentTemplate::crd(),
+        EnvironmentVolume::crd(),
+        JournalStore::crd(),
+        EnvironmentRestore::crd(),
+    ];
     all.map(finish).into()
 }
 
@@ -53,6 +59,9 @@ fn tidy(schema: &mut JSONSchemaProps) {
 mod tests {
     use serde_json::{Value, json};
 
+    const KINDS: [&str; 5] =
+        ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume", "JournalStore", "EnvironmentRestore"];
+
     fn schema(kind: &str) -> Value {
         let crd = super::all().into_iter().find(|crd| crd.spec.names.kind == kind).unwrap();
         serde_json::to_value(&crd.spec.versions[0].schema).unwrap()["openAPIV3Schema"]["properties"].clone()
@@ -69,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_fresh_object_is_not_current() {
-        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume", "JournalStore"] {
+        for kind in KINDS {
             assert_eq!(schema(kind)["status"]["default"], json!({"observedGeneration": -1}), "{kind}");
         }
     }
@@ -94,7 +103,7 @@ mod tests {
                 }
             }
         }
-        for kind in ["VirtualEnvironment", "EnvironmentTemplate", "EnvironmentVolume", "JournalStore"] {
+        for kind in KINDS {
             for (name, property) in schema(kind).as_object().unwrap() {
                 walk(&format!("{kind}.{name}"), property);
             }

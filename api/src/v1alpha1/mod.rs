@@ -7,6 +7,7 @@
 pub mod condition;
 mod crd;
 pub mod environment;
+pub mod restore;
 pub mod store;
 pub mod template;
 pub mod volume;
@@ -14,6 +15,7 @@ pub mod volume;
 pub use condition::{Condition, ConditionStatus};
 pub use crd::all as crds;
 pub use environment::{VirtualEnvironment, VirtualEnvironmentSpec, VirtualEnvironmentStatus};
+pub use restore::{EnvironmentRestore, EnvironmentRestoreSpec, EnvironmentRestoreStatus};
 pub use store::{JournalStore, JournalStoreSpec, JournalStoreStatus};
 pub use template::{EnvironmentTemplate, EnvironmentTemplateSpec, EnvironmentTemplateStatus};
 pub use volume::{EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus};

@@ -73,6 +73,20 @@ pub struct EnvironmentVolumeSpec {
     /// alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// The newest `EnvironmentRestore` of the environment that was let through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreOrder>,
+}
+
+/// A former state that the volume is to be brought back to, before the next incarnation starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreOrder {
+    /// Name of the `EnvironmentRestore`.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Which state: a time (RFC 3339), or the number of a transaction.
+    pub at: String,
 }
 
 /// Template of a volume, fixed when the volume is made.
@@ -123,6 +137,9 @@ pub struct EnvironmentVolumeStatus {
     /// What the store keeps of the volume, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptStatus>,
+    /// How far the restore is that `spec.restore` orders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreProgress>,
     /// What nodes that died have set aside since they are back: what was written there last and is in no journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -136,6 +153,61 @@ pub struct EnvironmentVolumeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// How far a restore is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreProgress {
+    /// UID of the `EnvironmentRestore` that this is about.
+    pub uid: String,
+    /// Newest incarnation when the state was looked up: the next one has it.
+    pub epoch: u64,
+    /// Transaction whose state it is; none when it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// When the volume was in that state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+    /// Why it cannot be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RestoreRefusal>,
+    /// That it was brought back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<RestoreDone>,
+}
+
+impl RestoreProgress {
+    /// Whether nothing more comes of it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.refused.is_some() || self.done.is_some()
+    }
+
+    /// Whether incarnation `epoch` was begun before the state was known, so that it has to make way for one that has it.
+    #[must_use]
+    pub fn concerns(&self, epoch: u64) -> bool {
+        !self.is_settled() && self.sequence.is_some() && epoch <= self.epoch
+    }
+}
+
+/// Why a state cannot be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreRefusal {
+    /// One word of the runbook.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// A restore that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreDone {
+    /// Incarnation that began with the restored state.
+    pub epoch: u64,
+    /// The newest transaction before: whoever restores that undoes this.
+    pub before: u64,
+    /// Transaction that brought the former state back; `before` if nothing differed.
+    pub sequence: u64,
 }
 
 /// A tree that a node has set aside.
@@ -192,4 +264,19 @@ pub struct Holder {
     pub node: String,
     /// Session of the node driver.
     pub session: String,
+}
+
+impl EnvironmentVolume {
+    /// How far the restore is that was ordered; `None`: none was, or nobody has looked it up yet.
+    #[must_use]
+    pub fn restore(&self) -> Option<&RestoreProgress> {
+        let order = self.spec.restore.as_ref()?;
+        self.status.as_ref()?.restore.as_ref().filter(|progress| progress.uid == order.uid)
+    }
+
+    /// The transaction whose state the volume is to have before incarnation `epoch` runs on it; `None`: as it is.
+    #[must_use]
+    pub fn revert_for(&self, epoch: u64) -> Option<u64> {
+        self.restore().filter(|progress| !progress.is_settled() && progress.epoch < epoch)?.sequence
+    }
 }

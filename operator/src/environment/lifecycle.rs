@@ -114,7 +114,11 @@ impl Life<'_> {
         for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none() && !self.world.is_dead(pod)) {
             self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
         }
-        Ok(match incarnation::stage(newest) {
+        let stage = incarnation::stage(newest);
+        if self.gives_way(newest) && !matches!(stage, Stage::Terminating | Stage::PoweredOff) {
+            return Ok(self.give_way(newest));
+        }
+        Ok(match stage {
             Stage::Terminating => self.terminating(newest),
             Stage::PoweredOff => self.powered_off(newest),
             Stage::Failed { trouble, at } => self.failed(newest, &trouble, at),
@@ -213,6 +217,20 @@ impl Life<'_> {
         };
         let outlook = self.of_pod(pod, Phase::Starting, Progress::Reconciling, ready);
         Ok(Outlook { epoch, failover: Some(failover), ..outlook })
+    }
+
+    /// Whether the next incarnation is to begin with a former state, which was found in the journal. Nobody is shut down
+    /// while the next one could not start.
+    fn gives_way(&self, pod: &Pod) -> bool {
+        let epoch = self.world.epoch_of(pod);
+        let restores = |volume: &EnvironmentVolume| volume.restore().is_some_and(|progress| progress.concerns(epoch));
+        self.prepared.is_ok() && self.volume.is_some_and(restores)
+    }
+
+    fn give_way(&mut self, pod: &Pod) -> Outlook {
+        self.actions.push(Action::DeletePod(doomed(pod)));
+        let message = format!("pod {} ends, and the next incarnation begins with a former state", pod.name_any());
+        self.of_pod(pod, Phase::Stopping, Progress::Reconciling, Verdict::no("Restoring", message))
     }
 
     fn terminating(&mut self, pod: &Pod) -> Outlook {

@@ -308,6 +308,7 @@ fn is_trouble(reason: &str) -> bool {
             | "Rebooting"
             | "Stopping"
             | "Terminating"
+            | "Restoring"
             | "NoIncarnation"
     )
 }

@@ -28,6 +28,8 @@ pub struct Opening {
     pub layers: Vec<LayerDigest>,
     /// A transaction that was in the log for certain, for example as the volume's object says; 0: none.
     pub known: u64,
+    /// Transaction whose state the volume is to have then, whatever it has now; none: it stays as it is.
+    pub revert: Option<u64>,
 }
 
 /// How a volume came to be on this node.
@@ -186,7 +188,7 @@ impl Journal {
 }
 
 /// Removes everything in a directory, if that is there. Symbolic links are removed, not followed.
-fn empty(directory: &std::path::Path) -> std::io::Result<()> {
+pub(super) fn empty(directory: &std::path::Path) -> std::io::Result<()> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -19,6 +19,7 @@ use super::JournalError;
 use super::begin::{Opening, Origin};
 use super::commit::{Committed, Journal};
 use super::local::pending_bytes;
+use super::revert::Reverted;
 use crate::directory::{Journaled, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 use crate::pool::Pool;
@@ -40,10 +41,23 @@ const LAGS_FROM: Duration = Duration::from_secs(5);
 /// Longest pause after failures in a row; the first is [`PACE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// A former state that was brought back, or why not: one word of the runbook, and a sentence.
+pub type Outcome = Result<Reverted, (&'static str, String)>;
+
+/// How a journal was opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// How the volume came here.
+    pub origin: Origin,
+    /// What became of a former state that was to be brought back, if one was.
+    pub reverted: Option<Outcome>,
+}
+
 /// A journal that is open.
 struct Held {
     name: VolumeName,
     journal: AsyncMutex<Journal>,
+    reverted: Option<Outcome>,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
     /// What was written before is in the store.
@@ -98,7 +112,8 @@ impl Keeper {
         Self { pool: volumes.pool().clone(), volumes, templates, directory, held: Mutex::default() }
     }
 
-    /// Opens an epoch of a volume and keeps its journal from then on.
+    /// Opens an epoch of a volume, brings a former state of it back if the opening says so, and keeps its journal from then
+    /// on. That a state cannot be brought back is no error: the volume stays as it is.
     ///
     /// # Errors
     /// As [`Journal::begin`].
@@ -108,17 +123,25 @@ impl Keeper {
         store: Arc<Store>,
         opening: &Opening,
         still_ours: impl AsyncFnOnce() -> bool,
-    ) -> Result<Origin, JournalError> {
+    ) -> Result<Opened, JournalError> {
         // A repeated call must not work beside the journal that is open.
         if let Some(held) = self.get(&opening.id) {
             if held.journal.lock().await.epoch() == opening.epoch {
-                return Ok(Origin::Here);
+                return Ok(Opened { origin: Origin::Here, reverted: held.reverted.clone() });
             }
             self.forget(&opening.id);
         }
-        let (journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
-        self.keep(name, journal);
-        Ok(origin)
+        let (mut journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
+        let mut reverted = None;
+        if let Some(sequence) = opening.revert {
+            reverted = match journal.revert(&self.templates, sequence, opening.size).await {
+                Ok(reverted) => Some(Ok(reverted)),
+                Err(error) if error.is_final() => Some(Err((error.reason(), error.to_string()))),
+                Err(error) => return Err(error),
+            };
+        }
+        self.keep(name, journal, reverted.clone());
+        Ok(Opened { origin, reverted })
     }
 
     /// Goes on with an epoch that a former process opened.
@@ -127,7 +150,7 @@ impl Keeper {
     /// The volume is not here, or a layer of it is not.
     pub fn resume(&self, name: &VolumeName, store: Arc<Store>, opening: &Opening) -> Result<(), JournalError> {
         if self.get(&opening.id).is_none() {
-            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?);
+            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, None);
         }
         Ok(())
     }
@@ -239,11 +262,11 @@ impl Keeper {
         super::blocking(id, move || Ok(pool.sync().map_err(crate::volume::VolumeError::from)?)).await
     }
 
-    fn keep(&self, name: &VolumeName, journal: Journal) {
+    fn keep(&self, name: &VolumeName, journal: Journal, reverted: Option<Outcome>) {
         let id = journal.volume().clone();
         let (told, pause) = (Mutex::default(), Mutex::default());
         let safe = Mutex::new(Instant::now());
-        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), told, pause, safe };
+        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), reverted, told, pause, safe };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 

@@ -147,11 +147,25 @@ impl Log {
                 sequence = next;
             }
         }
-        let written = self.written(sequence).await?;
-        match self.position(sequence).await? {
-            Some(position) => Ok(Moment { position, time: written, too_old: written > time }),
-            None => Err(self.missing(sequence)),
-        }
+        let found = self.moment(sequence).await?.ok_or_else(|| self.missing(sequence))?;
+        Ok(Moment { too_old: found.time > time, ..found })
+    }
+
+    /// The state of the volume after a transaction; `None` if that is not in the log.
+    ///
+    /// # Errors
+    /// The store does not answer, or the transaction is damaged.
+    pub async fn moment(&self, sequence: u64) -> Result<Option<Moment>, JournalError> {
+        let Some(position) = self.position(sequence).await? else { return Ok(None) };
+        Ok(Some(Moment { position, time: self.written(sequence).await?, too_old: false }))
+    }
+
+    /// The oldest state that can be restored; [`Position::START`] while the log is empty. `known` as for [`Self::tail`].
+    ///
+    /// # Errors
+    /// The store does not answer, or a transaction is damaged.
+    pub async fn oldest(&self, known: u64) -> Result<Moment, JournalError> {
+        self.at(Timestamp::MIN, known).await
     }
 
     /// When a transaction that must be there was written, by the clock of its node.
@@ -165,7 +179,7 @@ impl Log {
     }
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
-    async fn position(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
+    pub(super) async fn position(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
         let key = self.key(sequence);
         let piece = async |span| {
             let read = self.store.read_span(&key, span, Instant::now() + PATIENCE).await;
@@ -509,7 +523,8 @@ mod tests {
         for sequence in 1..6 {
             log.delete(&log.key(sequence)).await.unwrap();
         }
-        for (second, sequence, too_old) in [(5, 6, true), (59, 6, true), (60, 6, false), (75, 7, false), (90, 9, false)] {
+        for (second, sequence, too_old) in [(5, 6, true), (59, 6, true), (60, 6, false), (75, 7, false), (90, 9, false)]
+        {
             assert_eq!(at(&log, second).await, (sequence, too_old), "{second}");
         }
     }

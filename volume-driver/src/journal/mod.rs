@@ -9,7 +9,7 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! restoring it if it does not. [`commit`] adds to the log. [`keep`] keeps the log short. [`keeper`] does that for all volumes of a node, about once a
+//! restoring it if it does not. [`revert`] makes a former state the newest one. [`commit`] adds to the log. [`keep`] keeps the log short. [`keeper`] does that for all volumes of a node, about once a
 //! second.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
@@ -30,6 +30,7 @@ mod layout;
 pub mod local;
 pub mod log;
 pub mod restore;
+pub mod revert;
 pub mod tree;
 
 use std::io;
@@ -37,6 +38,7 @@ use std::io;
 use vivarium_journal::read::ReadError;
 
 use crate::ids::VolumeId;
+use crate::pool::PoolError;
 use crate::volume::VolumeError;
 
 /// Why a journal cannot go on.
@@ -134,6 +136,21 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// Whether trying again would not help: the state that was asked for cannot be put together on this node, and what
+    /// is there was not touched.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::Read { .. }
+            | Self::Apply { .. }
+            | Self::Capture { .. }
+            | Self::LayerMissing { .. }
+            | Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => true,
+            _ => false,
+        }
+    }
+
     /// As one word of the runbook.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -143,6 +160,7 @@ impl JournalError {
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
             Self::LayerMissing { .. } => "TemplateMissing",
             Self::Capture { .. } => "CaptureFailed",
+            Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",
             Self::Io { .. } | Self::Volume(_) | Self::CutOff { .. } => "NodeError",
         }
     }

@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::watch_object;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
+use vivarium_api::v1alpha1::volume::RestoreProgress;
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_gone};
@@ -112,6 +113,23 @@ impl VolumeDirectory for ClusterDirectory {
             "releasedEpoch": journaled.released.unwrap_or(status.released_epoch),
         });
         apply(&self.api(&name.namespace), name, &volume, "journal", new).await
+    }
+
+    async fn restore(&self, volume: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        let current = |now: &EnvironmentVolume| {
+            let ordered = now.spec.restore.as_ref().is_some_and(|order| order.uid == progress.uid);
+            now.uid() == volume.uid() && ordered && !now.restore().is_some_and(RestoreProgress::is_settled)
+        };
+        let Some(mut now) = self.get(&name).await?.filter(current) else { return Ok(()) };
+        // As it was read: what is said of the newest incarnation must be so when it is said.
+        if progress.done.is_none() && status(&now).epoch != progress.epoch {
+            return Err(failed("write the status of", &name)("another incarnation was begun"));
+        }
+        now.status.get_or_insert_default().restore = Some(progress);
+        let api = self.api(&name.namespace);
+        in_time("write the status of", &name, api.replace_status(&name.name, &PostParams::default(), &now)).await?;
+        Ok(())
     }
 }
 

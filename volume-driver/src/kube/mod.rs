@@ -5,6 +5,7 @@ pub mod directory;
 pub mod guests;
 pub mod keeping;
 pub mod lease;
+pub mod restores;
 pub mod stores;
 pub mod templates;
 pub mod volumes;

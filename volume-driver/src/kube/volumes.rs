@@ -1,4 +1,4 @@
-//! `EnvironmentVolume`s whose data is on this node: their size is carried out, how full they are is told, and the data of
+//! `EnvironmentVolume`s whose data is on this node: their size is carried out, states that are to be restored are looked up, how full they are is told, and the data of
 //! deleted ones is destroyed before their finalizer goes.
 
 use std::collections::HashMap;
@@ -118,6 +118,7 @@ impl VolumeObjects {
             return Ok(Action::await_change());
         }
         self.carry_out_size(volume, &id).await?;
+        self.look_up(volume, &id).await?;
         if decide::says_published(volume) {
             match self.publisher.settle(&name(volume), &id).await {
                 // Who is at it may be about to mount or unmount it.
@@ -258,7 +259,7 @@ fn is_on(volume: &EnvironmentVolume, node: &str) -> bool {
     volume.status.as_ref().and_then(|status| status.node.as_deref()) == Some(node)
 }
 
-fn name(volume: &EnvironmentVolume) -> VolumeName {
+pub(super) fn name(volume: &EnvironmentVolume) -> VolumeName {
     VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() }
 }
 

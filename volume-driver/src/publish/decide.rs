@@ -143,6 +143,7 @@ mod tests {
                 size: Quantity("1Gi".into()),
                 environment: Some("shop".into()),
                 store: None,
+                restore: None,
             },
         );
         object.metadata.uid = Some("u1".into());

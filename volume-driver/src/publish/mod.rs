@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::volume::{RestoreDone, RestoreProgress, RestoreRefusal};
 
 pub use decide::Me;
 use decide::Verdict;
@@ -30,9 +31,10 @@ use crate::authority::Promises;
 use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::Opening;
-use crate::journal::keeper::Keeper;
+use crate::journal::keeper::{Keeper, Outcome};
 use crate::journal::local::Local;
 use crate::journal::log::Log;
+use crate::journal::revert::Reverted;
 use crate::kube::stores::Stores;
 use crate::settings::parse_size;
 use crate::template::TemplateCache;
@@ -270,6 +272,7 @@ impl Publisher {
             epoch,
             layers: layers.to_vec(),
             known: journal.map_or(0, |journal| journal.sequence),
+            revert: object.revert_for(epoch),
         };
         let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
         let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: call.name.clone(), store: store.clone() })?;
@@ -285,8 +288,12 @@ impl Publisher {
                 Err(_) => false,
             }
         };
-        let origin = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
-        tracing::info!(volume = %call.id, object = %call.name, epoch, ?origin, "opened the journal");
+        let opened = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
+        tracing::info!(volume = %call.id, object = %call.name, epoch, ?opened, "opened the journal");
+        if let (Some(_), Some(progress), Some(outcome)) = (opening.revert, object.restore(), opened.reverted) {
+            // Before anything runs: from then on the volume is not brought back to that state any more.
+            self.directory.restore(object, reverted(progress, epoch, outcome)).await?;
+        }
         if lease.is_some() && !self.promises.may_start(store) {
             return Err(Refusal::NoLease { name: call.name.clone(), store: store.clone() });
         }
@@ -320,7 +327,8 @@ impl Publisher {
         let Some(record) = &publication.journal else { return Ok(()) };
         let name = VolumeName { namespace: record.namespace.clone(), name: record.name.clone() };
         let layers = record.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<_, _>>()?;
-        let opening = Opening { id: id.clone(), size: 0, epoch: publication.stage.epoch, layers, known: 0 };
+        let epoch = publication.stage.epoch;
+        let opening = Opening { id: id.clone(), size: 0, epoch, layers, known: 0, revert: None };
         let store = self.stores.wait_for(&record.store, Instant::now() + self.wait).await;
         let store = store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: record.store.clone() })?;
         let (keeper, records, id) = (self.keeper.clone(), self.records.clone(), id.clone());
@@ -523,6 +531,18 @@ impl Publisher {
             tracing::warn!(%error, "the condition Published could not be written");
         }
     }
+}
+
+/// What is to be said of a restore.
+fn reverted(progress: &RestoreProgress, epoch: u64, outcome: Outcome) -> RestoreProgress {
+    let mut progress = progress.clone();
+    match outcome {
+        Ok(Reverted { before, head }) => {
+            progress.done = Some(RestoreDone { epoch, before: before.sequence, sequence: head.sequence });
+        }
+        Err((reason, message)) => progress.refused = Some(RestoreRefusal { reason: reason.into(), message }),
+    }
+    progress
 }
 
 /// Layers of a volume, lowest first.

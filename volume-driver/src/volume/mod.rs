@@ -216,6 +216,32 @@ impl Volumes {
         done.and_then(|()| Ok(destroyed?))
     }
 
+    /// Puts another tree, made by `fill` in an empty subvolume, in place of the live one, which is destroyed. Either is there
+    /// whole at any time. Nobody has the volume open.
+    ///
+    /// # Errors
+    /// The pool is full or fails, or what `fill` says.
+    pub fn replace_with<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        size: u64,
+        fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.pool.require(FRESH).map_err(VolumeError::from)?;
+        let (parent, directory) = (self.pool.volumes(), self.directory(id)?);
+        let partial = format!("{PARTIAL}{id}");
+        self.destroy(&partial).map_err(failed("remove the remains", id))?;
+        let done = self.make(id, &partial, size, fill).and_then(|()| {
+            let made = open_beneath(parent, Path::new(&partial)).map_err(failed("open the directory", id))?;
+            rustix::fs::renameat_with(&made, LIVE, &directory, LIVE, rustix::fs::RenameFlags::EXCHANGE)
+                .map_err(|error| failed("exchange the live subvolume", id)(error).into())
+        });
+        // What is in it by now: the former tree, or a new one that nobody needs.
+        let destroyed = self.destroy(&partial).map_err(failed("remove what is not needed", id));
+        self.sweep_quota();
+        done.and_then(|()| Ok(destroyed?))
+    }
+
     fn make<E: From<VolumeError>>(
         &self,
         id: &VolumeId,
@@ -396,7 +422,7 @@ impl Volumes {
 }
 
 /// Makes the directories of a fresh volume.
-fn lay_out(live: &OwnedFd, id: &VolumeId) -> Result<(), VolumeError> {
+pub(crate) fn lay_out(live: &OwnedFd, id: &VolumeId) -> Result<(), VolumeError> {
     for (path, mode) in LAYOUT {
         rustix::fs::mkdirat(live, *path, Mode::RWXU).map_err(failed("make a directory", id))?;
         let made = open_beneath(live.as_fd(), Path::new(path)).map_err(failed("open a directory", id))?;

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
-use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
+use vivarium_api::v1alpha1::volume::{Holder, RestoreProgress, VolumeTemplate};
 use vivarium_api::v1alpha1::{
     Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
 };
@@ -31,6 +31,7 @@ impl Cluster {
                 size: Quantity(size.into()),
                 environment: Some("shop".into()),
                 store: None,
+                restore: None,
             },
         );
         object.metadata.uid = Some(uid.into());
@@ -92,7 +93,13 @@ impl VolumeDirectory for Cluster {
         self.status(|status| {
             status.journal = journaled.journal.or(status.journal.take());
             status.released_epoch = journaled.released.unwrap_or(status.released_epoch);
+            status.lag = journaled.lag;
         });
+        Ok(())
+    }
+
+    async fn restore(&self, _: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError> {
+        self.status(|status| status.restore = Some(progress));
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ pub fn volume(
         size: environment.spec.resources.disk.clone(),
         environment: environment.metadata.name.clone(),
         store,
+        restore: None,
     };
     let metadata = ObjectMeta {
         name: Some(volume_name(environment).to_owned()),
@@ -78,6 +79,8 @@ pub fn grown(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> Op
 pub fn let_go(volume: &EnvironmentVolume) -> EnvironmentVolume {
     let mut volume = volume.clone();
     volume.spec.environment = None;
+    // Whoever takes it wants it as it is.
+    volume.spec.restore = None;
     if let Some(labels) = volume.metadata.labels.as_mut() {
         labels.remove(names::LABEL_ENVIRONMENT);
     }

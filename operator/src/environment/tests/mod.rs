@@ -5,5 +5,6 @@ mod durability;
 mod failover;
 mod fixtures;
 mod objects;
+mod restores;
 mod simulation;
 mod statuses;

@@ -21,6 +21,8 @@ pub struct Arguments {
 }
 
 const NAMESPACE: &str = "bench";
+/// After this something is wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Programs of the shims, ours and the peer's.
 const SHIMS: [&str; 2] = ["containerd-shim-vivarium-v1", "containerd-shim-runc-v2"];
 const PEER_IMAGE: &str = "docker.io/library/busybox:lab";
@@ -36,14 +38,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     );
     println!("| what | virtual environment | busybox pod under runc | ratio of medians |\n|---|---|---|---|");
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut booted, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..arguments.runs {
         let (name, peer) = (format!("ve{run}"), format!("pod{run}"));
-        ours.push(cluster.until(&environment(&name, &node), &format!("ve/{name}"), "condition=Ready")?);
+        let begun = Instant::now();
+        booted.push(cluster.until(&environment(&name, &node), &format!("ve/{name}"), "condition=Booted")?);
+        cluster.wait(&format!("ve/{name}"), "condition=Ready")?;
+        ours.push(begun.elapsed());
         theirs.push(cluster.until(&busybox(&peer, &node), &format!("pod/{peer}"), "condition=Ready")?);
         cluster.delete(&format!("ve/{name}"))?;
         cluster.delete(&format!("pod/{peer}"))?;
     }
+    row("apply to READY=1 of init", &booted, &theirs);
     row("apply to Ready", &ours, &theirs);
 
     cluster.until(&environment("ve", &node), "ve/ve", "condition=Ready")?;
@@ -55,6 +61,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
         theirs.push(cluster.exec("pod")?);
     }
     row("kubectl exec true", &ours, &theirs);
+    let mut reboots = Vec::new();
+    for _ in 0..arguments.runs.div_ceil(2) {
+        reboots.push(cluster.reboot(&pod)?);
+    }
+    let [least, median, most] = spread(&reboots);
+    println!("| reboot inside until a command runs again | {least:.0} / {median:.0} / {most:.0} | | |");
 
     println!("\n| memory of one idle pod (Pss, MiB) | virtual environment | busybox pod under runc |\n|---|---|---|");
     let (ours, theirs) = (cluster.memory(&node, &pod)?, cluster.memory(&node, "pod")?);
@@ -63,6 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     println!("| pause and helpers | {:.1} | {:.1} |", mib(ours.helpers), mib(theirs.helpers));
     cluster.delete("ve/ve")?;
     cluster.delete("pod/pod")?;
+    cluster.moves(arguments.runs.div_ceil(3))?;
     cluster.many(&node)?;
     install::check(cluster.kubectl(&["delete", "namespace", NAMESPACE]).stdout(Stdio::null()))
 }
@@ -126,6 +139,53 @@ impl Cluster {
     fn exec(&self, pod: &str) -> Result<Duration, Error> {
         let begun = Instant::now();
         install::output(&mut self.kubectl(&["exec", pod, "--", "true"]))?;
+        Ok(begun.elapsed())
+    }
+
+    /// From the order to reboot until a command runs in the next boot.
+    fn reboot(&self, pod: &str) -> Result<Duration, Error> {
+        // Init's start, which is another one after each boot.
+        let boot = || {
+            let mut read = self.kubectl(&["exec", pod, "--", "cut", "-d ", "-f22", "/proc/1/stat"]);
+            install::output(read.stderr(Stdio::null()))
+        };
+        let before = boot()?;
+        let begun = Instant::now();
+        // It may end before it can say so.
+        let _ = install::output(self.kubectl(&["exec", pod, "--", "systemctl", "reboot"]).stderr(Stdio::null()));
+        while begun.elapsed() < PATIENCE {
+            if boot().is_ok_and(|now| now != before) {
+                return Ok(begun.elapsed());
+            }
+        }
+        Err(Error::Failed(format!("the reboot of pod {pod}")))
+    }
+
+    /// From the deletion of a pod until the environment is Ready again, on the node where it was and on another one in turn.
+    fn moves(&self, runs: usize) -> Result<(), Error> {
+        let nodes = self.installation.nodes()?;
+        let [here, there, ..] = nodes.as_slice() else { return Ok(()) };
+        self.until(&environment("mover", here), "ve/mover", "condition=Ready")?;
+        let (mut stays, mut moved) = (Vec::new(), Vec::new());
+        for run in 0..runs {
+            stays.push(self.again("mover", if run % 2 == 0 { here } else { there })?);
+            moved.push(self.again("mover", if run % 2 == 0 { there } else { here })?);
+        }
+        println!("\n| deleting the pod until Ready again, ms | |\n|---|---|");
+        for (what, times) in [("on the same node", &stays), ("on another node, from the journal", &moved)] {
+            let [least, median, most] = spread(times);
+            println!("| {what} | {least:.0} / {median:.0} / {most:.0} |");
+        }
+        self.delete("ve/mover")
+    }
+
+    /// Starts an environment anew on a node.
+    fn again(&self, name: &str, node: &str) -> Result<Duration, Error> {
+        self.apply(&environment(name, node))?;
+        let begun = Instant::now();
+        self.delete(&format!("pod/{}", self.pod_of(name)?))?;
+        self.wait(&format!("ve/{name}"), "condition=Ready=false")?;
+        self.wait(&format!("ve/{name}"), "condition=Ready")?;
         Ok(begun.elapsed())
     }
 

@@ -16,6 +16,7 @@ pub mod config;
 pub mod hostdir;
 pub mod identify;
 pub mod lease;
+pub mod limits;
 pub mod notify;
 pub mod profile;
 pub mod report;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, MountBuilder, Process, Spec, User,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, MountBuilder, PosixRlimit, Process, Spec, User,
 };
 use vivarium_api::names;
 use vivarium_api::node::boot::{BootConfig, is_namespaced_sysctl};
@@ -100,12 +100,13 @@ fn process(mut process: Process, boot: &BootConfig, prepared: &Prepared) -> Proc
     process
 }
 
-/// What an exec into an environment runs as: the root of an operating system, whatever the stub image or the pod say.
+/// What an exec into an environment runs as: the root of an operating system, with its limits, whatever the stub image or
+/// the pod say.
 #[must_use]
-pub fn exec(mut process: Process) -> Process {
+pub fn exec(mut process: Process, limits: &[PosixRlimit]) -> Process {
     process.set_no_new_privileges(Some(false));
     process.set_capabilities(Some(credentials::full()));
-    process.set_rlimits(None);
+    process.set_rlimits((!limits.is_empty()).then(|| limits.to_vec()));
     process.set_apparmor_profile(None);
     let mut env = process.env().clone().unwrap_or_default();
     let has = |env: &[String], name: &str| env.iter().any(|e| e.strip_prefix(name).is_some_and(|r| r.starts_with('=')));
@@ -334,7 +335,8 @@ mod tests {
         let mut process = Process::default();
         process.set_env(Some(vec!["PATH=/x".into(), "TERM=vt100".into()]));
         process.set_terminal(Some(true));
-        let process = exec(process);
+        let process = exec(process, &[PosixRlimit::default()]);
+        assert_eq!(process.rlimits().as_deref(), Some(&[PosixRlimit::default()][..]));
         let env = process.env().clone().unwrap();
         assert_eq!(env, ["TERM=vt100", PATH, "HOME=/root"]);
         assert_eq!(process.capabilities().as_ref().unwrap(), &credentials::full());

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
-use vivarium_api::node::boot::ResourceLimit;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, PosixRlimit, Spec};
+use rustix::process::{Pid, PidfdFlags};
 use vivarium_api::node::stage::StageRecord;
 use vivarium_sys::process::SingleThreaded;
 
 use super::access::as_guest_root;
 use super::credentials;
 use super::entry::Entry;
+use super::limits;
 use super::names;
 use super::protocol::{CreateRequest, EnvironmentRequest, Reply};
 use super::stage::{Stage, move_to, new_filesystem};
@@ -198,10 +198,11 @@ fn environment_spec(
         Ok((stage.attach(clone.as_fd(), true)?, bind.target.clone()))
     });
     let data = data.collect::<Result<Vec<_>>>()?;
+    let posix = environment::limits::posix(&environment.boot.limits)?;
     let prepared = Prepared {
         init,
         root: stage.attach(root.as_fd(), true)?,
-        run: stage_run(&environment.boot.limits, user.base, stage)?,
+        run: stage_run(&posix, user.base, stage)?,
         host: stage_host(&request.state_dir, user.file.as_fd(), stage)?,
         data,
         devices: SHARED_DEVICES.iter().copied().filter(|(path, ..)| is_char_device(path)).collect(),
@@ -213,7 +214,8 @@ fn environment_spec(
         mounts.push(if bind { volumes::stage(mount, stage, user.file.as_fd())? } else { mount.clone() });
     }
     spec.set_mounts(Some(mounts));
-    raise_limits(&environment.boot.limits)?;
+    // The guest's init inherits them, and sets soft and lower ones itself.
+    limits::raise(&posix)?;
     Ok((profile::rewrite(spec, &environment.boot, &prepared)?, record))
 }
 
@@ -221,7 +223,7 @@ fn is_char_device(path: &str) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_char_device())
 }
 
-fn stage_run(limits: &[ResourceLimit], base: (u32, u32), stage: &mut Stage) -> Result<PathBuf> {
+fn stage_run(limits: &[PosixRlimit], base: (u32, u32), stage: &mut Stage) -> Result<PathBuf> {
     use vivarium_sys::mount::{NODEV, NOSUID};
     let (uid, gid) = (base.0.to_string(), base.1.to_string());
     let options =
@@ -242,56 +244,6 @@ fn stage_host(state_dir: &Path, user_namespace: BorrowedFd<'_>, stage: &mut Stag
     let attributes = Attributes { set: RDONLY | NOSUID | NODEV | NOEXEC, ..Attributes::default() };
     set_attributes(tree.as_fd(), &attributes, false).attempt(|| "make the guest's /run/host read-only")?;
     stage.attach(tree.as_fd(), true)
-}
-
-/// A hard limit can only be raised by the node's root, so the guest's init must inherit it. Soft limits, and lower ones,
-/// are set by the guest's init itself.
-fn raise_limits(limits: &[ResourceLimit]) -> Result<()> {
-    for limit in limits {
-        let Some(resource) = resource(&limit.name) else { continue };
-        let wanted = if limit.hard == "unlimited" { None } else { limit.hard.parse().ok() };
-        let present = rustix::process::getrlimit(resource);
-        let enough = match (wanted, present.maximum) {
-            (_, None) => true,
-            (None, Some(_)) => false,
-            (Some(wanted), Some(maximum)) => wanted <= maximum,
-        };
-        if !enough {
-            rustix::process::setrlimit(resource, Rlimit { current: present.current, maximum: wanted }).map_err(
-                |e| {
-                    Error::Refused(format!(
-                        "the resource limit {} cannot be raised to {} on this node, where {} is the most: {e}",
-                        limit.name,
-                        limit.hard,
-                        present.maximum.map_or_else(|| "unlimited".into(), |m| m.to_string())
-                    ))
-                },
-            )?;
-        }
-    }
-    Ok(())
-}
-
-fn resource(name: &str) -> Option<Resource> {
-    Some(match name {
-        "as" => Resource::As,
-        "core" => Resource::Core,
-        "cpu" => Resource::Cpu,
-        "data" => Resource::Data,
-        "fsize" => Resource::Fsize,
-        "locks" => Resource::Locks,
-        "memlock" => Resource::Memlock,
-        "msgqueue" => Resource::Msgqueue,
-        "nice" => Resource::Nice,
-        "nofile" => Resource::Nofile,
-        "nproc" => Resource::Nproc,
-        "rss" => Resource::Rss,
-        "rtprio" => Resource::Rtprio,
-        "rttime" => Resource::Rttime,
-        "sigpending" => Resource::Sigpending,
-        "stack" => Resource::Stack,
-        _ => return None,
-    })
 }
 
 /// Children of a shim inherit its protection from the OOM killer. libcontainer sets the value of a spec that has one.

@@ -12,13 +12,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{Pid, PidfdFlags};
 use rustix::pty::OpenptFlags;
 use vivarium_sys::process::{Fork, NAMESPACES, SingleThreaded, enter_namespaces, exit_now, fork};
 
 use super::credentials::{Capabilities, drop_privileges, execute};
+use super::limits;
 use super::protocol::{ExecRequest, Reply};
 use super::{Outcome, Steps};
 use crate::cgroup::Layout;
@@ -45,6 +45,7 @@ pub(super) fn run(
     if flags & NAMESPACES[0].1 == 0 {
         return Err(Error::Failed("The container's init is in the node's own user namespace.".into()));
     }
+    limits::raise(request.process.rlimits().as_deref().unwrap_or_default())?;
     // Nobody inside may trace this process or open its descriptors while it is half in.
     not_dumpable()?;
     enter_namespaces(proof, pidfd.as_fd(), flags).attempt(|| "enter the container's namespaces")?;
@@ -211,7 +212,7 @@ fn prepare(request: &ExecRequest, slave: Option<OwnedFd>) -> Result<()> {
         }
     }
     for limit in process.rlimits().iter().flatten() {
-        set_limit(limit)?;
+        limits::set(limit)?;
     }
     if let Some(mask) = user.umask() {
         rustix::process::umask(Mode::from_raw_mode(mask));
@@ -231,31 +232,6 @@ fn prepare(request: &ExecRequest, slave: Option<OwnedFd>) -> Result<()> {
     vivarium_sys::process::close_on_exec_from(3).attempt(|| "mark descriptors to be closed")?;
     let capabilities = Capabilities::of(process.capabilities().as_ref());
     drop_privileges(&capabilities, &request.filters, process.no_new_privileges().unwrap_or(false))
-}
-
-fn set_limit(limit: &PosixRlimit) -> Result<()> {
-    use PosixRlimitType as T;
-    let resource = match limit.typ() {
-        T::RlimitCpu => Resource::Cpu,
-        T::RlimitFsize => Resource::Fsize,
-        T::RlimitData => Resource::Data,
-        T::RlimitStack => Resource::Stack,
-        T::RlimitCore => Resource::Core,
-        T::RlimitRss => Resource::Rss,
-        T::RlimitNproc => Resource::Nproc,
-        T::RlimitNofile => Resource::Nofile,
-        T::RlimitMemlock => Resource::Memlock,
-        T::RlimitAs => Resource::As,
-        T::RlimitLocks => Resource::Locks,
-        T::RlimitSigpending => Resource::Sigpending,
-        T::RlimitMsgqueue => Resource::Msgqueue,
-        T::RlimitNice => Resource::Nice,
-        T::RlimitRtprio => Resource::Rtprio,
-        T::RlimitRttime => Resource::Rttime,
-    };
-    let value = |v: u64| if v == u64::MAX { None } else { Some(v) };
-    rustix::process::setrlimit(resource, Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) })
-        .attempt(|| format!("set {:?}", limit.typ()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod create;
 pub mod credentials;
 mod entry;
 mod exec;
+mod limits;
 pub mod names;
 pub mod protocol;
 pub mod stage;

@@ -112,10 +112,6 @@ impl Container {
         lock(&self.inner)
     }
 
-    pub fn is_environment(&self) -> bool {
-        self.guest.is_some()
-    }
-
     /// Directory of libcontainer's state.
     pub fn libcontainer_dir(&self) -> PathBuf {
         use crate::helper::names::{LIBCONTAINER, NAME};

@@ -22,7 +22,7 @@ use crate::cgroup::{Group, Layout, oom};
 use crate::environment::notify::Listener;
 use crate::environment::profile::config_source;
 use crate::environment::report::{self, Reporter};
-use crate::environment::{config, find_mount, hostdir, root_mount};
+use crate::environment::{config, find_mount, hostdir, limits, root_mount};
 use crate::error::{Attempt, Error, Result};
 use crate::helper::names;
 use crate::helper::protocol::{CreateRequest, EnvironmentRequest, Request, RootfsMount, receive_descriptors};
@@ -243,7 +243,11 @@ fn prepare_guest(
     watchers: &mut Vec<tokio::task::JoinHandle<()>>,
 ) -> Result<Arc<Guest>> {
     let source = config_source(spec).unwrap_or_default();
-    let guest = Arc::new(Guest::new(source.clone(), environment.boot.authorized_keys));
+    let guest = Arc::new(Guest::new(
+        source.clone(),
+        environment.boot.authorized_keys,
+        limits::posix(&environment.boot.limits)?,
+    ));
     let resolv_conf = find_mount(spec, "/etc/resolv.conf").and_then(|mount| mount.source().clone());
     let host = dir.path().join(names::HOST);
     let socket = hostdir::create(&host, resolv_conf.as_deref(), &guest.config, guest.key_files)?;

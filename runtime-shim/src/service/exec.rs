@@ -28,8 +28,8 @@ pub(super) fn add(pod: &Pod, container: &Container, request: ExecProcessRequest)
     let mut process: Process = serde_json::from_slice(value)
         .map_err(|e| Error::Refused(format!("the process of the exec cannot be decoded: {e}")))?;
     process.set_terminal(Some(request.terminal));
-    if container.is_environment() {
-        process = profile::exec(process);
+    if let Some(guest) = &container.guest {
+        process = profile::exec(process, &guest.limits);
     }
     let names =
         Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use oci_spec::runtime::PosixRlimit;
 use tokio::sync::watch;
 use vivarium_api::node::guest::GuestState;
 
@@ -31,10 +32,12 @@ pub(super) struct Guest {
     pub standing: watch::Sender<Standing>,
     pub config: PathBuf,
     pub key_files: u32,
+    /// What an exec gets.
+    pub limits: Vec<PosixRlimit>,
 }
 
 impl Guest {
-    pub fn new(config: PathBuf, key_files: u32) -> Self {
+    pub fn new(config: PathBuf, key_files: u32, limits: Vec<PosixRlimit>) -> Self {
         Self {
             report: Mutex::default(),
             init: AtomicI32::new(0),
@@ -42,6 +45,7 @@ impl Guest {
             standing: watch::Sender::new(Standing::Running),
             config,
             key_files,
+            limits,
         }
     }
 

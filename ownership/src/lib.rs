@@ -25,4 +25,4 @@ pub mod shim;
 pub mod storm;
 pub mod time;
 
-pub use time::{Instant, Timing};
+pub use time::{BadTiming, Instant, Timing};

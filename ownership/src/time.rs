@@ -57,10 +57,71 @@ impl Default for Timing {
     }
 }
 
+/// Times that the protocol does not work with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadTiming(String);
+
+impl std::fmt::Display for BadTiming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadTiming {}
+
 impl Timing {
+    /// The times with another lease (T) and another silence (D). From the death of a node until its volumes may be taken
+    /// over it takes D + 1.02 T + 0.5 s, and half a second for asking.
+    ///
+    /// # Errors
+    /// One is too short for nodes that live to renew in time, or so long that it is a mistake.
+    pub fn with(lease: Duration, silence: Duration) -> Result<Self, BadTiming> {
+        let usual = Self::default();
+        let longest = Duration::from_secs(60);
+        // A lease says its duration in whole seconds.
+        if lease.subsec_nanos() != 0 || lease < Duration::from_secs(3) || lease > longest {
+            return Err(BadTiming(format!(
+                "a lease of {} s cannot be: it is a whole number of seconds from 3 to 60 (lease.seconds in the chart's values)",
+                lease.as_secs_f64()
+            )));
+        }
+        // Three renewals have to fail, and a beat has to be late, before a node counts as silent.
+        if silence < usual.silence || silence > longest {
+            return Err(BadTiming(format!(
+                "a silence of {} s cannot be: it is from {} to 60 s (lease.silenceSeconds in the chart's values)",
+                silence.as_secs_f64(),
+                usual.silence.as_secs_f64()
+            )));
+        }
+        Ok(Self { lease, silence, extension: usual.extension.max(lease * 5), ..usual })
+    }
+
     /// How long has to be waited on another machine until a promise of `duration` is certainly over.
     #[must_use]
     pub fn wait_out(&self, duration: Duration) -> Duration {
         duration + duration * self.skew_percent / 100 + self.margin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_would_end_nodes_that_live_are_refused() {
+        let ms = Duration::from_millis;
+        assert_eq!(Timing::with(ms(4000), ms(3500)), Ok(Timing::default()));
+        let slow = Timing::with(ms(10_000), ms(8000)).unwrap();
+        assert_eq!((slow.lease, slow.silence, slow.extension), (ms(10_000), ms(8000), ms(50_000)));
+        for (lease, silence, wrong) in [
+            (2000, 3500, "lease"),
+            (4500, 3500, "lease"),
+            (61_000, 3500, "lease"),
+            (4000, 3000, "silence"),
+            (4000, 61_000, "silence"),
+        ] {
+            let error = Timing::with(ms(lease), ms(silence)).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{lease} {silence}: {error}");
+        }
     }
 }

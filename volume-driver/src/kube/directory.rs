@@ -14,7 +14,7 @@ use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::RestoreProgress;
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
-use super::{FIELD_MANAGER, is_gone};
+use super::{FIELD_MANAGER, is_conflict, is_gone};
 use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 
@@ -84,35 +84,17 @@ impl VolumeDirectory for ClusterDirectory {
     }
 
     async fn journaled(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError> {
-        let Some(volume) = self.get(name).await?.filter(|volume| volume.metadata.uid.as_deref() == Some(id.as_str()))
-        else {
-            return Ok(());
-        };
-        let status = status(&volume);
-        let (reason, message) = match &journaled.trouble {
-            None => ("Journaled", "changes reach the store"),
-            Some((reason, message)) => (*reason, message.as_str()),
-        };
-        let mut list = status.conditions;
-        condition::set(
-            &mut list,
-            Condition {
-                type_: JOURNALED.into(),
-                status: if journaled.trouble.is_none() { ConditionStatus::True } else { ConditionStatus::False },
-                observed_generation: volume.metadata.generation,
-                last_transition_time: Timestamp::now(),
-                reason: reason.into(),
-                message: message.into(),
-            },
-        );
-        // What is applied is all that this manager says: what was said before and is not said again would be gone.
-        let new = json!({
-            "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
-            "journal": journaled.journal.or(status.journal),
-            "lag": journaled.lag,
-            "releasedEpoch": journaled.released.unwrap_or(status.released_epoch),
-        });
-        apply(&self.api(&name.namespace), name, &volume, "journal", new).await
+        for _ in 0..ATTEMPTS {
+            let volume = self.get(name).await?.filter(|volume| volume.metadata.uid.as_deref() == Some(id.as_str()));
+            let Some(volume) = volume else { return Ok(()) };
+            let new = journal_part(&volume, &journaled, Timestamp::now());
+            // What is written follows from what was read: nobody may have written in between.
+            let version = volume.resource_version();
+            if apply_to(&self.api(&name.namespace), name, &volume, version, "journal", new).await? {
+                return Ok(());
+            }
+        }
+        Err(failed("write the status of", name)("it changes all the time"))
     }
 
     async fn restore(&self, volume: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError> {
@@ -133,6 +115,37 @@ impl VolumeDirectory for ClusterDirectory {
     }
 }
 
+/// How often a status is written that others write at the same time.
+const ATTEMPTS: u32 = 5;
+
+/// What the status of a volume says of its journal: all of it, because what was said before and is not said again would be
+/// gone. The released epoch never goes back, whoever is late.
+fn journal_part(volume: &EnvironmentVolume, journaled: &Journaled, now: Timestamp) -> serde_json::Value {
+    let status = status(volume);
+    let (reason, message) = match &journaled.trouble {
+        None => ("Journaled", "changes reach the store"),
+        Some((reason, message)) => (*reason, message.as_str()),
+    };
+    let mut list = status.conditions;
+    condition::set(
+        &mut list,
+        Condition {
+            type_: JOURNALED.into(),
+            status: if journaled.trouble.is_none() { ConditionStatus::True } else { ConditionStatus::False },
+            observed_generation: volume.metadata.generation,
+            last_transition_time: now,
+            reason: reason.into(),
+            message: message.into(),
+        },
+    );
+    json!({
+        "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
+        "journal": journaled.journal.clone().or(status.journal),
+        "lag": journaled.lag,
+        "releasedEpoch": journaled.released.unwrap_or_default().max(status.released_epoch),
+    })
+}
+
 /// Applies a part of the status of the very object that was seen, not of one made later under its name.
 pub(super) async fn apply(
     api: &Api<EnvironmentVolume>,
@@ -141,18 +154,35 @@ pub(super) async fn apply(
     concern: &str,
     status: serde_json::Value,
 ) -> Result<(), DirectoryError> {
-    let patch = json!({
+    apply_to(api, name, seen, None, concern, status).await.map(drop)
+}
+
+/// The same, if the object still is of that version. Whether it was.
+async fn apply_to(
+    api: &Api<EnvironmentVolume>,
+    name: &VolumeName,
+    seen: &EnvironmentVolume,
+    version: Option<String>,
+    concern: &str,
+    status: serde_json::Value,
+) -> Result<bool, DirectoryError> {
+    let mut patch = json!({
         "apiVersion": "vivarium.dev/v1alpha1",
         "kind": "EnvironmentVolume",
         "metadata": {"name": name.name, "uid": seen.metadata.uid},
         "status": status,
     });
+    let by_version = version.is_some();
+    if let Some(version) = version {
+        patch["metadata"]["resourceVersion"] = version.into();
+    }
     let params = PatchParams::apply(&format!("{FIELD_MANAGER}-{concern}")).force();
     let patch = Patch::Apply(&patch);
     let call = async {
         match api.patch_status(&name.name, &params, &patch).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_gone(&error) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(true),
+            Err(error) if by_version && is_conflict(&error) => Ok(false),
             Err(error) => Err(error),
         }
     };
@@ -162,4 +192,29 @@ pub(super) async fn apply(
 /// The status, or that of an object that has none yet.
 pub(super) fn status(volume: &EnvironmentVolume) -> EnvironmentVolumeStatus {
     volume.status.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_released_epoch_never_goes_back_and_what_was_said_is_said_again() {
+        let volume: EnvironmentVolume = serde_json::from_value(json!({
+            "apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume", "metadata": {"name": "v", "generation": 2},
+            "spec": {"template": {"name": "t", "image": "i@sha256:d", "layers": ["l"]}, "size": "1Gi"},
+            "status": {"observedGeneration": 1, "epoch": 5, "releasedEpoch": 4,
+                "journal": {"epoch": 5, "sequence": 7, "time": "2026-01-01T00:00:00Z"}}}))
+        .unwrap();
+        for (released, expected) in [(None, 4), (Some(3), 4), (Some(5), 5)] {
+            let journaled = Journaled { journal: None, lag: None, released, trouble: None };
+            let part = journal_part(&volume, &journaled, Timestamp::UNIX_EPOCH);
+            assert_eq!(
+                (&part["releasedEpoch"], &part["journal"]["sequence"]),
+                (&json!(expected), &json!(7)),
+                "{released:?}"
+            );
+            assert_eq!(part["conditions"][0]["status"], "True");
+        }
+    }
 }

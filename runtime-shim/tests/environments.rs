@@ -519,3 +519,38 @@ async fn an_environment_is_not_made_under_a_lease_that_has_lapsed_or_ended() {
     lease.renew();
     bed.up().await;
 }
+
+/// An init that eats more memory than there is when it is told to.
+const HUNGRY: &str = "#!/bin/sh\ntrap 'poweroff -f' 37\necho up\nwhile [ ! -e /eat ]; do sleep 0.05; done\nexec dd if=/dev/zero of=/dev/null bs=200M count=1\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_for_lack_of_memory_is_not_the_end_of_an_environment() {
+    let bed = Bed::with(&boot_config(), |root| support::rootfs::script(&root.join("sbin/init"), HUNGRY)).await;
+    let mut plan = Plan::new(&["/stub"]);
+    plan.terminal = true;
+    for (id, what) in [("ve", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo status $?"), ("hungry", "touch /eat")]
+    {
+        let mut spec = bed.lab.environment_spec(id, &bed.volume, &bed.config);
+        spec["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
+        let (console, created) = bed.lab.create_from(id, &plan, &spec).await;
+        created.unwrap();
+        bed.lab.start(id, "").await.unwrap();
+        console.wait_for("up").await;
+        let (_, said) = bed.lab.exec(id, "x", &Plan::shell(what)).await;
+        let told = |topic: &str| bed.lab.topics().iter().any(|told| told == topic);
+        if id == "ve" {
+            assert_eq!(said.trim(), "status 137", "{said}");
+            bed.lab.kill(id, "", 15).await.unwrap();
+            assert_eq!(bed.lab.wait(id, "").await, 0);
+            assert_eq!(bed.lab.report().unwrap().state, GuestState::PoweredOff);
+            bed.lab.delete(id, "").await.unwrap();
+            assert!(!told("oom"), "an end in order would be taken for a kill: {:?}", bed.lab.topics());
+        } else {
+            assert_eq!(bed.lab.wait(id, "").await, 137);
+            let report = bed.lab.report().unwrap();
+            assert!(report.message.contains("memory"), "{}", report.message);
+            bed.lab.delete(id, "").await.unwrap();
+            assert!(told("oom"), "{:?}", bed.lab.topics());
+        }
+    }
+}

@@ -82,7 +82,31 @@ impl Watch {
     }
 }
 
+/// Whether the kernel has killed in a group, or below it, because the group itself had used up its memory, and not because
+/// a group inside it had, or the whole machine.
+#[must_use]
+pub fn killed_at_limit(group: &Group) -> bool {
+    if group.layout().is_unified() {
+        let dir = group.unified().unwrap_or_default();
+        // `oom` of the group itself counts how often its own limit could not be kept; who was killed then may be below.
+        return read(&dir.join("memory.events.local"), "oom ") > 0 && read_kills(&dir.join("memory.events")) > 0;
+    }
+    let Some(dir) = group.v1("memory") else { return false };
+    read(&dir.join("memory.failcnt"), "") > 0 && kills_below(&dir) > 0
+}
+
+/// v1 counts a kill only in the group that the process was in.
+fn kills_below(dir: &Path) -> u64 {
+    let below = fs::read_dir(dir).into_iter().flatten().flatten();
+    let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    read_kills(&dir.join("memory.oom_control")) + below.map(|entry| kills_below(&entry.path())).sum::<u64>()
+}
+
 fn read_kills(counter: &Path) -> u64 {
-    let text = fs::read_to_string(counter).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    read(counter, "oom_kill ")
+}
+
+fn read(file: &Path, key: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(key)).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }

@@ -327,14 +327,24 @@ fn follow_oom(pod: Arc<Pod>, container: &Arc<Container>) {
         Err(error) => return log::warn!("OOM kills in {} will not be told: {error}", container.id),
     };
     let id = container.id.clone();
+    // An operating system goes on when one of its processes is killed, and its init says so of the unit. containerd would
+    // take the event for the reason of an end that comes later and is in order. Its end tells ([`super::life`]).
+    let is_environment = container.guest.is_some();
     let task = tokio::spawn(async move {
         while watch.next().await.is_ok() {
             log::info!("the OOM killer has killed in {id}");
-            let event = TaskOOM { container_id: id.clone(), ..TaskOOM::default() };
-            pod.publisher.publish("/tasks/oom", &event).unwrap_or_else(|error| log::error!("{error}"));
+            if !is_environment {
+                publish_oom(&pod, &id);
+            }
         }
     });
     lock(&container.watchers).push(task);
+}
+
+/// Says that a container was killed for lack of memory.
+pub(super) fn publish_oom(pod: &Pod, id: &str) {
+    let event = TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() };
+    pod.publisher.publish("/tasks/oom", &event).unwrap_or_else(|error| log::error!("{error}"));
 }
 
 /// Carries out Start of a container; returns the pid of the init.

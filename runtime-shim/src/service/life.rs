@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 use vivarium_api::node::guest::GuestState;
 
 use super::container::Container;
-use super::create::launch_with_console;
+use super::create::{launch_with_console, publish_oom};
 use super::guest::Standing;
 use super::{Pod, lock};
+use crate::cgroup::oom;
 use crate::error::{Attempt, Error, Result};
 use crate::helper::protocol::Request;
 use crate::io;
@@ -19,6 +20,9 @@ use crate::launch;
 use crate::reaper::End;
 use crate::supervisor::{Event, Exit, Who};
 
+/// The end of an environment that the kernel has killed.
+const OUT_OF_MEMORY: &str =
+    "init was killed because the environment had used up its memory (spec.resources.limits.memory).";
 /// `reboot(2)` in a pid namespace ends init with one of these: restart, halt or power off.
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -104,7 +108,13 @@ async fn ended(
     };
     let stop = container.lock().stop;
     let end_of_guest = if *guest.standing.borrow() == Standing::Over { Some(superseded()) } else { meaning(end, stop) };
-    if let Some((status, state, message)) = end_of_guest {
+    if let Some((status, state, mut message)) = end_of_guest {
+        // Nobody else kills an init without having asked it to end.
+        let killed = matches!(end, End::Signaled(9)) && stop != Some(9) && state == GuestState::Failed;
+        if killed && *guest.standing.borrow() != Standing::Over && oom::killed_at_limit(&container.group) {
+            message = OUT_OF_MEMORY.into();
+            publish_oom(pod, &container.id);
+        }
         guest.report(state, &message);
         finish(pod, container, status);
         return None;

@@ -21,12 +21,28 @@ pub const LABEL_EPOCH: &str = "vivarium.dev/epoch";
 pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
 /// Annotation on an environment's pod: the boot-time part of the spec that this incarnation was started with (JSON).
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
+/// Annotation on an environment: the epoch of an incarnation that is to be stopped and started on another node.
+pub const ANNOTATION_MOVE_FROM: &str = "vivarium.dev/move-from";
 /// Annotation on a node's `Lease`: the session of the node driver.
 pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
 /// On the same `Lease`: the session that was fenced, if one was. It counts while it is the lease's own session.
 pub const ANNOTATION_FENCED: &str = "vivarium.dev/fenced";
-/// Annotation on a node's `Lease` while Vivarium is uninstalled: `requested` by the uninstaller, then `done` by the node.
+/// On the same `Lease`: the session that somebody wants to be ended, as if its node had fallen silent.
+pub const ANNOTATION_END: &str = "vivarium.dev/end";
+/// Annotation on a node's `Lease` while Vivarium is uninstalled: [`uninstall::CHECK`] by the uninstaller, then
+/// [`uninstall::READY`] by the node; once all nodes have said so, [`uninstall::REQUESTED`], then [`uninstall::DONE`].
 pub const ANNOTATION_UNINSTALL: &str = "vivarium.dev/uninstall";
+/// Values of [`ANNOTATION_UNINSTALL`].
+pub mod uninstall {
+    /// The node is asked whether it could take the runtime back.
+    pub const CHECK: &str = "check";
+    /// It could.
+    pub const READY: &str = "ready";
+    /// The node is asked to take it back.
+    pub const REQUESTED: &str = "requested";
+    /// It has.
+    pub const DONE: &str = "done";
+}
 /// Finalizer on a `VirtualEnvironment`.
 pub const FINALIZER_ENVIRONMENT: &str = "vivarium.dev/environment";
 /// Finalizer on an `EnvironmentVolume`; removed by whoever destroyed the data.

@@ -24,8 +24,10 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use vivarium_ownership::Timing;
 
 /// Turns `VirtualEnvironment`s into volumes and pods, watches and reports.
 #[derive(Parser)]
@@ -65,6 +67,26 @@ struct RunArguments {
     /// Whether replicas agree on one that acts. Without it, this process acts at once.
     #[arg(long, env = "LEADER_ELECT", default_value_t = true, action = clap::ArgAction::Set)]
     leader_elect: bool,
+    /// How long a node may act after one of its witnesses has heard from it: the same as the node drivers have.
+    #[arg(long, env = "LEASE_SECONDS", default_value_t = 4)]
+    lease_seconds: u64,
+    /// How long a node is silent before its session is ended.
+    #[arg(long, env = "SILENCE_SECONDS", default_value_t = 3.5)]
+    silence_seconds: f64,
+}
+
+impl RunArguments {
+    fn settings(self) -> Result<vivarium_operator::run::Settings, vivarium_operator::error::Failure> {
+        let silence = Duration::try_from_secs_f64(self.silence_seconds)?;
+        Ok(vivarium_operator::run::Settings {
+            timing: Timing::with(Duration::from_secs(self.lease_seconds), silence)?,
+            namespace: self.namespace,
+            stub_image: self.stub_image,
+            metrics_addr: self.metrics_addr,
+            identity: self.identity,
+            leader_elect: self.leader_elect,
+        })
+    }
 }
 
 #[derive(clap::Args)]
@@ -88,13 +110,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Command::Crds => vivarium_operator::crds::print(),
-        Command::Run(run) => vivarium_operator::run::run(vivarium_operator::run::Settings {
-            namespace: run.namespace,
-            stub_image: run.stub_image,
-            metrics_addr: run.metrics_addr,
-            identity: run.identity,
-            leader_elect: run.leader_elect,
-        }),
+        Command::Run(run) => run.settings().and_then(vivarium_operator::run::run),
         Command::Check(check) => vivarium_operator::check::run(&check.namespace, &check.template),
         Command::Uninstall(uninstall) => vivarium_operator::uninstall::run(&uninstall.namespace),
     };

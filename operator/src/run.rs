@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use vivarium_ownership::Timing;
 
 use crate::environment::lifecycle;
 use crate::error::Failure;
 use crate::metrics::Metrics;
-use crate::nodes::Deaths;
+use crate::nodes::Known;
 use crate::nodes::watch::Watch;
 use crate::{health, leader, watches};
 
@@ -25,6 +26,8 @@ pub struct Settings {
     pub identity: String,
     /// Whether to take part in the election.
     pub leader_elect: bool,
+    /// Times of the ownership protocol.
+    pub timing: Timing,
 }
 
 /// Runs until SIGTERM or SIGINT, or until leadership is lost.
@@ -61,8 +64,8 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         leader::run(client.clone(), &settings.namespace, &settings.identity, leads, stop).await
     };
     // Whether or not this replica leads.
-    let (told, deaths) = watch::channel(Deaths::new());
-    tokio::spawn(Watch::new(client.clone(), &settings.namespace, told).run());
+    let (told, known) = watch::channel(Known::default());
+    tokio::spawn(Watch::new(client.clone(), &settings.namespace, settings.timing, told).run());
     let mut stopping = stopped.clone();
     let acting = async {
         let begin = tokio::select! {
@@ -74,7 +77,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
             let given = lifecycle::Settings { stub_image: settings.stub_image.clone() };
             let (client, metrics) = (client.clone(), Arc::clone(&metrics));
             let stop = stopped.clone();
-            watches::run(client, &settings.namespace, &settings.identity, given, metrics, deaths, stop).await;
+            watches::run(client, &settings.namespace, &settings.identity, given, metrics, known, stop).await;
         }
         ended.send_replace(true);
     };

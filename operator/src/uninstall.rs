@@ -1,6 +1,6 @@
 //! `vivarium-operator uninstall`: what has to happen on the nodes before the chart's objects go. It refuses while
-//! environments run, because their runtime would be taken away under them; then asks each node driver, by an annotation
-//! on its lease, to take the runtime out of its node's containerd, and waits until all have done so.
+//! pods of the runtime run, because it would be taken away under them; then asks each node driver, by an annotation on its
+//! lease, whether it could take the runtime out of its node's containerd, and once all have said so, to do it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,22 +18,32 @@ use vivarium_api::names;
 
 use crate::error::Failure;
 
-/// Time that all nodes together have.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// Names of leases of node drivers begin with it.
-const REQUESTED: &str = "requested";
-const DONE: &str = "done";
+/// Time that all nodes together have to say that they are there.
+const CHECK_DEADLINE: Duration = Duration::from_secs(20);
+/// Time that all nodes together have to do it: containerd may take a minute to end, and another one to be back.
+const DEADLINE: Duration = Duration::from_secs(150);
 
 /// Why Vivarium cannot be removed now.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Environments run.
+    /// Pods run.
     #[error(
-        "Vivarium is not removed, because environments still run: {0}. Delete them, or set their spec.runMode to Stopped, \
-         and uninstall again"
+        "Vivarium is not removed, because pods still run with its runtime: {0}. Delete them, set spec.runMode of \
+         environments to Stopped, and uninstall again"
     )]
     Running(String),
-    /// Node drivers did not answer.
+    /// Node drivers did not say that they could.
+    #[error(
+        "Vivarium is not removed, and nothing was changed: these nodes did not say within {seconds} s that they can take \
+         the runtime out of their containerd: {nodes}. See the logs of the node driver there, or stop it if the node shall \
+         be left as it is, and uninstall again",
+        seconds = CHECK_DEADLINE.as_secs()
+    )]
+    NotReady {
+        /// Names of the nodes.
+        nodes: String,
+    },
+    /// Node drivers did not do it.
     #[error(
         "these nodes did not take the runtime out of their containerd within {seconds} s: {nodes}. See the logs of the \
          node driver there and uninstall again",
@@ -69,7 +79,7 @@ pub fn run(namespace: &str) -> Result<(), Failure> {
 async fn uninstall(client: &Client, namespace: &str) -> Result<(), Error> {
     refuse_while_running(client).await?;
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let mut waiting = BTreeSet::new();
+    let mut nodes = BTreeSet::new();
     let listed = leases.list(&ListParams::default()).await.map_err(api("list the leases of nodes"))?;
     for lease in listed.items {
         match standing(&lease, Timestamp::now()) {
@@ -77,46 +87,77 @@ async fn uninstall(client: &Client, namespace: &str) -> Result<(), Error> {
             Standing::Dead => {
                 tracing::warn!(lease = lease.name_any(), "its node driver is gone; the node is left as it is");
             }
-            Standing::Alive => {
-                let patch = json!({"metadata": {"annotations": {names::ANNOTATION_UNINSTALL: REQUESTED}}});
-                let params = PatchParams::default();
-                let attempt = "ask a node driver to remove the runtime";
-                leases.patch(&lease.name_any(), &params, &Patch::Merge(patch)).await.map_err(api(attempt))?;
-                waiting.insert(lease.name_any());
-            }
+            Standing::Alive => drop(nodes.insert(lease.name_any())),
         }
     }
-    tracing::info!(nodes = waiting.len(), "waits until the nodes have removed the runtime");
-    let waited = tokio::time::timeout(DEADLINE, until_done(leases, &mut waiting)).await;
-    if let Ok(done) = waited {
-        return done;
+    let words = names::uninstall::CHECK;
+    let late = ask(&leases, &nodes, words, names::uninstall::READY, CHECK_DEADLINE).await?;
+    if !late.is_empty() {
+        // Nobody shall take the question for one of a later uninstallation.
+        say(&leases, &nodes, None).await?;
+        return Err(Error::NotReady { nodes: late });
     }
-    let nodes: Vec<_> = waiting.iter().filter_map(|lease| names::node_of_lease(lease)).collect();
-    Err(Error::Silent { nodes: nodes.join(", ") })
+    let words = names::uninstall::REQUESTED;
+    let late = ask(&leases, &nodes, words, names::uninstall::DONE, DEADLINE).await?;
+    if late.is_empty() { Ok(()) } else { Err(Error::Silent { nodes: late }) }
+}
+
+/// Asks all nodes, by the names of their leases, and waits for their answers. The nodes that gave none, or nothing.
+async fn ask(
+    leases: &Api<Lease>,
+    nodes: &BTreeSet<String>,
+    question: &str,
+    answer: &str,
+    deadline: Duration,
+) -> Result<String, Error> {
+    say(leases, nodes, Some(question)).await?;
+    tracing::info!(nodes = nodes.len(), question, "waits until the nodes have answered");
+    let mut waiting = nodes.clone();
+    match tokio::time::timeout(deadline, until_answered(leases.clone(), &mut waiting, answer)).await {
+        Ok(done) => done.map(|()| String::new()),
+        Err(_) => {
+            let nodes: Vec<_> = waiting.iter().filter_map(|lease| names::node_of_lease(lease)).collect();
+            Ok(nodes.join(", "))
+        }
+    }
+}
+
+async fn say(leases: &Api<Lease>, nodes: &BTreeSet<String>, word: Option<&str>) -> Result<(), Error> {
+    let patch = json!({"metadata": {"annotations": {names::ANNOTATION_UNINSTALL: word}}});
+    for lease in nodes {
+        let attempt = "ask a node driver to remove the runtime";
+        leases.patch(lease, &PatchParams::default(), &Patch::Merge(&patch)).await.map_err(api(attempt))?;
+    }
+    Ok(())
 }
 
 async fn refuse_while_running(client: &Client) -> Result<(), Error> {
     let pods: Api<Pod> = Api::all(client.clone());
-    let labelled = ListParams::default().labels(names::LABEL_ENVIRONMENT);
-    let found = pods.list(&labelled).await.map_err(api("list the pods of environments"))?;
-    let running: Vec<_> = found
-        .items
-        .iter()
-        .filter(|pod| !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")))
-        .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
-        .collect();
+    let found = pods.list(&ListParams::default()).await.map_err(api("list the pods"))?;
+    let running: Vec<_> = found.items.iter().filter(|pod| uses_runtime(pod)).map(name).collect();
     if running.is_empty() { Ok(()) } else { Err(Error::Running(running.join(", "))) }
 }
 
+fn name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+/// Whether a pod that has not ended is an environment's, or another one's that names the runtime class.
+fn uses_runtime(pod: &Pod) -> bool {
+    let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+    let ended = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+    !ended && (class == Some(names::RUNTIME_CLASS) || pod.labels().contains_key(names::LABEL_ENVIRONMENT))
+}
+
 /// Waits until no lease is left in `waiting`.
-async fn until_done(leases: Api<Lease>, waiting: &mut BTreeSet<String>) -> Result<(), Error> {
+async fn until_answered(leases: Api<Lease>, waiting: &mut BTreeSet<String>, answer: &str) -> Result<(), Error> {
     if waiting.is_empty() {
         return Ok(());
     }
     let mut changes = std::pin::pin!(watcher(leases, watcher::Config::default()).default_backoff().touched_objects());
     while let Some(lease) = changes.try_next().await.map_err(api("watch the leases of nodes"))? {
-        if is_done(&lease) && waiting.remove(&lease.name_any()) {
-            tracing::info!(lease = lease.name_any(), left = waiting.len(), "the node is clean");
+        if says(&lease, answer) && waiting.remove(&lease.name_any()) {
+            tracing::info!(lease = lease.name_any(), left = waiting.len(), answer, "the node has answered");
         }
         if waiting.is_empty() {
             return Ok(());
@@ -136,10 +177,10 @@ enum Standing {
     Dead,
 }
 
-/// Whether the driver says that it has removed the runtime. Only an answer to a request counts: the word may be left
-/// from an earlier installation.
-fn is_done(lease: &Lease) -> bool {
-    lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|state| state == DONE)
+/// Whether the driver gives that answer. A question was asked before, so that the word is not left from an earlier
+/// installation.
+fn says(lease: &Lease, answer: &str) -> bool {
+    lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|said| said == answer)
 }
 
 fn standing(lease: &Lease, now: Timestamp) -> Standing {
@@ -175,6 +216,28 @@ mod tests {
             (lease("vivarium-node-n1", "2026-01-01T00:00:30.000000Z", Some("done")), Standing::Alive),
         ] {
             assert_eq!(standing(&lease, now), wanted, "{lease:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_runs_with_the_runtime_is_in_the_way() {
+        let pod = |spec: serde_json::Value, labels: serde_json::Value, phase: &str| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": "p", "labels": labels}, "spec": spec, "status": {"phase": phase}}),
+            )
+            .unwrap()
+        };
+        let (plain, ours) =
+            (json!({"containers": []}), json!({"containers": [], "runtimeClassName": names::RUNTIME_CLASS}));
+        let labels = json!({names::LABEL_ENVIRONMENT: "shop"});
+        for (pod, expected) in [
+            (pod(plain.clone(), json!({}), "Running"), false),
+            (pod(ours.clone(), json!({}), "Running"), true),
+            (pod(ours.clone(), json!({}), "Succeeded"), false),
+            (pod(ours, labels.clone(), "Pending"), true),
+            (pod(plain, labels, "Running"), true),
+        ] {
+            assert_eq!(uses_runtime(&pod), expected, "{pod:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
-use vivarium_ownership::Timing;
+use vivarium_ownership::{BadTiming, Timing};
 
 use crate::authority::kill::{self, KillError};
 use crate::authority::published::Leases;
@@ -23,10 +23,11 @@ use crate::journal::keeper::Keeper;
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::keeping::Keeping;
-use crate::kube::lease;
+use crate::kube::lease::{self, IsWell};
 use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
+use crate::pool::probe::Probe;
 use crate::pool::{Pool, PoolError, PoolSource};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
@@ -50,6 +51,9 @@ const ANNOUNCE: Duration = Duration::from_secs(3);
 /// Why the driver ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The times.
+    #[error(transparent)]
+    Timing(#[from] BadTiming),
     /// The pool.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -96,6 +100,7 @@ pub enum ServeError {
 /// [`ServeError`]; the process should end then and be started again.
 pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let mut tasks: JoinSet<ServeError> = JoinSet::new();
+    let timing = Timing::with(Duration::from_secs(args.lease_seconds), Timing::default().silence)?;
     let (stage, stages) = watch::channel(Stage::Waits);
     let address = args.health_address;
     tasks.spawn(async move {
@@ -113,7 +118,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         tracing::info!(session = session.id, killed, "began a session");
     }
     let leases = Leases::open(&args.run_dir, &session.id, &session.boot_id).map_err(ServeError::Leases)?;
-    let promises = Promises::open(Timing::default(), &session.id, leases).map_err(ServeError::Leases)?;
+    let promises = Promises::open(timing, &session.id, leases).map_err(ServeError::Leases)?;
     let promises = Arc::new(promises);
     let (pool, volumes, templates) = {
         let args = args.clone();
@@ -147,7 +152,11 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         wait: WAIT,
     });
 
-    start_cluster_tasks(&mut tasks, &args, &client, &session, &publisher, templates);
+    let patience = Some(Duration::from_secs(args.pool_patience)).filter(|patience| !patience.is_zero());
+    let probe = Probe::start(&pool, patience)?;
+    let is_well: IsWell = Arc::new(move || !probe.hangs());
+    start_witnesses(&mut tasks, &args, &client, &session, &publisher, is_well);
+    start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates);
     publisher.resume_journals()?;
     let keeper = publisher.keeper.clone();
     tasks.spawn(async move {
@@ -201,34 +210,49 @@ async fn first_in_line(run_dir: &Path) -> Result<Session, SessionError> {
     }
 }
 
-/// What watches and writes objects.
-fn start_cluster_tasks(
+/// What keeps the node alive, in the eyes of others.
+fn start_witnesses(
     tasks: &mut JoinSet<ServeError>,
     args: &ServeArgs,
     client: &::kube::Client,
     session: &Session,
     publisher: &Arc<Publisher>,
-    templates: Arc<TemplateCache>,
+    is_well: IsWell,
 ) {
-    let collect = Arc::new(Notify::new());
     let identity =
         lease::Identity { namespace: args.namespace.clone(), node: args.node_name.clone(), resumed: session.resumed };
     let runtime = args.runtime.clone();
-    let uninstall = move || {
+    let uninstall = move |wanted| {
         let runtime = runtime.clone();
-        async move { runtime_install::uninstall(&runtime).await.map_err(|error| error.to_string()) }
+        async move {
+            let done = match wanted {
+                lease::Uninstall::Check => runtime_install::can_uninstall(&runtime).await,
+                lease::Uninstall::Remove => runtime_install::uninstall(&runtime).await,
+            };
+            done.map_err(|error| error.to_string())
+        }
     };
-    let lease = lease::keep(client.clone(), identity, publisher.promises.clone(), uninstall);
+    let lease = lease::keep(client.clone(), identity, publisher.promises.clone(), is_well.clone(), uninstall);
     tasks.spawn(async move {
         lease.await;
         ServeError::Ended("lease", "its watch ended".into())
     });
-    let witnesses = witness::ask(publisher.promises.clone(), publisher.stores.clone());
+    let witnesses = witness::ask(publisher.promises.clone(), publisher.stores.clone(), is_well);
     tasks.spawn(async move {
         witnesses.await;
         ServeError::Ended("questions to stores", String::new())
     });
+}
 
+/// What watches and writes objects.
+fn start_cluster_tasks(
+    tasks: &mut JoinSet<ServeError>,
+    args: &ServeArgs,
+    client: &::kube::Client,
+    publisher: &Arc<Publisher>,
+    templates: Arc<TemplateCache>,
+) {
+    let collect = Arc::new(Notify::new());
     let templates = Arc::new(Templates {
         client: client.clone(),
         node: args.node_name.clone(),

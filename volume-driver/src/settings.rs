@@ -55,6 +55,13 @@ pub struct ServeArgs {
     /// Block device for the pool instead of a file. It is formatted if it is empty, and refused if it holds anything but btrfs.
     #[arg(long, env = "VIVARIUM_POOL_DEVICE")]
     pub pool_device: Option<PathBuf>,
+    /// How long this node may act after one of its witnesses has heard from it, in seconds: the same as the operator has.
+    #[arg(long, env = "VIVARIUM_LEASE_SECONDS", default_value_t = 4)]
+    pub lease_seconds: u64,
+    /// For how many seconds the pool's disk may not answer before the node stops saying that it lives, so that its
+    /// environments are started elsewhere; 0: for ever.
+    #[arg(long, env = "VIVARIUM_POOL_PATIENCE", default_value_t = 10)]
+    pub pool_patience: u64,
     /// Registry (`HOST:PORT`) that is spoken to without TLS; may be given several times.
     #[arg(long = "plain-http-registry", env = "VIVARIUM_PLAIN_HTTP_REGISTRIES", value_delimiter = ',')]
     pub plain_http_registries: Vec<String>,

@@ -16,9 +16,12 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use support::{POOL_SIZE, TestNode, id};
+use vivarium_node::pool::probe::Probe;
 use vivarium_node::pool::{Pool, PoolError, PoolSource, Quota};
 use vivarium_node::volume::{VolumeError, Volumes};
 use vivarium_sys::btrfs;
@@ -215,4 +218,47 @@ fn every_one_of_many_subvolumes_is_identified() {
         assert_eq!(btrfs::subvolume_at(inside.as_fd()).unwrap(), None, "a directory inside is no subvolume");
     }
     assert_eq!(btrfs::subvolume_at(fs::File::open("/proc").unwrap().as_fd()).unwrap(), None);
+}
+
+#[test]
+fn a_disk_that_hangs_is_noticed_and_so_is_its_return() {
+    let node = TestNode::new();
+    let pool = node.pool();
+    let patience = Duration::from_millis(800);
+    let probe = Probe::start(&pool, Some(patience)).unwrap();
+    let forgiving = Probe::start(&pool, None).unwrap();
+    std::thread::sleep(patience * 2);
+    assert!(!probe.hangs(), "it answers");
+    // Whoever writes to a file system that is frozen waits until it is thawed.
+    let frozen = Frozen::new(pool.path());
+    assert!(soon(|| probe.hangs()), "nothing was written for ten seconds");
+    assert!(!forgiving.hangs());
+    drop(frozen);
+    assert!(soon(|| !probe.hangs()), "it answers again");
+}
+
+struct Frozen<'a>(&'a Path);
+
+impl<'a> Frozen<'a> {
+    fn new(path: &'a Path) -> Self {
+        assert!(Command::new("fsfreeze").arg("-f").arg(path).status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        assert!(Command::new("fsfreeze").arg("-u").arg(self.0).status().unwrap().success());
+    }
+}
+
+fn soon(so: impl Fn() -> bool) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(10) {
+        if so() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
 }

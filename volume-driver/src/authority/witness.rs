@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use vivarium_store::{Key, Name, Prefix, Source, Store};
 
 use super::{Promises, now};
+use crate::kube::lease::IsWell;
 use crate::kube::stores::Stores;
 
 /// From one question to the next.
@@ -19,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Beats that are left in the store: one is enough for whoever looks, and who lists may see old ones longer.
 const BEATS: u64 = 3;
 
-/// Asks all stores that are in use, for ever.
-pub async fn ask(promises: Arc<Promises>, stores: Stores) {
+/// Asks all stores that are in use, for ever, while the node is well.
+pub async fn ask(promises: Arc<Promises>, stores: Stores, is_well: IsWell) {
     let Ok(session) = Name::new(promises.session()) else {
         tracing::error!(
             session = promises.session(),
@@ -33,6 +34,9 @@ pub async fn ask(promises: Arc<Promises>, stores: Stores) {
     let mut asked: HashMap<String, JoinSet<()>> = HashMap::new();
     loop {
         tick.tick().await;
+        if !is_well() {
+            continue;
+        }
         for name in promises.stores() {
             let Some(store) = stores.get(&name).filter(|store| store.is_shared()) else { continue };
             let tasks = asked.entry(name).or_default();

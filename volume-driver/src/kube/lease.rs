@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::{self, FusedFuture};
+use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -24,8 +25,6 @@ const RENEW: Duration = Duration::from_secs(1);
 /// An answer that comes later is of little use: a promise counts from the question. And if it is lost, there must be time
 /// for another renewal before the node counts as silent.
 const TIMEOUT: Duration = Duration::from_millis(1500);
-const REQUESTED: &str = "requested";
-const DONE: &str = "done";
 
 /// Whose lease it is.
 #[derive(Clone, Debug)]
@@ -37,6 +36,9 @@ pub struct Identity {
     /// Whether the session is one that the `Lease` may already be of.
     pub resumed: bool,
 }
+
+/// Whether the node should say that it lives.
+pub type IsWell = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// The lease as it should be, from what it is.
 fn renewed(found: Option<Lease>, identity: &Identity, wanted: &node::Lease, now: Timestamp) -> Lease {
@@ -60,8 +62,31 @@ fn renewed(found: Option<Lease>, identity: &Identity, wanted: &node::Lease, now:
     lease
 }
 
-fn uninstall_is_requested(lease: &Lease) -> bool {
-    lease.annotations().get(names::ANNOTATION_UNINSTALL).is_some_and(|value| value == REQUESTED)
+/// What the chart's uninstallation wants of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uninstall {
+    /// To know whether the runtime could be taken back.
+    Check,
+    /// To take it back.
+    Remove,
+}
+
+impl Uninstall {
+    fn wanted(lease: &Lease) -> Option<Self> {
+        match lease.annotations().get(names::ANNOTATION_UNINSTALL)?.as_str() {
+            names::uninstall::CHECK => Some(Self::Check),
+            names::uninstall::REQUESTED => Some(Self::Remove),
+            _ => None,
+        }
+    }
+
+    /// The question and the answer to it.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Check => (names::uninstall::CHECK, names::uninstall::READY),
+            Self::Remove => (names::uninstall::REQUESTED, names::uninstall::DONE),
+        }
+    }
 }
 
 /// What renews.
@@ -70,6 +95,7 @@ struct Renewal {
     name: String,
     identity: Identity,
     promises: Arc<Promises>,
+    is_well: IsWell,
     /// The lease as it was read or written last; none: it has to be read.
     known: Option<Lease>,
     /// The lease is of this session, so that another one in it is the end of this.
@@ -117,6 +143,9 @@ impl Renewal {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            if !(self.is_well)() {
+                continue;
+            }
             // A conflict needs a second round, and two in a row are rare.
             for _ in 0..3 {
                 let renewed = tokio::time::timeout(TIMEOUT, self.renew()).await;
@@ -136,9 +165,15 @@ impl Renewal {
     }
 }
 
-/// Keeps the lease. `uninstall` is run when the annotation asks for it, and answered with `done` once it succeeded.
-pub async fn keep<U>(client: Client, identity: Identity, promises: Arc<Promises>, uninstall: impl Fn() -> U)
-where
+/// Keeps the lease while the node is well. `uninstall` is run when the annotation asks for it, and answered once it
+/// succeeded.
+pub async fn keep<U>(
+    client: Client,
+    identity: Identity,
+    promises: Arc<Promises>,
+    is_well: IsWell,
+    uninstall: impl Fn(Uninstall) -> U,
+) where
     U: Future<Output = Result<(), String>>,
 {
     let api: Api<Lease> = Api::namespaced(client, &identity.namespace);
@@ -149,29 +184,42 @@ where
         established: identity.resumed,
         identity,
         promises: promises.clone(),
+        is_well,
         known: None,
     };
+    let changes = watch_object(api.clone(), &name).default_backoff();
     tokio::select! {
         () = renewal.run() => {}
-        () = follow(api, &name, &promises, uninstall) => {}
+        () = follow(changes, &promises, |wanted| answer(&api, &name, wanted, uninstall(wanted))) => {}
     }
 }
 
-/// Sees what others write into the lease.
-async fn follow<U>(api: Api<Lease>, name: &str, promises: &Promises, uninstall: impl Fn() -> U)
-where
-    U: Future<Output = Result<(), String>>,
+/// Sees what others write into the lease. `uninstall` does what the chart wants.
+async fn follow<U, E>(
+    changes: impl Stream<Item = Result<Option<Lease>, E>>,
+    promises: &Promises,
+    uninstall: impl Fn(Uninstall) -> U,
+) where
+    U: Future<Output = ()>,
+    E: std::fmt::Display,
 {
-    let changes = watch_object(api.clone(), name).default_backoff();
     tokio::pin!(changes);
-    while let Some(change) = changes.next().await {
+    // It can take minutes, in which marks of a fence have to be seen all the same. One at a time.
+    let work = future::Fuse::terminated();
+    tokio::pin!(work);
+    loop {
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = &mut work => continue,
+        };
         let lease = match change {
-            Ok(Some(lease)) => lease,
-            Ok(None) => continue,
-            Err(error) => {
+            Some(Ok(Some(lease))) => lease,
+            Some(Ok(None)) => continue,
+            Some(Err(error)) => {
                 tracing::warn!(%error, "the lease of the node cannot be watched");
                 continue;
             }
+            None => return,
         };
         let content = content(&lease);
         // What a watch tells may be older than this session. Its own mark is enough to act at once; whether the lease is of
@@ -179,26 +227,34 @@ where
         if content.session == promises.session() {
             promises.saw(&content);
         }
-        if !uninstall_is_requested(&lease) {
-            continue;
-        }
-        tracing::info!("the runtime is taken back: the chart is being uninstalled");
-        match uninstall().await {
-            Ok(()) => match tokio::time::timeout(TIMEOUT, tell_done(&api, name)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "the runtime is taken back, but that cannot be told"),
-                Err(_) => tracing::error!("the runtime is taken back, but the API server does not answer"),
-            },
-            Err(error) => tracing::error!(error, "the runtime cannot be taken back"),
+        if let Some(wanted) = Uninstall::wanted(&lease).filter(|_| work.is_terminated()) {
+            work.set(uninstall(wanted).fuse());
         }
     }
 }
 
-/// Answers the chart. What somebody else wrote in between is read and kept.
-async fn tell_done(api: &Api<Lease>, name: &str) -> Result<(), ApiError> {
+/// Waits for what the chart wanted, and tells it.
+async fn answer(api: &Api<Lease>, name: &str, wanted: Uninstall, done: impl Future<Output = Result<(), String>>) {
+    tracing::info!(?wanted, "the chart is being uninstalled");
+    match done.await {
+        Ok(()) => match tokio::time::timeout(TIMEOUT, tell(api, name, wanted)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, ?wanted, "it is done, but that cannot be told"),
+            Err(_) => tracing::error!(?wanted, "it is done, but the API server does not answer"),
+        },
+        Err(error) => tracing::error!(error, ?wanted, "the runtime cannot be taken back"),
+    }
+}
+
+/// Answers the chart, if it still asks. What somebody else wrote in between is read and kept.
+async fn tell(api: &Api<Lease>, name: &str, wanted: Uninstall) -> Result<(), ApiError> {
+    let (question, answer) = wanted.words();
     loop {
         let mut lease = api.get(name).await.map_err(failed("read", name))?;
-        lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), DONE.into());
+        match lease.annotations_mut().get_mut(names::ANNOTATION_UNINSTALL) {
+            Some(said) if said == question => *said = answer.into(),
+            _ => return Ok(()),
+        }
         match api.replace(name, &PostParams::default(), &lease).await {
             Ok(_) => return Ok(()),
             Err(error) if is_conflict(&error) => {}
@@ -225,9 +281,9 @@ mod tests {
         let mut lease = renewed(None, &identity(), &wanted("a"), at(1));
         assert_eq!(lease.name_any(), "vivarium-node-n1");
         assert_eq!(content(&lease), wanted("a"));
-        lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), REQUESTED.into());
+        lease.annotations_mut().insert(names::ANNOTATION_UNINSTALL.into(), "requested".into());
         let lease = renewed(Some(lease), &identity(), &wanted("a"), at(2));
-        assert!(uninstall_is_requested(&lease));
+        assert_eq!(Uninstall::wanted(&lease), Some(Uninstall::Remove));
         let spec = lease.spec.clone().unwrap();
         assert_eq!(
             (spec.lease_transitions, spec.acquire_time, spec.renew_time),
@@ -246,5 +302,30 @@ mod tests {
         assert!(content(&lease).fenced);
         let next = renewed(Some(lease), &identity(), &wanted("b"), Timestamp::UNIX_EPOCH);
         assert!(!content(&next).fenced, "the next session is not the one that was fenced");
+    }
+
+    #[tokio::test]
+    async fn a_fence_is_seen_while_the_runtime_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = crate::authority::published::Leases::open(dir.path(), "a", "b").unwrap();
+        let promises = Promises::open(vivarium_ownership::Timing::default(), "a", leases).unwrap();
+        let asked = renewed(None, &identity(), &wanted("a"), Timestamp::UNIX_EPOCH);
+        let with = |annotation: &str, value: &str| {
+            let mut lease = asked.clone();
+            lease.annotations_mut().insert(annotation.into(), value.into());
+            Ok::<_, std::io::Error>(Some(lease))
+        };
+        let changes = futures::stream::iter([
+            with(names::ANNOTATION_UNINSTALL, names::uninstall::REQUESTED),
+            with(names::ANNOTATION_FENCED, "a"),
+        ]);
+        let begun = std::cell::Cell::new(None);
+        let takes_long = |wanted| {
+            begun.set(Some(wanted));
+            future::pending()
+        };
+        tokio::time::timeout(Duration::from_secs(5), follow(changes, &promises, takes_long)).await.unwrap();
+        assert_eq!(begun.get(), Some(Uninstall::Remove));
+        assert!(promises.is_over());
     }
 }

@@ -5,6 +5,7 @@
 //! cannot even delete. What the directories hold is the business of [`crate::template`] and [`crate::volume`].
 
 mod device;
+pub mod probe;
 mod subvolume;
 
 use std::fs::File;

@@ -96,6 +96,15 @@ pub async fn install(args: &RuntimeArgs) -> Result<(), InstallError> {
     Ok(())
 }
 
+/// Whether the runtime could be taken back, as far as that can be known without doing it: containerd answers.
+///
+/// # Errors
+/// [`InstallError`].
+pub async fn can_uninstall(args: &RuntimeArgs) -> Result<(), InstallError> {
+    containerd::has_runtime(args.socket()).await?;
+    Ok(())
+}
+
 /// Takes the runtime back; a second time it changes nothing.
 ///
 /// # Errors

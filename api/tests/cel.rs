@@ -70,6 +70,9 @@ fn settings_that_reach_beyond_the_environment_are_refused() {
         refused("shop", &json!({"os": {"timezone": timezone}}), "a time zone is an IANA name");
     }
     refused("shop", &json!({"os": {"locale": "../x"}}), "a locale is a name");
+    for class in ["Shops", "a b", "-a", ""] {
+        refused("shop", &json!({"priorityClassName": class}), "the name of a PriorityClass");
+    }
 }
 
 #[test]

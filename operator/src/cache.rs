@@ -1,10 +1,13 @@
 //! Caches of everything that is watched, without the parts that nobody reads.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, NodeSpec, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
@@ -74,20 +77,54 @@ pub fn prune<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Keeps of a node what decisions read: its name, labels and conditions.
+/// Keeps of a node what decisions read: its name, labels, conditions, what it has for pods and what keeps them away.
 pub fn prune_node(node: &mut Node) {
     prune(node);
     node.metadata.annotations = None;
-    node.spec = None;
-    if let Some(status) = node.status.take() {
-        let conditions = status.conditions;
-        node.status.get_or_insert_default().conditions = conditions;
+    if let Some(spec) = node.spec.take() {
+        node.spec = Some(NodeSpec { taints: spec.taints, unschedulable: spec.unschedulable, ..NodeSpec::default() });
     }
+    if let Some(status) = node.status.take() {
+        let NodeStatus { conditions, allocatable, .. } = status;
+        node.status = Some(NodeStatus { conditions, allocatable, ..NodeStatus::default() });
+    }
+}
+
+/// What has to change about a node for a pod to fit that did not: nodes tell every few seconds that they live.
+#[must_use]
+pub fn room(node: &Node) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    node.labels().hash(&mut hasher);
+    // Types of the API server have no hash.
+    let ready = node.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == "Ready");
+    ready.map(|ready| &ready.status).hash(&mut hasher);
+    let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+    format!("{:?} {allocatable:?}", node.spec).hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_only_says_that_it_lives_makes_no_room() {
+        let node = |heartbeat: &str, ready: &str, taints: serde_json::Value| -> Node {
+            let mut node: Node = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "n1", "resourceVersion": heartbeat}, "spec": {"podCIDR": heartbeat, "taints": taints},
+                "status": {"allocatable": {"memory": "1Gi"},
+                    "conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]}}))
+            .unwrap();
+            prune_node(&mut node);
+            node
+        };
+        let (one, two) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z");
+        let none = serde_json::json!([]);
+        let taint = serde_json::json!([{"key": "k", "effect": "NoSchedule"}]);
+        assert_eq!(room(&node(one, "True", none.clone())), room(&node(two, "True", none.clone())));
+        assert_ne!(room(&node(one, "True", none.clone())), room(&node(one, "False", none.clone())));
+        assert_ne!(room(&node(one, "True", none)), room(&node(one, "True", taint)));
+    }
 
     #[test]
     fn pods_are_found_by_environment_and_forgotten_when_gone() {

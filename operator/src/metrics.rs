@@ -105,6 +105,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_phase_of_a_failover_is_measured_once() {
+        let at = |tenths: i64| {
+            let time = jiff::Timestamp::from_millisecond(tenths * 100).unwrap();
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(time)
+        };
+        let metrics = Metrics::default();
+        metrics.failed_over(&LastFailover {
+            epoch: 4,
+            from_node: "n1".into(),
+            to_node: Some("n2".into()),
+            detected: at(0),
+            fenced: Some(at(51)),
+            restored: Some(at(56)),
+            // What was never seen is in no phase.
+            started: None,
+            ready: Some(at(90)),
+        });
+        let text = metrics.text().unwrap();
+        for line in [
+            "vivarium_operator_failover_seconds_sum{phase=\"fence\"} 5.1",
+            "vivarium_operator_failover_seconds_count{phase=\"fence\"} 1",
+            "vivarium_operator_failover_seconds_bucket{le=\"4.0\",phase=\"fence\"} 0",
+            "vivarium_operator_failover_seconds_bucket{le=\"6.0\",phase=\"fence\"} 1",
+            "vivarium_operator_failover_seconds_sum{phase=\"restore\"} 0.5",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        for phase in ["start", "boot"] {
+            assert!(!text.contains(&format!("phase=\"{phase}\"")), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_counted_is_shown() {
         let metrics = Metrics::default();
         metrics.reconciled(Duration::from_millis(20), Some("read"));

@@ -44,6 +44,35 @@ impl Amount {
     }
 }
 
+impl std::ops::Add for Amount {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl std::ops::Sub for Amount {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}
+
+/// As a person would write it, rounded down: with the largest suffix that leaves at least two digits.
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let units = self.0.max(0) / NANO;
+        let large = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+        match large.into_iter().find(|(_, power)| units >= 10 << power) {
+            Some((suffix, power)) => write!(f, "{}{suffix}", units >> power),
+            None if self.0 % NANO == 0 || units >= 10 => write!(f, "{units}"),
+            None => write!(f, "{}m", self.0.max(0) / 1_000_000),
+        }
+    }
+}
+
 /// What a suffix multiplies by, as numerator and denominator of units of 1e-9.
 fn scale(suffix: &str) -> Option<(i128, i128)> {
     let power =
@@ -112,6 +141,21 @@ mod tests {
     fn what_is_no_quantity_has_no_amount() {
         for text in ["", "Gi", "1 Gi", "1Xi", "--1", "1.2.3", "1e", ".", "1e99", "ten"] {
             assert_eq!(Amount::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_shown_rounded_down() {
+        for (text, shown) in [
+            ("0", "0"),
+            ("1500m", "1500m"),
+            ("2", "2"),
+            ("561Mi", "561Mi"),
+            ("2Gi", "2048Mi"),
+            ("20Gi", "20Gi"),
+            ("-1", "0"),
+        ] {
+            assert_eq!(Amount::parse(text).unwrap().to_string(), shown, "{text}");
         }
     }
 }

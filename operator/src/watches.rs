@@ -1,6 +1,8 @@
 //! All watches: one per kind, each filling a cache and waking the environments that an object concerns.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -21,13 +23,14 @@ use vivarium_api::v1alpha1::{
     EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment,
 };
 
-use crate::cache::{Caches, PodNames, environment_of, prune, prune_node};
+use crate::cache::{Caches, PodNames, environment_of, prune, prune_node, room};
 use crate::environment::controller::{self, Context};
+use crate::environment::incarnation;
 use crate::environment::lifecycle::Settings;
 use crate::environment::world::volume_name;
 use crate::events::Events;
 use crate::metrics::Metrics;
-use crate::nodes::Deaths;
+use crate::nodes::Known;
 use crate::{restore, volume};
 
 /// Environments that are worked on at the same time.
@@ -46,7 +49,7 @@ pub async fn run(
     identity: &str,
     settings: Settings,
     metrics: Arc<Metrics>,
-    deaths: Receiver<Deaths>,
+    known: Receiver<Known>,
     stop: Receiver<bool>,
 ) {
     let labelled = watcher::Config::default().labels(names::LABEL_ENVIRONMENT);
@@ -115,7 +118,7 @@ pub async fn run(
         install_namespace: install_namespace.to_owned(),
         events: Events::new(client.clone(), identity),
         metrics,
-        deaths: deaths.clone(),
+        known: known.clone(),
         client,
     });
     let noting = Arc::clone(&context);
@@ -123,12 +126,16 @@ pub async fn run(
     let of_volume = environments.clone();
     let of_template = environments.clone();
     let of_store = (environments.clone(), volumes.clone());
-    let of_lease = pods.clone();
-    let of_death = (environments.clone(), volumes.clone());
+    let (of_lease, of_node) = (pods.clone(), pods.clone());
+    let of_death = (environments.clone(), volumes.clone(), pods.clone());
     // Whoever waits for a node to die looks again at every news of it.
-    let news = WatchStream::from_changes(deaths).flat_map(move |deaths| {
-        let concerned = concerned_by(&of_death.0, &of_death.1, &deaths);
-        futures::stream::iter(concerned)
+    let news = WatchStream::from_changes(known).flat_map(move |known| {
+        let concerned = concerned_by(&of_death.0, &of_death.1, &of_death.2, &known);
+        let groups = futures::stream::iter(concerned.into_iter().enumerate()).then(async |(number, group)| {
+            tokio::time::sleep(NEXT_PRIORITY * u32::from(number > 0)).await;
+            futures::stream::iter(group)
+        });
+        groups.flatten()
     });
 
     let mut for_environments = stop.clone();
@@ -145,7 +152,10 @@ pub async fn run(
         .watches_stream(service_stream, |service| labelled_environment(&service))
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
-        .watches_stream(node_stream.predicate_filter(predicates::labels, PredicateConfig::default()), |_| None)
+        .watches_stream(
+            node_stream.predicate_filter(|node: &Node| Some(room(node)), PredicateConfig::default()),
+            move |_| unplaced(&of_node),
+        )
         .reconcile_on(news)
         .graceful_shutdown_on(async move { drop(for_environments.wait_for(|stop| *stop).await) })
         .run(controller::reconcile, controller::on_error, Arc::clone(&context))
@@ -181,23 +191,62 @@ where
     watcher(api, config).default_backoff().modify(prune).reflect(writer).touched_objects()
 }
 
-/// The environments whose volume is held by a session that is over or being ended, or was last on such a node.
+/// The environments that wait for a node: one that is back may take them.
+fn unplaced(pods: &Store<Pod>) -> Vec<ObjectRef<Guarded>> {
+    let pods = pods.state();
+    let waiting = pods.iter().filter(|pod| incarnation::node(pod).is_none());
+    waiting.filter_map(|pod| labelled_environment(pod.as_ref())).collect()
+}
+
+/// How much later environments of the next lower priority are started when nodes have died.
+const NEXT_PRIORITY: Duration = Duration::from_millis(250);
+
+/// What is of a higher priority first, and then what is of the next lower one.
+fn by_priority<T>(all: impl IntoIterator<Item = T>, priority: impl Fn(&T) -> i32) -> Vec<Vec<T>> {
+    let mut groups: BTreeMap<i32, Vec<T>> = BTreeMap::new();
+    for one in all {
+        groups.entry(priority(&one)).or_default().push(one);
+    }
+    groups.into_values().rev().collect()
+}
+
+/// The highest priority of the pods of each environment, as the API server has found it by the name of their class.
+fn priorities(pods: &[Arc<Pod>]) -> HashMap<ObjectRef<Guarded>, i32> {
+    let mut all = HashMap::new();
+    for pod in pods {
+        let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+        if let (Some(environment), Some(priority)) = (labelled_environment(pod.as_ref()), priority) {
+            let highest = all.entry(environment).or_insert(priority);
+            *highest = priority.max(*highest);
+        }
+    }
+    all
+}
+
+/// The environments whose volume is held by a session that is over or being ended, or was last on such a node, and those
+/// that have a pod on a node that is silent, or on none: first those of the highest priority.
 fn concerned_by(
     environments: &Store<Guarded>,
     volumes: &Store<GuardedVolume>,
-    deaths: &Deaths,
-) -> Vec<ObjectRef<Guarded>> {
+    pods: &Store<Pod>,
+    known: &Known,
+) -> Vec<Vec<ObjectRef<Guarded>>> {
     let concerned = |volume: &EnvironmentVolume| {
         let status = volume.status.as_ref();
         let holder = status.and_then(|status| status.holder.as_ref());
         let node = status.and_then(|status| status.node.as_deref());
-        deaths.iter().any(|(session, death)| {
+        known.deaths.iter().any(|(session, death)| {
             holder.is_some_and(|holder| holder.session == *session) || node == Some(death.node.as_str())
         })
     };
     let volumes = volumes.state();
     let affected = volumes.iter().filter(|volume| volume.0.as_ref().is_ok_and(&concerned));
-    affected.flat_map(|volume| users_of_volume(environments, volume)).collect()
+    let users = affected.flat_map(|volume| users_of_volume(environments, volume));
+    let pods = pods.state();
+    let without = pods.iter().filter(|pod| incarnation::node(pod).is_none_or(|node| known.silent.contains(node)));
+    let concerned: HashSet<_> = users.chain(without.filter_map(|pod| labelled_environment(pod.as_ref()))).collect();
+    let priorities = priorities(&pods);
+    by_priority(concerned, |environment| priorities.get(environment).copied().unwrap_or_default())
 }
 
 fn labelled_environment<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
@@ -273,4 +322,30 @@ fn environments_on(pods: &Store<Pod>, lease: &Lease) -> Vec<ObjectRef<Guarded>> 
         node.is_some_and(|node| names::node_lease(node) == lease.name_any())
     };
     pods.state().iter().filter(|pod| on_node(pod)).filter_map(|pod| labelled_environment(pod.as_ref())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_matters_most_is_started_first() {
+        let all = [("a", 0), ("b", 1000), ("c", -5), ("d", 1000)];
+        let groups = by_priority(all, |(_, priority)| *priority);
+        assert_eq!(groups, [vec![("b", 1000), ("d", 1000)], vec![("a", 0)], vec![("c", -5)]]);
+    }
+
+    #[test]
+    fn the_priority_of_an_environment_is_that_of_its_pods() {
+        let pod = |environment: &str, priority: Option<i32>| {
+            let mut pod = Pod::default();
+            pod.metadata.namespace = Some("a".into());
+            pod.metadata.labels = Some([(names::LABEL_ENVIRONMENT.to_owned(), environment.to_owned())].into());
+            pod.spec.get_or_insert_default().priority = priority;
+            Arc::new(pod)
+        };
+        let pods = [pod("shop", Some(5)), pod("shop", Some(-1)), pod("other", Some(9)), pod("new", None)];
+        let expected = [("shop", 5), ("other", 9)].map(|(name, priority)| (ObjectRef::new(name).within("a"), priority));
+        assert_eq!(priorities(&pods), HashMap::from(expected));
+    }
 }

@@ -52,6 +52,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "NamespaceTerminating",
         "Never",
         "NoExecute",
+        "NoSchedule",
         "None",
         "NotIn",
         "PodInitializing",
@@ -59,7 +60,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Reconcile",
         "Released",
     ],
-    &["Local", "Retain", "Succeeded"],
+    &["ContainersReady", "Local", "ReadinessGatesNotReady", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
     &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
     &["OrderRestore"],

@@ -65,6 +65,11 @@ pub struct VirtualEnvironmentSpec {
     /// Where it may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// `PriorityClass` of its pods. When nodes have died, environments of a higher priority are started first, and the scheduler may stop pods of a lower one to make room for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("the name of a PriorityClass consists of lower-case letters, digits, '-' and '.': kubectl get priorityclasses lists them"))]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
     /// The volume that holds its changes.
     #[serde(default)]
     pub volume: VolumePolicy,

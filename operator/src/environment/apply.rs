@@ -43,6 +43,8 @@ pub enum Outcome {
     NamespaceEnds,
     /// The pod's name is taken by somebody else's pod.
     Taken,
+    /// The pod may not be made; why.
+    PodRefused(String),
     /// The pod's resources cannot be changed while it runs; why.
     ResizeRefused(String),
 }
@@ -67,7 +69,10 @@ pub async fn apply(client: &Client, world: &World, action: &Action) -> Result<Ou
 /// Whether the API server refuses to make an object because its namespace is being deleted.
 #[must_use]
 pub fn namespace_ends(error: &kube::Error) -> bool {
-    let kube::Error::Api(status) = error else { return false };
+    matches!(error, kube::Error::Api(status) if ends(status))
+}
+
+fn ends(status: &kube::core::Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     status.is_forbidden() && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
@@ -157,6 +162,10 @@ async fn create_pod(pods: &Api<Pod>, world: &World, pod: &Pod, post: &PostParams
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             let found = pods.get_opt(&name).await.map_err(failed)?;
             Ok(if found.is_none_or(|found| world.owns(&found)) { Outcome::Outdated } else { Outcome::Taken })
+        }
+        // A quota is used up, its class of priority does not exist, a policy forbids it.
+        Err(kube::Error::Api(status)) if (status.is_forbidden() || status.is_invalid()) && !ends(&status) => {
+            Ok(Outcome::PodRefused(status.message))
         }
         Err(source) => Err(failed(source)),
     }

@@ -23,7 +23,7 @@ use super::world::{Met, World};
 use crate::cache::Caches;
 use crate::events::Events;
 use crate::metrics::Metrics;
-use crate::nodes::Deaths;
+use crate::nodes::Known;
 
 /// Rounds of read, decide, act in one go; a start takes six. What is left then is done in the next run.
 const ROUNDS: u32 = 12;
@@ -52,13 +52,13 @@ pub struct Context {
     pub events: Events,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Sessions of nodes that are over or being ended.
-    pub deaths: watch::Receiver<Deaths>,
+    /// What is known of nodes that are dead or may be.
+    pub known: watch::Receiver<Known>,
 }
 
 impl Context {
-    fn deaths(&self) -> Arc<Deaths> {
-        Arc::new(self.deaths.borrow().clone())
+    fn known(&self) -> Known {
+        self.known.borrow().clone()
     }
 }
 
@@ -126,7 +126,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         &context.caches,
         Arc::new(environment.clone()),
         &context.install_namespace,
-        context.deaths(),
+        context.known(),
     );
     let decision = decide(&cached, Timestamp::now(), &context.settings)?;
     if decision.actions.is_empty() && !changed(&cached, &decision.status) {
@@ -143,7 +143,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
             &namespace,
             &name,
             &context.install_namespace,
-            context.deaths(),
+            context.known(),
         );
         let Some(mut world) = read.await? else { return Ok(Requeue::await_change()) };
         world.met = met.clone();
@@ -157,6 +157,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         }
         match act(context, &world, &decision).await {
             Ok(Some(Outcome::Taken)) => met.taken = decision.status.epoch.max(met.taken),
+            Ok(Some(Outcome::PodRefused(why))) => met.pod_refused = Some(why),
             Ok(Some(Outcome::ResizeRefused(why))) => met.resize_refused = Some(why),
             Ok(Some(Outcome::NamespaceEnds)) => return Ok(Requeue::await_change()),
             Ok(_) => {}

@@ -32,7 +32,7 @@ pub fn decide(world: &World, now: Timestamp) -> Decision {
 fn next(world: &World, actions: &mut Vec<Action>) -> Option<String> {
     if !world.pods.is_empty() {
         for pod in &world.pods {
-            if world.is_dead(pod) {
+            if world.is_over(pod) {
                 actions.push(Action::RemovePod(doomed(pod.as_ref())));
             } else if pod.metadata.deletion_timestamp.is_none() {
                 actions.push(Action::DeletePod(doomed(pod.as_ref())));

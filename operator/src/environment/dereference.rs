@@ -8,17 +8,18 @@ use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret};
 use kube::api::ListParams;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 use super::incarnation;
+use super::placement::Candidate;
 use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
 use crate::cache::Caches;
 use crate::error::brief;
-use crate::nodes::Deaths;
+use crate::nodes::Known;
 
 /// The world cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub fn from_caches(
     caches: &Caches,
     environment: Arc<VirtualEnvironment>,
     install_namespace: &str,
-    deaths: Arc<Deaths>,
+    known: Known,
 ) -> World {
     let namespace = environment.namespace().unwrap_or_default();
     let name = environment.name_any();
@@ -56,7 +57,8 @@ pub fn from_caches(
         secrets: None,
         stores: stores(caches),
         nodes: Nodes::default(),
-        deaths,
+        deaths: Arc::new(known.deaths),
+        silent: known.silent,
         met: Met::default(),
         volume,
         environment,
@@ -68,7 +70,7 @@ pub fn from_caches(
     };
     world.nodes.session = session_on(bound_node(&world));
     world.nodes.of_holder = session_on(holder_node(&world));
-    explain_nodes(&mut world, &caches.nodes);
+    explain_nodes(&mut world, caches);
     world
 }
 
@@ -80,7 +82,7 @@ pub async fn from_server(
     namespace: &str,
     name: &str,
     install_namespace: &str,
-    deaths: Arc<Deaths>,
+    known: Known,
 ) -> Result<Option<World>, Error> {
     let error = |what: &'static str| move |source| Error { what, environment: format!("{namespace}/{name}"), source };
     let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
@@ -121,7 +123,8 @@ pub async fn from_server(
         secrets: Some(secrets),
         stores: stores(caches),
         nodes: Nodes::default(),
-        deaths,
+        deaths: Arc::new(known.deaths),
+        silent: known.silent,
         met: Met::default(),
     };
     world.pods = own_pods(&world);
@@ -134,7 +137,7 @@ pub async fn from_server(
     world.nodes.session = session_on(bound.as_deref()).await?;
     world.nodes.of_holder =
         if holder == bound { world.nodes.session.clone() } else { session_on(holder.as_deref()).await? };
-    explain_nodes(&mut world, &caches.nodes);
+    explain_nodes(&mut world, caches);
     Ok(Some(world))
 }
 
@@ -196,18 +199,34 @@ fn holder_node(world: &World) -> Option<&str> {
 }
 
 /// What explains that a pod is not placed.
-fn explain_nodes(world: &mut World, nodes: &Store<Node>) {
+fn explain_nodes(world: &mut World, caches: &Caches) {
+    let nodes = &caches.nodes;
     // Of a volume that any node can bring back no node matters.
     let pinned = world.volume.as_ref().filter(|volume| !world.is_movable(volume));
     let of_volume = pinned.and_then(|v| v.status.as_ref()?.node.clone());
     world.nodes.of_volume = of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref()));
     // Only a pod without a node needs an explanation.
     let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
-    let has_pool = |node: &Arc<Node>| node.labels().get(names::TOPOLOGY_POOL).is_some_and(|v| v == "true");
-    world.nodes.any_pool = unplaced && nodes.state().iter().any(has_pool);
+    if !unplaced {
+        return;
+    }
+    let pods = caches.pods.state();
+    let with_pool = nodes.state().into_iter().filter(|node| has_pool(node));
+    let candidate = |node: Arc<Node>| Candidate::new(&node, pods.iter().map(AsRef::as_ref));
+    world.nodes.candidates = with_pool.map(candidate).collect();
+    world.nodes.candidates.sort_by(|a, b| a.name.cmp(&b.name));
+    world.nodes.any_pool = !world.nodes.candidates.is_empty();
 }
 
-fn node_state(node: Option<&Node>) -> NodeState {
+/// Whether a node has a pool.
+#[must_use]
+pub fn has_pool(node: &Node) -> bool {
+    node.labels().get(names::TOPOLOGY_POOL).is_some_and(|v| v == "true")
+}
+
+/// Whether a node can run pods, from its object.
+#[must_use]
+pub fn node_state(node: Option<&Node>) -> NodeState {
     let Some(node) = node else { return NodeState::Gone };
     let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
     match conditions.into_iter().find(|c| c.type_ == "Ready") {

@@ -13,23 +13,27 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::environment::{LastFailover, Phase, RunMode};
-use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, condition};
+use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, VirtualEnvironmentStatus, condition};
 
 use super::build::{self, Place, StartedWith};
 use super::decision::{Action, Decision, Refusal};
 use super::holder::{self, Bidder, Claim};
 use super::incarnation::{self, Stage, Trouble};
+use super::leave::{Leave, leave};
 use super::resize::{self, Resize};
 use super::status::{Outlook, Progress, Verdict, compose};
 use super::storage::{self, doomed};
 use super::world::{NodeState, Tenure, World};
-use super::{deletion, validate};
+use super::{deletion, placement, validate};
 use crate::nodes::Death;
 
 /// Longest pause between a failure and the next start.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// How often a pod without a node is looked at again: which nodes exist is not watched for each environment.
 const UNSCHEDULED_AGAIN: Duration = Duration::from_secs(10);
+
+/// How often a pod is tried again that the API server has refused.
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is not observed but given.
 #[derive(Clone, Debug)]
@@ -90,9 +94,9 @@ struct Life<'a> {
 
 impl Life<'_> {
     fn stopped(&mut self) -> Outlook {
-        self.remove_dead();
+        self.remove_over();
         let there = self.world.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        for pod in there.filter(|pod| !self.world.is_dead(pod)) {
+        for pod in there.filter(|pod| !self.world.is_over(pod)) {
             self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
         }
         if let Some(pod) = self.world.newest_pod() {
@@ -106,13 +110,22 @@ impl Life<'_> {
 
     fn running(&mut self) -> Result<Outlook, serde_json::Error> {
         let Some(newest) = self.world.newest_pod() else { return self.start() };
+        if self.is_stuck(newest) {
+            return Ok(self.give_up(newest));
+        }
         if let Some(death) = self.lost(newest) {
             return self.fail_over(newest, death);
         }
-        self.remove_dead();
+        self.remove_over();
         let superseded = self.world.pods.iter().filter(|pod| pod.metadata.uid != newest.metadata.uid);
-        for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none() && !self.world.is_dead(pod)) {
+        for pod in superseded.filter(|pod| pod.metadata.deletion_timestamp.is_none() && !self.world.is_over(pod)) {
             self.actions.push(Action::DeletePod(doomed(pod.as_ref())));
+        }
+        if self.was_cut_off(newest) {
+            return Ok(self.give_up(newest));
+        }
+        if let Some(why) = self.without_store(newest) {
+            return Ok(self.of_pod(newest, Phase::Failed, Progress::Stalled, why));
         }
         let stage = incarnation::stage(newest);
         if self.gives_way(newest) && !matches!(stage, Stage::Terminating | Stage::PoweredOff) {
@@ -144,15 +157,30 @@ impl Life<'_> {
             let ready = Verdict::no("Preparing", "the environment is being prepared");
             return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, ready));
         };
+        if let Some(refused) = self.pod_refused() {
+            return Ok(Outlook::idle(self.world, Phase::Pending, Progress::Reconciling, refused));
+        }
         // What the pod mounts comes first.
         let place = self.place(self.world.is_movable(volume));
         let epoch = self.next_incarnation(volume, &place)?;
         let ready = Verdict::no("Starting", format!("incarnation {epoch} is being started"));
-        Ok(Outlook { epoch, ..Outlook::idle(self.world, Phase::Starting, Progress::Reconciling, ready) })
+        // A failover whose incarnation came to nothing goes on with the next one.
+        let underway =
+            |status: &&VirtualEnvironmentStatus| matches!(status.phase, Some(Phase::Starting | Phase::Pending));
+        let open = status.filter(underway).and_then(|s| s.last_failover.clone()).filter(|f| f.started.is_none());
+        let failover = open.map(|open| LastFailover { epoch, to_node: None, ..open });
+        Ok(Outlook { epoch, failover, ..Outlook::idle(self.world, Phase::Starting, Progress::Reconciling, ready) })
+    }
+
+    /// That no pod can be made, because the API server has just refused it. No watch tells when it would not.
+    fn pod_refused(&mut self) -> Option<Verdict> {
+        let why = self.world.met.pod_refused.as_ref()?;
+        self.again = Some(REFUSED_AGAIN);
+        Some(Verdict::no("PodRefused", format!("the pod of the next incarnation may not be made: {why}")))
     }
 
     fn place(&self, movable: bool) -> Place {
-        if movable { Place::Anywhere { but: self.world.dead_nodes() } } else { Place::Data }
+        if movable { Place::Anywhere { but: self.world.avoided() } } else { Place::Data }
     }
 
     fn next_incarnation(&mut self, volume: &EnvironmentVolume, place: &Place) -> Result<u64, serde_json::Error> {
@@ -181,13 +209,13 @@ impl Life<'_> {
         self.world.death_of(incarnation::node(pod)?)
     }
 
-    /// Removes pods of dead nodes, but for the newest of an environment that shall run: nobody else would, and the Service
-    /// would go on sending to them.
-    fn remove_dead(&mut self) {
+    /// Removes pods of which nothing can run any more, but for the newest of an environment that shall run: perhaps nobody
+    /// else can, and the Service would go on sending to them. A kubelet that lives clears away what is left of them.
+    fn remove_over(&mut self) {
         let runs = self.world.environment.spec.run_mode == RunMode::Running;
         let newest = self.world.newest_pod().filter(|_| runs).and_then(|pod| pod.metadata.uid.clone());
         for pod in &self.world.pods {
-            if pod.metadata.uid != newest && self.world.is_dead(pod) {
+            if pod.metadata.uid != newest && self.world.is_over(pod) {
                 self.actions.push(Action::RemovePod(doomed(pod.as_ref())));
             }
         }
@@ -203,6 +231,9 @@ impl Life<'_> {
             let ready = Verdict::no("NodeLost", message);
             return Ok(self.of_pod(pod, Phase::Failed, Progress::Reconciling, ready));
         };
+        if let Some(refused) = self.pod_refused() {
+            return Ok(self.of_pod(pod, Phase::Pending, Progress::Reconciling, refused));
+        }
         let epoch = self.next_incarnation(volume, &self.place(true))?;
         let ready = Verdict::no("NodeLost", format!("{message}; incarnation {epoch} is being started on another one"));
         let failover = LastFailover {
@@ -231,6 +262,42 @@ impl Life<'_> {
         self.actions.push(Action::DeletePod(doomed(pod)));
         let message = format!("pod {} ends, and the next incarnation begins with a former state", pod.name_any());
         self.of_pod(pod, Phase::Stopping, Progress::Reconciling, Verdict::no("Restoring", message))
+    }
+
+    /// Whether a pod waits in vain for its volume on a node that is silent, and another node could have it.
+    fn is_stuck(&self, pod: &Pod) -> bool {
+        let elsewhere = |volume| self.world.is_movable(volume) || self.world.tenure(volume) != Tenure::Lives;
+        self.world.is_unreached(pod) && self.volume.is_some_and(elsewhere)
+    }
+
+    /// Whether what ran in a pod was ended with the session of its node, and no kubelet has said so yet.
+    fn was_cut_off(&self, pod: &Pod) -> bool {
+        matches!(incarnation::stage(pod), Stage::Terminating | Stage::Running { .. }) && self.world.is_over(pod)
+    }
+
+    /// That nobody can start an environment elsewhere whose node is silent, because the store of its journal is not there.
+    fn without_store(&self, pod: &Pod) -> Option<Verdict> {
+        let store = self.volume?.spec.store.as_deref()?;
+        let node = incarnation::node(pod).filter(|node| self.world.silent.contains(*node))?;
+        self.world.store(store).is_none().then(|| {
+            let message = format!(
+                "node {node} is silent, and the environment cannot be started elsewhere: there is no JournalStore `{store}`, \
+                 in which its journal is. Create it again under that name"
+            );
+            Verdict::no("StoreNotFound", message)
+        })
+    }
+
+    /// Removes such a pod. The next incarnation is made once it is gone.
+    fn give_up(&mut self, pod: &Pod) -> Outlook {
+        self.actions.push(Action::RemovePod(doomed(pod)));
+        let message = format!(
+            "pod {} on node {} is given up: the node is silent, or has begun another session. The next incarnation is \
+             started now",
+            pod.name_any(),
+            incarnation::node(pod).unwrap_or_default()
+        );
+        self.of_pod(pod, Phase::Starting, Progress::Reconciling, Verdict::no("NodeLost", message))
     }
 
     fn terminating(&mut self, pod: &Pod) -> Outlook {
@@ -269,8 +336,9 @@ impl Life<'_> {
             return self.terminating(pod);
         }
         self.again = Some(UNSCHEDULED_AGAIN);
-        let scheduled = scheduling(self.world, self.volume, message);
-        let outlook = self.of_pod(pod, Phase::Starting, Progress::Reconciling, scheduled.clone());
+        let phase = if message.is_empty() { Phase::Starting } else { Phase::Pending };
+        let scheduled = scheduling(self.world, self.volume, pod, message);
+        let outlook = self.of_pod(pod, phase, Progress::Reconciling, scheduled.clone());
         Outlook { scheduled, ..outlook }
     }
 
@@ -326,6 +394,11 @@ impl Life<'_> {
         if ready {
             outlook.failures = (0, 0);
         }
+        match leave(self.world, pod) {
+            Leave::No => {}
+            Leave::Refused(why) => outlook.up_to_date = why,
+            Leave::Now => self.actions.push(Action::DeletePod(doomed(pod))),
+        }
         if self.world.met.resize_refused.is_none()
             && let Resize::Wanted(resources) = resize::resize(pod, &self.world.environment.spec.resources)
         {
@@ -350,7 +423,7 @@ impl Life<'_> {
             return Err(Refusal::waiting("NodeLost", message));
         }
         let others =
-            self.world.pods.iter().any(|other| other.metadata.uid != pod.metadata.uid && !self.world.is_dead(other));
+            self.world.pods.iter().any(|other| other.metadata.uid != pod.metadata.uid && !self.world.is_over(other));
         if others && !holder::holds(volume, uid) {
             let message = format!("pod {} waits until the pod of the former incarnation is gone", pod.name_any());
             return Err(Refusal::waiting("Terminating", message));
@@ -398,7 +471,7 @@ impl Life<'_> {
 
     /// Whether a pod that has no node yet could go to one that was dead when the pod was made.
     fn shuns_living_nodes(&self, pod: &Pod) -> bool {
-        incarnation::node(pod).is_none() && !build::shunned(pod).is_subset(&self.world.dead_nodes())
+        incarnation::node(pod).is_none() && !build::shunned(pod).is_subset(&self.world.avoided())
     }
 
     /// Whether a pod that never ran is deleted because the spec has changed since it was made.
@@ -506,7 +579,7 @@ fn booted(pod: &Pod) -> Verdict {
 }
 
 /// Why a pod has no node, as far as it can be told better than the scheduler does.
-fn scheduling(world: &World, volume: Option<&EnvironmentVolume>, message: String) -> Verdict {
+fn scheduling(world: &World, volume: Option<&EnvironmentVolume>, pod: &Pod, message: String) -> Verdict {
     let node = volume.and_then(|v| v.status.as_ref()).and_then(|s| s.node.as_deref()).unwrap_or_default();
     match world.nodes.of_volume {
         Some(NodeState::Gone) => {
@@ -542,5 +615,10 @@ fn scheduling(world: &World, volume: Option<&EnvironmentVolume>, message: String
     if message.is_empty() {
         return Verdict::unknown("Scheduling", "the scheduler has not looked at the pod yet");
     }
+    if world.nodes.candidates.is_empty() {
+        return Verdict::no("Unschedulable", message);
+    }
+    let why = placement::explain(pod, &world.nodes.candidates, &world.silent, &build::shunned(pod));
+    let message = format!("no node takes it; it starts as soon as one does. {why}. The scheduler says: {message}");
     Verdict::no("Unschedulable", message)
 }

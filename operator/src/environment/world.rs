@@ -8,7 +8,8 @@ use kube::ResourceExt;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
-use super::incarnation;
+use super::placement::Candidate;
+use super::{holder, incarnation, leave};
 use crate::nodes::{Death, Deaths, is_superseded};
 
 /// What is observed around one environment.
@@ -38,6 +39,8 @@ pub struct World {
     pub nodes: Nodes,
     /// Sessions of nodes that are over or being ended.
     pub deaths: Arc<Deaths>,
+    /// Nodes on which nothing should be started, because they are silent or their session is being ended.
+    pub silent: BTreeSet<String>,
     /// What acting on this world met already.
     pub met: Met,
 }
@@ -47,6 +50,8 @@ pub struct World {
 pub struct Met {
     /// Highest epoch whose pod name is taken by somebody else's pod.
     pub taken: u64,
+    /// Why the API server does not let the pod of the next incarnation be made.
+    pub pod_refused: Option<String>,
     /// Why the resources of the running pod cannot be changed in place.
     pub resize_refused: Option<String>,
 }
@@ -65,6 +70,8 @@ pub struct Nodes {
     pub session: Option<String>,
     /// Session of the driver on the node that holds the volume; `None`: no lease, or nobody holds it.
     pub of_holder: Option<String>,
+    /// The nodes with a pool, while the newest pod has none.
+    pub candidates: Vec<Candidate>,
 }
 
 /// Whether whoever held a volume last can still run on it.
@@ -125,6 +132,12 @@ impl World {
         self.store(name).filter(|store| store.spec.s3.is_some()).map(|_| name)
     }
 
+    /// Whether the journal of a volume is in a store that every node reaches.
+    #[must_use]
+    pub fn is_shared(&self, volume: &EnvironmentVolume) -> bool {
+        self.shared_store(volume).is_some()
+    }
+
     /// Whether any node can bring a volume back: all that counts is in a store that every node reaches. It is not while an
     /// incarnation has it, or ended without a last commit on a node that may still make it.
     #[must_use]
@@ -169,10 +182,37 @@ impl World {
         store.is_some_and(|store| death.is_some_and(|death| death.over.get(store).is_some_and(Option::is_some)))
     }
 
-    /// Nodes on which nothing can be started.
+    /// Whether nothing of a pod can run or write any more: its node is dead and its time was waited out, the session is over
+    /// under which it had the volume, or it never had it and its node is silent.
+    #[must_use]
+    pub fn is_over(&self, pod: &Pod) -> bool {
+        let had = |volume: &&EnvironmentVolume| holder::holds(volume, pod.metadata.uid.as_deref());
+        let ended = self.own_volume().filter(had).is_some_and(|volume| self.tenure(volume) == Tenure::Over);
+        ended || self.is_dead(pod) || self.is_unreached(pod)
+    }
+
+    /// Whether a pod is on a node that is silent and never got the volume, so that nothing of it can run there.
+    #[must_use]
+    pub fn is_unreached(&self, pod: &Pod) -> bool {
+        let has_volume =
+            self.volume.as_deref().is_some_and(|volume| holder::holds(volume, pod.metadata.uid.as_deref()));
+        let silent = incarnation::node(pod).is_some_and(|node| self.silent.contains(node));
+        silent && !has_volume && !incarnation::was_started(pod)
+    }
+
+    /// Nodes on which nothing should be started.
     #[must_use]
     pub fn dead_nodes(&self) -> BTreeSet<String> {
-        self.deaths.values().filter(|death| !death.is_back).map(|death| death.node.clone()).collect()
+        let dead = self.deaths.values().filter(|death| !death.is_back).map(|death| &death.node);
+        dead.chain(&self.silent).cloned().collect()
+    }
+
+    /// Nodes that the next incarnation must not go to: those, and the one that it shall leave.
+    #[must_use]
+    pub fn avoided(&self) -> BTreeSet<String> {
+        let mut avoided = self.dead_nodes();
+        avoided.extend(leave::left(self));
+        avoided
     }
 
     /// Epoch of a pod of this environment; 0 if its name is not one that the operator gives.

@@ -1,9 +1,8 @@
-//! The stores of journals, as the operator needs them: for fences and beats. A store is opened when it is first needed and
-//! kept; its object and its credentials are read again now and then.
+//! The stores of journals, as the operator needs them: for fences and beats. A store is opened once and kept;
+//! its object and its credentials are read again now and then.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ListParams;
@@ -13,9 +12,6 @@ use vivarium_store::Store;
 use vivarium_store::object::{self, StoreError};
 
 use crate::error::brief;
-
-/// How long a store is used before its object is read again.
-const FRESH: Duration = Duration::from_secs(60);
 
 /// A store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,42 +36,42 @@ pub enum Error {
 
 struct Opened {
     version: (Option<String>, Option<i64>, Option<String>),
-    read: Instant,
     store: Arc<Store>,
 }
 
-/// Stores by name.
+/// Stores by name. Clones share them.
+#[derive(Clone)]
 pub struct Stores {
     client: Client,
     namespace: String,
-    opened: BTreeMap<String, Opened>,
+    opened: Arc<Mutex<BTreeMap<String, Opened>>>,
 }
 
 impl Stores {
     /// None is open. The Secrets are in `namespace`.
     #[must_use]
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { client, namespace: namespace.into(), opened: BTreeMap::new() }
+        Self { client, namespace: namespace.into(), opened: Arc::default() }
     }
 
-    /// The store of that name. While the API server does not answer, it is the one that was opened last.
+    /// The store of that name, at once if it was opened before: [`Self::open_shared`] sees to it that it is as its object
+    /// says.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn get(&mut self, name: &str) -> Result<Arc<Store>, Error> {
-        if let Some(opened) = self.opened.get(name).filter(|opened| opened.read.elapsed() < FRESH) {
-            return Ok(opened.store.clone());
-        }
-        match self.read(name).await {
-            Ok(store) => Ok(store),
-            Err(error) => match self.opened.get(name) {
-                Some(opened) => Ok(opened.store.clone()),
-                None => Err(error),
-            },
+    pub async fn get(&self, name: &str) -> Result<Arc<Store>, Error> {
+        let opened = self.lock().get(name).map(|opened| opened.store.clone());
+        match opened {
+            Some(store) => Ok(store),
+            None => self.open(name).await,
         }
     }
 
-    async fn read(&mut self, name: &str) -> Result<Arc<Store>, Error> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Opened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<Store>, Error> {
         let failed = |source| Error::Read { name: name.to_owned(), source };
         let object = Api::<JournalStore>::all(self.client.clone()).get(name).await.map_err(failed)?;
         let secret = match &object.spec.s3 {
@@ -87,8 +83,7 @@ impl Stores {
         };
         let version =
             (object.uid(), object.metadata.generation, secret.as_ref().and_then(ResourceExt::resource_version));
-        if let Some(opened) = self.opened.get_mut(name).filter(|opened| opened.version == version) {
-            opened.read = Instant::now();
+        if let Some(opened) = self.lock().get(name).filter(|opened| opened.version == version) {
             return Ok(opened.store.clone());
         }
         let wrong = |source| Error::Open { name: name.to_owned(), source };
@@ -98,21 +93,26 @@ impl Stores {
             .map_err(|error| wrong(StoreError::Invalid(error.to_string())))?
             .map_err(|error| wrong(error.into()))?;
         let store = Arc::new(store);
-        self.opened.insert(name.into(), Opened { version, read: Instant::now(), store: store.clone() });
+        self.lock().insert(name.into(), Opened { version, store: store.clone() });
         Ok(store)
     }
 
-    /// Opens every store that several nodes can reach, so that none has to be opened while a node is dead.
+    /// Opens every store that several nodes can reach, anew if anything about it changed, so that none has to be opened
+    /// while a node is dead.
     ///
     /// # Errors
-    /// The API server does not list them. One that cannot be opened is left out.
-    pub async fn open_shared(&mut self) -> Result<Vec<Arc<Store>>, kube::Error> {
+    /// The API server does not list them. One that cannot be opened now is left out, or as it was before.
+    pub async fn open_shared(&self) -> Result<Vec<Arc<Store>>, kube::Error> {
         let all = Api::<JournalStore>::all(self.client.clone()).list(&ListParams::default()).await?;
         let mut shared = Vec::new();
         for name in all.iter().filter(|store| store.spec.s3.is_some()).map(ResourceExt::name_any) {
-            match self.get(&name).await {
+            match self.open(&name).await {
                 Ok(store) => shared.push(store),
-                Err(error) => tracing::warn!(%error, "no node whose journals are in it can be fenced"),
+                Err(error) => {
+                    let former = self.lock().get(&name).map(|opened| opened.store.clone());
+                    tracing::warn!(%error, former = former.is_some(), "a node whose journals are in it can hardly be fenced");
+                    shared.extend(former);
+                }
             }
         }
         Ok(shared)

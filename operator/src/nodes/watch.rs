@@ -1,38 +1,41 @@
 //! Carries out what the [`Book`] says: asks the API server for all leases twice a second, and the stores when a node is
-//! silent.
+//! silent. Nothing that is asked holds up anything else.
 //!
 //! Leases are listed and not watched: a watch that says nothing may be one that is broken, and what is read from a list
 //! without a resource version is as of now, whichever API server answers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{ListParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use vivarium_api::lease::content;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_ownership::Timing;
-use vivarium_ownership::book::{Book, Holder, Holdings, Task};
-use vivarium_store::{Key, Name, Prefix, Source, Store};
+use vivarium_ownership::book::{Book, Task};
+use vivarium_store::Store;
 
+use super::Known;
+use super::ask::{Asker, Found, TIMEOUT};
 use super::stores::Stores;
-use super::{Deaths, is_superseded};
 use crate::error::brief;
 
 /// From one question to the next.
 const PACE: Duration = Duration::from_millis(500);
-/// An API server or a store that does not answer for so long does not answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the stores are opened anew, if anything about them changed.
 const STORES_AGAIN: Duration = Duration::from_secs(30);
+/// How often the nodes are looked at while all are heard, and while one is not.
+const NODES_AGAIN: Duration = Duration::from_secs(30);
+const NODES_AGAIN_IF_SILENT: Duration = Duration::from_secs(1);
+/// The taint by which somebody says that a node is off and stays so
+/// (<https://kubernetes.io/docs/concepts/cluster-administration/node-shutdown/#non-graceful-node-shutdown>).
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// Label of a node with its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -43,156 +46,169 @@ fn now() -> vivarium_ownership::Instant {
     vivarium_ownership::Instant(now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs())
 }
 
-/// What came of a task.
-enum Found {
-    Holders(Holdings),
-    Beat { node: String, session: String, number: u64 },
-    Fenced { session: String, store: String },
-    Closed { session: String, duration: Duration },
-    Nothing,
+/// An answer.
+enum Answer {
+    /// To a task of the book.
+    Task(Task, Found),
+    Leases(Option<Vec<Lease>>),
+    Nodes(Option<Vec<Node>>),
 }
 
 /// The watch of one replica.
 pub struct Watch {
-    client: Client,
-    namespace: String,
-    timing: Timing,
+    asker: Asker,
+    shared: watch::Sender<Vec<Arc<Store>>>,
     book: Book<Timestamp>,
-    stores: Stores,
-    shared: Vec<Arc<Store>>,
-    looked: Option<Instant>,
-    deaths: watch::Sender<Deaths>,
-    asking: JoinSet<(Task, Found)>,
+    known: watch::Sender<Known>,
+    asking: JoinSet<Answer>,
     /// What is being asked, and what was asked a moment ago: nothing is asked twice at the same time, or all the time.
     asked: HashMap<Task, Asked>,
+    leases: Asked,
+    nodes: Asked,
+    /// The nodes that there are; none: not known yet.
+    existing: Option<BTreeSet<String>>,
+    /// Sessions that somebody wants to be ended, and has been told of.
+    condemned: BTreeMap<String, String>,
 }
 
 struct Asked {
-    at: Instant,
+    at: Option<Instant>,
     answered: bool,
 }
 
+impl Asked {
+    const NEVER: Self = Self { at: None, answered: true };
+
+    fn now() -> Self {
+        Self { at: Some(Instant::now()), answered: false }
+    }
+
+    /// Whether it was answered, and so long ago that it may be asked again.
+    fn is_due(&self, pace: Duration) -> bool {
+        self.answered && self.at.is_none_or(|at| at.elapsed() >= pace)
+    }
+}
+
 impl Watch {
-    /// Watches the nodes of an installation. What it finds goes to `deaths`.
+    /// Watches the nodes of an installation. What it finds goes to `known`.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, deaths: watch::Sender<Deaths>) -> Self {
-        let timing = Timing::default();
-        Self {
+    pub fn new(client: Client, namespace: &str, timing: Timing, known: watch::Sender<Known>) -> Self {
+        let (shared, of_asker) = watch::channel(Vec::new());
+        let asker = Asker {
             stores: Stores::new(client.clone(), namespace),
             client,
             namespace: namespace.into(),
             timing,
+            shared: of_asker,
+        };
+        Self {
+            asker,
+            shared,
             book: Book::new(timing),
-            shared: Vec::new(),
-            looked: None,
-            deaths,
+            known,
             asking: JoinSet::new(),
             asked: HashMap::new(),
+            leases: Asked::NEVER,
+            nodes: Asked::NEVER,
+            existing: None,
+            condemned: BTreeMap::new(),
         }
     }
 
     /// Watches for ever.
     pub async fn run(mut self) {
+        tokio::spawn(open_stores(self.asker.stores.clone(), self.shared.clone()));
         let mut tick = tokio::time::interval(PACE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = tick.tick() => self.look().await,
+                _ = tick.tick() => self.look(),
                 Some(done) = self.asking.join_next() => self.done(done),
             }
-            self.asked.retain(|_, asked| !asked.answered || asked.at.elapsed() < PACE);
+            self.asked.retain(|_, asked| !asked.is_due(PACE));
             for task in self.book.next(now(), Timestamp::now()) {
                 if !self.asked.contains_key(&task) {
-                    self.ask(task).await;
+                    self.asked.insert(task.clone(), Asked::now());
+                    let asker = self.asker.clone();
+                    self.asking.spawn(async move { Answer::Task(task.clone(), asker.ask(task).await) });
                 }
             }
-            let deaths = self.book.deaths();
-            self.deaths.send_if_modified(|known| {
-                let news = *known != deaths;
-                *known = deaths;
+            let mut silent = self.book.silent();
+            // A lease outlives its node, which nobody has to shun then.
+            silent.retain(|node| self.existing.as_ref().is_none_or(|existing| existing.contains(node)));
+            let found = Known { deaths: self.book.deaths(), silent };
+            self.known.send_if_modified(|known| {
+                let news = *known != found;
+                *known = found;
                 news
             });
         }
     }
 
-    async fn look(&mut self) {
-        if self.looked.is_none_or(|looked| looked.elapsed() > STORES_AGAIN) {
-            match tokio::time::timeout(TIMEOUT, self.stores.open_shared()).await {
-                Ok(Ok(shared)) => (self.shared, self.looked) = (shared, Some(Instant::now())),
-                Ok(Err(error)) => tracing::warn!("the stores of journals cannot be listed: {}", brief(&error)),
-                Err(_) => tracing::warn!("the stores of journals cannot be listed: the API server does not answer"),
-            }
-            self.look_at_zones().await;
+    /// Asks for what is due. One question for the leases at a time: an answer tells what is so since the one before.
+    fn look(&mut self) {
+        if self.leases.is_due(Duration::ZERO) {
+            self.leases = Asked::now();
+            let asker = self.asker.clone();
+            self.asking.spawn(async { Answer::Leases(asker.leases().await) });
         }
-        let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
-        let leases = match tokio::time::timeout(TIMEOUT, api.list(&ListParams::default())).await {
-            Ok(Ok(leases)) => leases,
-            Ok(Err(error)) => return tracing::warn!("the leases of nodes cannot be listed: {}", brief(&error)),
-            Err(_) => return tracing::warn!("the leases of nodes cannot be listed: the API server does not answer"),
-        };
+        let pace = if self.book.silent().is_empty() { NODES_AGAIN } else { NODES_AGAIN_IF_SILENT };
+        if self.nodes.is_due(pace) {
+            self.nodes = Asked::now();
+            let asker = self.asker.clone();
+            self.asking.spawn(async { Answer::Nodes(asker.nodes().await) });
+        }
+    }
+
+    fn done(&mut self, done: Result<Answer, tokio::task::JoinError>) {
+        match done {
+            Ok(Answer::Leases(leases)) => {
+                self.leases.answered = true;
+                if let Some(leases) = leases {
+                    self.saw_leases(&leases);
+                }
+            }
+            Ok(Answer::Nodes(nodes)) => {
+                self.nodes.answered = true;
+                if let Some(nodes) = nodes {
+                    self.existing = Some(nodes.iter().map(ResourceExt::name_any).collect());
+                    self.book.are_off(nodes.iter().filter(|node| is_out_of_service(node)).map(ResourceExt::name_any));
+                    let zone = |node: &Node| Some((node.name_any(), node.labels().get(ZONE)?.clone()));
+                    self.book.zones(nodes.iter().filter_map(zone).collect());
+                }
+            }
+            Ok(Answer::Task(task, found)) => {
+                if let Some(asked) = self.asked.get_mut(&task) {
+                    asked.answered = true;
+                }
+                self.found(found);
+            }
+            Err(error) => {
+                // It is not known which; all may be asked again.
+                tracing::error!(%error, "a question ended by itself");
+                self.asked.clear();
+                (self.leases, self.nodes) = (Asked::NEVER, Asked::NEVER);
+            }
+        }
+    }
+
+    fn saw_leases(&mut self, leases: &[Lease]) {
         let of_nodes = leases.iter().filter_map(|lease| {
             let node = names::node_of_lease(lease.metadata.name.as_deref()?)?;
             Some((node.to_owned(), lease.resource_version()?, content(lease)))
         });
         self.book.saw_leases(of_nodes, now());
-    }
-
-    /// Where nodes are changes rarely, and matters only when many fall silent.
-    async fn look_at_zones(&mut self) {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        match tokio::time::timeout(TIMEOUT, nodes.list_metadata(&ListParams::default())).await {
-            Ok(Ok(nodes)) => self.book.zones(
-                nodes.iter().filter_map(|node| Some((node.name_any(), node.labels().get(ZONE)?.clone()))).collect(),
-            ),
-            Ok(Err(error)) => tracing::warn!("the zones of nodes are not known: {}", brief(&error)),
-            Err(_) => tracing::warn!("the zones of nodes are not known: the API server does not answer"),
+        let condemned: BTreeMap<_, _> = leases.iter().filter_map(condemned).collect();
+        for (node, session) in &condemned {
+            if self.condemned.get(node) != Some(session) {
+                tracing::warn!(node, session, "the session is ended: somebody asked for it");
+            }
+            self.book.end(node, Timestamp::now());
         }
+        self.condemned = condemned;
     }
 
-    async fn ask(&mut self, task: Task) {
-        self.asked.insert(task.clone(), Asked { at: Instant::now(), answered: false });
-        let found: futures::future::BoxFuture<'static, Found> = match task.clone() {
-            Task::FindHolders => {
-                let shared = self.shared.iter().map(|store| store.name().to_owned()).collect();
-                Box::pin(find_holders(self.client.clone(), shared))
-            }
-            Task::LookForBeats { node, session } => Box::pin(look_for_beats(self.shared.clone(), node, session)),
-            Task::CreateFence { session, store } => match self.stores.get(&store).await {
-                Ok(opened) => Box::pin(create_fence(opened, session)),
-                Err(error) => {
-                    tracing::error!(%error, session, "a node cannot be fenced");
-                    self.answered(&task);
-                    return;
-                }
-            },
-            Task::CloseLease { session, node } => {
-                let api = Api::namespaced(self.client.clone(), &self.namespace);
-                Box::pin(close_lease(api, session, node, self.timing))
-            }
-        };
-        self.asking.spawn(async move {
-            let found = tokio::time::timeout(TIMEOUT, found).await.unwrap_or(Found::Nothing);
-            (task, found)
-        });
-    }
-
-    fn answered(&mut self, task: &Task) {
-        if let Some(asked) = self.asked.get_mut(task) {
-            asked.answered = true;
-        }
-    }
-
-    fn done(&mut self, done: Result<(Task, Found), tokio::task::JoinError>) {
-        let (task, found) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                // It is not known which; all may be asked again.
-                tracing::error!(%error, "a question ended by itself");
-                self.asked.clear();
-                return;
-            }
-        };
-        self.answered(&task);
+    fn found(&mut self, found: Found) {
         match found {
             Found::Holders(holdings) => self.book.holds(&holdings, now()),
             Found::Beat { node, session, number } => self.book.saw_beat(&node, &session, number, now()),
@@ -209,115 +225,39 @@ impl Watch {
     }
 }
 
-/// Who has which volumes. Those in a store that no other node reaches cannot be taken over, so nobody is asked for them.
-async fn find_holders(client: Client, shared: BTreeSet<String>) -> Found {
-    let volumes: Api<EnvironmentVolume> = Api::all(client);
-    match volumes.list(&ListParams::default()).await {
-        Ok(volumes) => Found::Holders(holdings(volumes.items, &shared)),
-        Err(error) => {
-            tracing::warn!("the volumes of sessions that are ended cannot be listed: {}", brief(&error));
-            Found::Nothing
-        }
-    }
-}
-
-fn holdings(volumes: Vec<EnvironmentVolume>, shared: &BTreeSet<String>) -> Holdings {
-    let mut all = Holdings::new();
-    for volume in volumes {
-        let (Some(store), Some(status)) = (volume.spec.store, volume.status) else { continue };
-        let holder = match (status.holder, status.node) {
-            (Some(holder), _) => Holder { node: holder.node, session: Some(holder.session) },
-            (None, Some(node)) if status.released_epoch < status.epoch => Holder { node, session: None },
-            _ => continue,
-        };
-        if shared.contains(&store) {
-            all.entry(holder).or_default().insert(store);
-        }
-    }
-    all
-}
-
-async fn look_for_beats(stores: Vec<Arc<Store>>, node: String, session: String) -> Found {
-    let Ok(name) = Name::new(&session) else { return Found::Nothing };
-    let mut newest = None;
-    for store in stores {
-        match store.list(&Prefix::Beats(name.clone()), None, Instant::now() + TIMEOUT).await {
-            Ok(listed) => {
-                newest = newest.max(
-                    listed
-                        .iter()
-                        .filter_map(|entry| match entry.key {
-                            Key::Beat { number, .. } => Some(number),
-                            _ => None,
-                        })
-                        .max(),
-                );
+/// Opens the stores again and again, so that none has to be opened while a node is dead.
+async fn open_stores(stores: Stores, shared: watch::Sender<Vec<Arc<Store>>>) {
+    loop {
+        let again = match tokio::time::timeout(STORES_AGAIN, stores.open_shared()).await {
+            Ok(Ok(opened)) => {
+                shared.send_replace(opened);
+                STORES_AGAIN
             }
-            Err(error) => tracing::warn!(%error, node, "whether a silent node lives cannot be seen in a store"),
-        }
-    }
-    newest.map_or(Found::Nothing, |number| Found::Beat { node, session, number })
-}
-
-async fn create_fence(store: Arc<Store>, session: String) -> Found {
-    let Ok(name) = Name::new(&session) else { return Found::Nothing };
-    // The content says nothing that matters, but has to be the same for all who fence: any of them may be first.
-    let content = format!("{session}\n").into_bytes();
-    let digest = *blake3::hash(&content).as_bytes();
-    let key = Key::Fence { session: name };
-    match store.create(&key, Source::Bytes(content.into()), digest, Instant::now() + TIMEOUT).await {
-        Ok(_) | Err(vivarium_store::CreateError::Conflict { .. }) => {
-            Found::Fenced { session, store: store.name().to_owned() }
-        }
-        Err(error) => {
-            tracing::error!(%error, session, "a silent node cannot be fenced yet");
-            Found::Nothing
-        }
-    }
-}
-
-async fn close_lease(api: Api<Lease>, session: String, node: String, timing: Timing) -> Found {
-    let name = names::node_lease(&node);
-    let lease = match api.get_opt(&name).await {
-        Ok(lease) => lease,
-        Err(error) => {
-            tracing::warn!(node, "the lease of a silent node cannot be read: {}", brief(&error));
-            return Found::Nothing;
-        }
-    };
-    let fresh = lease.is_none();
-    let mut lease = lease.unwrap_or_else(|| {
-        let mut lease = Lease::default();
-        lease.metadata.name = Some(name.clone());
-        let seconds = i32::try_from(timing.extension.as_secs()).ok();
-        let spec = lease.spec.get_or_insert_default();
-        (spec.holder_identity, spec.lease_duration_seconds) = (Some(session.clone()), seconds);
-        lease
-    });
-    let found = content(&lease);
-    if found.fenced && found.session == session {
-        return Found::Closed { session, duration: found.duration };
-    }
-    if found.session != session {
-        // The session cannot renew it any more. How long it may act at most is not known.
-        return if is_superseded(&session, &found.session) {
-            Found::Nothing
-        } else {
-            Found::Closed { session, duration: timing.extension }
+            Ok(Err(error)) => {
+                tracing::warn!("the stores of journals cannot be listed: {}", brief(&error));
+                TIMEOUT
+            }
+            Err(_) => {
+                tracing::warn!("the stores of journals cannot be listed: the API server does not answer");
+                TIMEOUT
+            }
         };
+        tokio::time::sleep(again).await;
     }
-    lease.annotations_mut().insert(names::ANNOTATION_FENCED.into(), session.clone());
-    let params = PostParams::default();
-    let written = if fresh { api.create(&params, &lease).await } else { api.replace(&name, &params, &lease).await };
-    match written {
-        Ok(written) => Found::Closed { session, duration: content(&written).duration },
-        // It was renewed meanwhile, or somebody else was first.
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Found::Nothing,
-        Err(error) => {
-            tracing::warn!(node, "the lease of a silent node cannot be closed: {}", brief(&error));
-            Found::Nothing
-        }
-    }
+}
+
+/// The node whose present session somebody wants to be ended, and the session. One that was asked for a former session
+/// is over.
+fn condemned(lease: &Lease) -> Option<(String, String)> {
+    let node = names::node_of_lease(lease.metadata.name.as_deref()?)?;
+    let session = content(lease).session;
+    let wanted = lease.annotations().get(names::ANNOTATION_END)?;
+    (!session.is_empty() && *wanted == session).then(|| (node.to_owned(), session))
+}
+
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == OUT_OF_SERVICE))
 }
 
 #[cfg(test)]
@@ -327,25 +267,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_a_volume_is_whoever_holds_it_or_did_not_commit_it_to_the_end() {
-        let volume = |store: &str, status: serde_json::Value| -> EnvironmentVolume {
-            serde_json::from_value(json!({
-                "apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume", "metadata": {"name": "v"},
-                "spec": {"template": {"name": "t", "image": "i", "layers": []}, "size": "1Gi", "store": store},
-                "status": status,
-            }))
-            .unwrap()
-        };
-        let held = json!({"holder": {"node": "n1", "session": "s1"}, "node": "n1", "epoch": 3, "releasedEpoch": 2});
-        let volumes = vec![
-            volume("a", held.clone()),
-            volume("local", held),
-            volume("b", json!({"node": "n1", "epoch": 3, "releasedEpoch": 2})),
-            volume("c", json!({"node": "n1", "epoch": 3, "releasedEpoch": 3})),
-        ];
-        let all = holdings(volumes, &["a", "b", "c"].map(str::to_owned).into());
-        let holder = |session: Option<&str>| Holder { node: "n1".into(), session: session.map(str::to_owned) };
-        let expected = [(holder(Some("s1")), "a"), (holder(None), "b")];
-        assert_eq!(all, expected.map(|(holder, store)| (holder, [store.to_owned()].into())).into());
+    fn somebody_can_end_the_session_that_a_node_has_and_no_other() {
+        for (name, wanted, expected) in [
+            ("vivarium-node-n1", Some("s"), Some(("n1".to_owned(), "s".to_owned()))),
+            ("vivarium-node-n1", Some("former"), None),
+            ("vivarium-node-n1", None, None),
+            ("vivarium-operator", Some("s"), None),
+        ] {
+            let annotations = wanted.map_or_else(|| json!({}), |wanted| json!({names::ANNOTATION_END: wanted}));
+            let lease =
+                json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"holderIdentity": "s"}});
+            assert_eq!(condemned(&serde_json::from_value(lease).unwrap()), expected, "{name} {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_off_when_it_has_the_taint_that_says_so() {
+        for (taints, expected) in [
+            (
+                json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]),
+                true,
+            ),
+            (json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]), false),
+            (json!([]), false),
+        ] {
+            let node = serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"taints": taints}})).unwrap();
+            assert_eq!(is_out_of_service(&node), expected, "{taints}");
+        }
     }
 }

@@ -58,6 +58,7 @@ pub fn pod(
     };
     let spec = PodSpec {
         runtime_class_name: Some(names::RUNTIME_CLASS.into()),
+        priority_class_name: started_with.priority_class_name.clone(),
         host_users: Some(false),
         hostname: Some(started_with.boot.hostname.clone()),
         restart_policy: Some("Never".into()),

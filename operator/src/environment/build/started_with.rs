@@ -20,6 +20,9 @@ pub struct StartedWith {
     /// Labels that the node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    /// Class of its priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
     /// Where root's keys come from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub authorized_keys_from: Vec<AuthorizedKeysSource>,
@@ -45,6 +48,7 @@ impl StartedWith {
                 authorized_keys: u32::try_from(authorized_keys_from.len()).unwrap_or(u32::MAX),
             },
             node_selector: spec.placement.clone().unwrap_or_default().node_selector,
+            priority_class_name: spec.priority_class_name.clone(),
             authorized_keys_from,
         }
     }
@@ -66,6 +70,7 @@ impl StartedWith {
             ("spec.os.sysctls", a.sysctls != b.sysctls),
             ("spec.os.limits", a.limits != b.limits),
             ("spec.placement.nodeSelector", self.node_selector != other.node_selector),
+            ("spec.priorityClassName", self.priority_class_name != other.priority_class_name),
             ("spec.root.authorizedKeysFrom", self.authorized_keys_from != other.authorized_keys_from),
         ]
         .into_iter()

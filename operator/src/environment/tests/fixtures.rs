@@ -71,8 +71,15 @@ pub fn empty(spec: &Value) -> World {
         pods: Vec::new(),
         secrets: Some(std::collections::BTreeMap::new()),
         stores: vec![],
-        nodes: Nodes { any_pool: true, of_volume: None, session: Some("s1".into()), of_holder: None },
+        nodes: Nodes {
+            any_pool: true,
+            of_volume: None,
+            session: Some("s1".into()),
+            of_holder: None,
+            candidates: Vec::new(),
+        },
         deaths: Arc::default(),
+        silent: std::collections::BTreeSet::new(),
         met: Met::default(),
     }
 }

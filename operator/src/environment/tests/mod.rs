@@ -4,6 +4,7 @@ mod decisions;
 mod durability;
 mod failover;
 mod fixtures;
+mod leave;
 mod objects;
 mod restores;
 mod simulation;

@@ -108,11 +108,21 @@ fn a_service_has_the_ports_of_the_spec() {
     assert_eq!(service["metadata"]["name"], "shop");
     assert_eq!(
         service["spec"],
-        json!({"type": "ClusterIP", "selector": {"vivarium.dev/environment": "shop"}, "ports": [
+        json!({"type": "ClusterIP", "selector": {"vivarium.dev/environment": "shop"}, "publishNotReadyAddresses": true, "ports": [
             {"name": "web", "port": 80, "targetPort": 8080, "protocol": "TCP"},
             {"name": "dns", "port": 53, "targetPort": 53, "protocol": "UDP"}]})
     );
     assert!(build::service(&environment(&json!({}))).is_none());
+}
+
+#[test]
+fn a_pod_has_the_priority_of_its_environment_and_is_told_apart_by_it() {
+    let mut world = super::fixtures::with_pod(&json!({"priorityClassName": "shops"}), 1, &super::fixtures::running());
+    assert_eq!(world.pods[0].spec.as_ref().unwrap().priority_class_name.as_deref(), Some("shops"));
+    super::fixtures::change(&mut world, |ve| ve.spec.priority_class_name = None);
+    let decision = super::fixtures::decided(&world);
+    let up_to_date = super::fixtures::shown(&decision, "UpToDate");
+    assert!(up_to_date.message.contains("spec.priorityClassName"), "{}", up_to_date.message);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::sync::Mutex;
 
 use serde_json::json;
-use vivarium_e2e::{DEADLINE, Namespace, eventually, kubectl, kubectl_ok, lab};
+use vivarium_e2e::{DEADLINE, Namespace, eventually, get, kubectl, kubectl_ok, lab};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -57,4 +57,66 @@ fn a_full_pool_takes_no_new_environment_and_the_condition_says_so() {
         let ran = ve.exec(&["sh", "-c", "dd if=/dev/zero of=/srv/x bs=1M count=8 conv=fsync"]);
         if ran.ok { Ok(()) } else { Err(ran.stderr) }
     });
+}
+
+#[test]
+fn an_environment_that_fits_nowhere_says_so_and_starts_when_room_appears() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let namespace = Namespace::new("room");
+    let node = lab::nodes()[0].clone();
+    let object = get(&["node", &node]).unwrap();
+    let allocatable = object["status"]["allocatable"]["memory"].as_str().unwrap();
+    let all: u64 = allocatable.strip_suffix("Ki").expect(allocatable).parse().unwrap();
+    // Asked for and not used. Two of them are more than there is.
+    let most = format!("{}Ki", all * 6 / 10);
+    let environment = |name: &str| {
+        let here = namespace.environment(name).with("/placement/nodeSelector", json!({"kubernetes.io/hostname": node}));
+        here.with("/resources/requests", json!({"memory": most}))
+    };
+    let first = environment("first").up();
+    let second = environment("second");
+    second.apply();
+    let message = second.wait_reason("Scheduled", "Unschedulable");
+    for part in [format!("{node}: insufficient memory: {most} requested, at most "), "Insufficient memory".to_owned()] {
+        assert!(message.contains(&part), "{part} is not in: {message}");
+    }
+    second.wait_phase("Pending");
+    first.delete();
+    second.wait_ready();
+}
+
+#[test]
+fn the_operator_tells_what_it_does() {
+    let selector = "app.kubernetes.io/component=operator";
+    let pods = get(&["-n", "vivarium-system", "pods", "-l", selector]).unwrap();
+    let shown = pods["items"].as_array().unwrap().iter().map(|pod| {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        kubectl_ok(&["get", "--raw", &format!("/api/v1/namespaces/vivarium-system/pods/{name}:8080/proxy/metrics")])
+    });
+    let shown: Vec<_> = shown.collect();
+    let leaders: Vec<_> = shown.iter().filter(|text| text.contains("vivarium_operator_leader 1\n")).collect();
+    assert_eq!(leaders.len(), 1, "of {} replicas: {shown:?}", shown.len());
+    assert!(leaders[0].ends_with("# EOF\n"), "{}", leaders[0]);
+    assert!(leaders[0].contains("# TYPE vivarium_operator_failover_seconds histogram"), "{}", leaders[0]);
+    let count = |line: &str| line.strip_prefix("vivarium_operator_reconciliations_total ")?.parse::<u64>().ok();
+    assert!(leaders[0].lines().find_map(count).is_some_and(|count| count > 0), "{}", leaders[0]);
+}
+
+#[test]
+fn an_environment_leaves_its_node_with_all_it_has_when_somebody_asks_for_it() {
+    // Others cordon nodes, label them and fill their pools.
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let namespace = Namespace::new("leaves");
+    let ve = namespace.environment("shop").up();
+    let (node, epoch) = (ve.node(), ve.object()["status"]["epoch"].clone());
+    ve.sh("echo last words > /srv/words");
+    let ask = format!("vivarium.dev/move-from={epoch}");
+    kubectl_ok(&["-n", ve.object()["metadata"]["namespace"].as_str().unwrap(), "annotate", "ve", "shop", &ask]);
+    eventually("the next incarnation on another node", DEADLINE, || {
+        let status = ve.object()["status"].clone();
+        let elsewhere = status["node"].as_str().is_some_and(|now| now != node) && status["epoch"] != epoch;
+        if elsewhere { Ok(()) } else { Err(status.to_string()) }
+    });
+    ve.wait_ready();
+    assert_eq!(ve.sh("cat /srv/words").trim(), "last words");
 }

@@ -203,7 +203,6 @@ impl Volumes {
         done.and_then(|()| Ok(destroyed?))
     }
 
-<<<<<<< HEAD
     /// Puts another tree, made by `fill` in an empty subvolume, in place of the live one, which is destroyed. Either is there
     /// whole at any time. Nobody has the volume open.
     ///
@@ -228,7 +227,8 @@ impl Volumes {
         let destroyed = self.destroy(&partial).map_err(failed("remove what is not needed", id));
         self.sweep_quota();
         done.and_then(|()| Ok(destroyed?))
-=======
+    }
+
     /// Makes the directory `name` with a subvolume of volume `id`, whole or not at all.
     fn make_as<E: From<VolumeError>>(
         &self,
@@ -253,7 +253,6 @@ impl Volumes {
             return Err(error);
         }
         Ok(())
->>>>>>> 210bf9c (volume-driver: a pod reads an environment of its namespace as it is or was)
     }
 
     fn make<E: From<VolumeError>>(

@@ -9,3 +9,4 @@ pub mod names;
 pub mod node;
 #[cfg(feature = "kubernetes")]
 pub mod v1alpha1;
+pub mod view;

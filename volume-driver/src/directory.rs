@@ -83,6 +83,9 @@ pub trait VolumeDirectory: Send + Sync + 'static {
     /// The object as it is now.
     async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError>;
 
+    /// The volume that an environment of a namespace uses; or a volume of that name that was retained.
+    async fn find(&self, namespace: &str, environment: &str) -> Result<Option<EnvironmentVolume>, DirectoryError>;
+
     /// The object as it is now, and again whenever it changes; `None` while it is not there. Ends only with an error.
     fn watch(&self, volume: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>>;
 

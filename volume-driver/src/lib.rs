@@ -40,6 +40,7 @@ pub mod session;
 pub mod settings;
 pub mod supervise;
 pub mod template;
+pub mod view;
 pub mod volume;
 
 /// gRPC types of the interfaces that are spoken on the node's sockets.

@@ -40,6 +40,7 @@ use crate::session::{Session, SessionError};
 use crate::settings::ServeArgs;
 use crate::template::unpack::Limits;
 use crate::template::{TemplateCache, TemplateError};
+use crate::view::Views;
 use crate::volume::Volumes;
 use crate::volume::record::{RecordError, Records};
 
@@ -69,6 +70,9 @@ pub enum ServeError {
     /// The leases of environments.
     #[error("the leases of environments cannot be read: {0}")]
     Leases(std::io::Error),
+    /// What is shown to those who read.
+    #[error("the records of what is shown to pods cannot be read: {0}")]
+    Views(std::io::Error),
     /// What ran under a former session.
     #[error(transparent)]
     Kill(#[from] KillError),
@@ -163,8 +167,15 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         keeper.run().await;
         ServeError::Ended("keeper of journals", String::new())
     });
+    let views = Arc::new(Views::open(publisher.clone(), &args.run_dir).map_err(ServeError::Views)?);
+    let sweeping = views.clone().run();
+    tasks.spawn(async move {
+        sweeping.await;
+        ServeError::Ended("sweeping of copies", String::new())
+    });
     let stop = Arc::new(Notify::new());
-    let servers = start_servers(&mut tasks, &args, &pool, &publisher, &stop)?;
+    let node = Node { publisher: publisher.clone(), views, name: args.node_name.clone() };
+    let servers = start_servers(&mut tasks, &args, &pool, node, &stop)?;
     stage.send_replace(Stage::Serves(Health { pool, csi_socket: args.csi_socket() }));
 
     let failed = |error| ServeError::Ended("signal handler", std::io::Error::to_string(&error));
@@ -313,7 +324,7 @@ fn start_servers(
     tasks: &mut JoinSet<ServeError>,
     args: &ServeArgs,
     pool: &Arc<Pool>,
-    publisher: &Arc<Publisher>,
+    node: Node,
     stop: &Arc<Notify>,
 ) -> Result<impl Future<Output = ()> + use<>, ServeError> {
     let csi_socket = args.csi_socket();
@@ -323,7 +334,7 @@ fn start_servers(
     };
     let csi = Server::builder()
         .add_service(IdentityServer::new(Identity { pool: pool.clone() }))
-        .add_service(NodeServer::new(Node { publisher: publisher.clone(), name: args.node_name.clone() }))
+        .add_service(NodeServer::new(node))
         .serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
     let csi = tokio::spawn(csi);
 

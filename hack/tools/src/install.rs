@@ -1,9 +1,10 @@
 //! Installs Vivarium into the lab as a user would: images, template, the two charts with Helm, and the template object.
 //! Can be repeated at any moment; what is done already is only looked at.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::image::binaries;
 use crate::{command, workspace};
 
 /// Name of the Helm release.
@@ -22,6 +23,17 @@ pub enum Error {
     Run {
         /// Program.
         program: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The programs could not be built.
+    #[error(transparent)]
+    Binaries(#[from] binaries::BuildError),
+    /// The plugin could not be put in place.
+    #[error("cannot put kubectl-ve into {path}: {source}", path = path.display())]
+    Plugin {
+        /// Folder.
+        path: PathBuf,
         /// Cause.
         source: std::io::Error,
     },
@@ -79,6 +91,14 @@ impl Installation {
         command
     }
 
+    /// Puts the plugin beside kubectl, so that `kubectl ve` works wherever kubectl is found.
+    fn add_plugin(&self, plugin: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Plugin { path: self.programs.clone(), source };
+        let fresh = self.programs.join(".kubectl-ve");
+        std::fs::copy(plugin, &fresh).map_err(failed)?;
+        std::fs::rename(&fresh, self.programs.join("kubectl-ve")).map_err(failed)
+    }
+
     /// Path of the kubeconfig.
     pub fn kubeconfig(&self) -> &PathBuf {
         &self.kubeconfig
@@ -108,6 +128,9 @@ pub fn install() -> Result<Installation, Error> {
     let installation = connect()?;
     // Prints which image of this checkout has which reference.
     let values = output(Command::new(workspace::program()).args(["images", "--push"]).stderr(Stdio::inherit()))?;
+    replace_csi_driver(&installation)?;
+    // It was built with the images.
+    installation.add_plugin(&binaries::build()?.plugin)?;
     let template = output(Command::new(workspace::program()).args(["templates", "--push"]).stderr(Stdio::inherit()))?;
     let charts = root.join("charts");
     let helm = |chart: &str, release: &str, settings: &[String]| {
@@ -138,6 +161,17 @@ pub fn install() -> Result<Installation, Error> {
     check(installation.command("kubectl").args(["wait", "--for=condition=Ready", "js/default", "--timeout=120s"]))?;
     check(installation.command("kubectl").args(["wait", "--for=condition=Ready", "et/debian-13", "--timeout=300s"]))?;
     Ok(installation)
+}
+
+/// What the object of an older checkout says of ephemeral volumes cannot be changed; Helm makes a new one.
+fn replace_csi_driver(installation: &Installation) -> Result<(), Error> {
+    let driver = ["csidriver", "csi.vivarium.dev", "--ignore-not-found"];
+    let mut get = installation.command("kubectl");
+    let modes = output(get.arg("get").args(driver).args(["-o", "jsonpath={.spec.volumeLifecycleModes}"]))?;
+    if modes.is_empty() || modes.contains("Ephemeral") {
+        return Ok(());
+    }
+    check(installation.command("kubectl").arg("delete").args(driver).stdout(Stdio::null()))
 }
 
 /// Puts the credentials into the cluster; gives the chart's values.

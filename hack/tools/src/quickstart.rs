@@ -68,7 +68,7 @@ fn show(installation: &Installation, key: &Path) -> Result<(), Error> {
     let (pod, address) = (get(".status.podName")?, get(".status.serviceIP")?);
     let kubectl = installation.command("kubectl");
     println!(
-        "\nWhat to try:\n  export KUBECONFIG={}\n  export PATH=$PATH:{}\n  kubectl exec -it {pod} -- bash\n  hack/lab run -- ssh -i {} root@{address}\n  kubectl delete pod {pod}     # it comes back with all that was written\n  hack/lab down                # takes everything away\n",
+        "\nWhat to try:\n  export KUBECONFIG={}\n  export PATH=$PATH:{}\n  kubectl exec -it {pod} -- bash\n  kubectl ve history first     # kubectl-ve lies beside kubectl\n  kubectl ve ls first:/root --at 1m\n  hack/lab run -- ssh -i {} root@{address}\n  kubectl delete pod {pod}     # it comes back with all that was written\n  hack/lab down                # takes everything away\n",
         installation.kubeconfig().display(),
         Path::new(kubectl.get_program()).parent().unwrap_or(Path::new("")).display(),
         key.display(),

@@ -12,17 +12,22 @@ use crate::directory::VolumeName;
 use crate::ids::VolumeId;
 use crate::proto::csi;
 use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall};
+use crate::view::{Request as ViewRequest, ShowCall, Views};
 
 /// Volume context: name of the pod that is being started (`podInfoOnMount`).
 const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+/// Whether the volume stands in a pod and nowhere else.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 /// The service.
 #[derive(Clone)]
 pub struct Node {
     /// What does the work.
     pub publisher: Arc<Publisher>,
+    /// What shows trees to those who only read.
+    pub views: Arc<Views>,
     /// Name of this node.
     pub name: String,
 }
@@ -69,6 +74,23 @@ fn volume_name(of: &HashMap<String, String>) -> Result<VolumeName, Refusal> {
         value,
         message: "it must be '<namespace>/<name>' of an EnvironmentVolume".into(),
     })
+}
+
+/// What a pod asks to see, in a volume that stands in it alone.
+fn view(request: csi::NodePublishVolumeRequest) -> Result<ShowCall, Refusal> {
+    let handle = volume_id(&request.volume_id)?;
+    let target = path(request.target_path, "target_path")?;
+    if !request.readonly {
+        return Err(Refusal::Invalid {
+            field: "readonly",
+            value: "false".into(),
+            message: "an environment can only be read in this way: set readOnly: true on the pod's csi volume".into(),
+        });
+    }
+    let request = ViewRequest::parse(&request.volume_context)
+        .and_then(|parsed| Ok((context(&request.volume_context, POD_NAMESPACE)?, parsed)));
+    let (namespace, request) = request?;
+    Ok(ShowCall { handle, target, namespace, request })
 }
 
 /// A volume of ours is a file tree that one pod writes.
@@ -133,8 +155,13 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodePublishVolumeRequest>,
     ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
-        let (publisher, request) = (self.publisher.clone(), request.into_inner());
+        let (publisher, views, request) = (self.publisher.clone(), self.views.clone(), request.into_inner());
         to_the_end(async move {
+            // The kubelet says so; a persistent volume that says it is not one of ours.
+            if request.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral == "true") {
+                views.publish(view(request)?).await?;
+                return Ok(csi::NodePublishVolumeResponse {});
+            }
             let id = volume_id(&request.volume_id)?;
             let target = path(request.target_path, "target_path")?;
             path(request.staging_target_path, "staging_target_path")?;
@@ -162,11 +189,15 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
-        let (publisher, request) = (self.publisher.clone(), request.into_inner());
+        let (publisher, views, request) = (self.publisher.clone(), self.views.clone(), request.into_inner());
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             let target = path(request.target_path, "target_path")?;
-            publisher.unpublish(&id, target).await?;
+            if Views::is_view(&id) {
+                views.unpublish(&id, &target)?;
+            } else {
+                publisher.unpublish(&id, target).await?;
+            }
             Ok(csi::NodeUnpublishVolumeResponse {})
         })
         .await
@@ -180,6 +211,11 @@ impl csi::node_server::Node for Node {
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             let path = path(request.volume_path, "volume_path")?;
+            if Views::is_view(&id) {
+                // What it holds counts against nobody. The kubelet takes an answer without numbers for a failure.
+                let usage = csi::VolumeUsage { unit: csi::volume_usage::Unit::Bytes.into(), ..Default::default() };
+                return Ok(csi::NodeGetVolumeStatsResponse { usage: vec![usage] });
+            }
             let usage = publisher.stats(&id, path).await?;
             let usage = usage.map(|(used, total)| csi::VolumeUsage {
                 available: total.saturating_sub(used) as i64,

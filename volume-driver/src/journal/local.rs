@@ -58,6 +58,15 @@ pub struct Snapshot {
     pub info: SubvolumeInfo,
 }
 
+/// What was committed last.
+#[derive(Debug)]
+pub struct Newest {
+    /// The transaction that it is the state after.
+    pub base: u64,
+    /// Root of the read-only snapshot.
+    pub root: OwnedFd,
+}
+
 /// A transaction whose outcome may not be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
@@ -106,6 +115,25 @@ impl Local {
         let local = Self { volumes: volumes.clone(), id: id.clone(), directory, path, head, base };
         local.sweep()?;
         Ok(local)
+    }
+
+    /// What was committed last of a volume that may be here, for somebody who only reads: the commit that comes next takes it
+    /// away. None: nothing was committed here.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn newest(volumes: &Volumes, id: &VolumeId) -> Result<Option<Newest>, JournalError> {
+        let path = volumes.directory_path(id);
+        let stored: Option<Stored> = files::read_json(&path.join(STATE)).map_err(io_error("read the state", id))?;
+        let Some(base) = stored.filter(|stored| stored.version == VERSION).and_then(|stored| stored.base) else {
+            return Ok(None);
+        };
+        let directory = volumes.directory(id)?;
+        match open_beneath(directory.as_fd(), Path::new(&format!("{BASE}{base}"))) {
+            Ok(root) => Ok(Some(Newest { base, root })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("open a snapshot", id)(error)),
+        }
     }
 
     /// Takes a volume away that another node has by now: destroys it, or sets it aside if something was written here that is

@@ -169,9 +169,20 @@ impl Log {
     }
 
     /// When a transaction that must be there was written, by the clock of its node.
-    async fn written(&self, sequence: u64) -> Result<Timestamp, JournalError> {
+    ///
+    /// # Errors
+    /// The store does not answer, or the transaction is not there or damaged.
+    pub async fn written(&self, sequence: u64) -> Result<Timestamp, JournalError> {
         let header = self.header(sequence).await?.ok_or_else(|| self.missing(sequence))?;
         Timestamp::from_nanosecond(header.time.into()).map_err(|error| self.damaged(sequence, error.to_string()))
+    }
+
+    /// A transaction that must be there.
+    ///
+    /// # Errors
+    /// As [`Self::written`].
+    pub async fn must_be(&self, sequence: u64) -> Result<Position, JournalError> {
+        self.position(sequence).await?.ok_or_else(|| self.missing(sequence))
     }
 
     fn missing(&self, sequence: u64) -> JournalError {

@@ -81,7 +81,7 @@ pub async fn restore(
 ///
 /// # Errors
 /// [`JournalError`].
-pub(super) async fn replay(
+pub(crate) async fn replay(
     volumes: &Volumes,
     id: &VolumeId,
     log: &Log,

@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::watch_object;
 use kube::{Client, ResourceExt};
 use serde_json::json;
+use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::RestoreProgress;
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
@@ -54,6 +55,19 @@ async fn in_time<T>(
 impl VolumeDirectory for ClusterDirectory {
     async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError> {
         in_time("read", volume, self.api(&volume.namespace).get_opt(&volume.name)).await
+    }
+
+    async fn find(&self, namespace: &str, environment: &str) -> Result<Option<EnvironmentVolume>, DirectoryError> {
+        let name = VolumeName { namespace: namespace.to_owned(), name: environment.to_owned() };
+        let used = |volume: &EnvironmentVolume| volume.spec.environment.as_deref() == Some(environment);
+        // Mostly it has the environment's name.
+        let own = self.get(&name).await?;
+        if own.as_ref().is_some_and(used) {
+            return Ok(own);
+        }
+        let labelled = ListParams::default().labels(&format!("{}={environment}", names::LABEL_ENVIRONMENT));
+        let all = in_time("list", &name, self.api(namespace).list(&labelled)).await?;
+        Ok(all.items.into_iter().find(used).or(own.filter(|volume| volume.spec.environment.is_none())))
     }
 
     fn watch(&self, volume: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>> {

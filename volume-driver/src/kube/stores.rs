@@ -61,7 +61,8 @@ impl Stores {
         tokio::time::timeout_at(deadline, found).await.ok().flatten()
     }
 
-    fn put(&self, name: &str, store: Option<Arc<Store>>) {
+    /// From now on a store is proven; none: it is not any more.
+    pub fn put(&self, name: &str, store: Option<Arc<Store>>) {
         self.proven.send_modify(|proven| {
             match store {
                 Some(store) => proven.insert(name.into(), store),

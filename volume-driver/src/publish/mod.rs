@@ -106,7 +106,9 @@ pub struct Publisher {
 }
 
 /// Runs what blocks beside the async tasks.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Refusal::CutOff(error.to_string())))
 }
 
@@ -546,7 +548,7 @@ fn reverted(progress: &RestoreProgress, epoch: u64, outcome: Outcome) -> Restore
 }
 
 /// Layers of a volume, lowest first.
-fn layers(object: &EnvironmentVolume) -> Result<Vec<LayerDigest>, Refusal> {
+pub(crate) fn layers(object: &EnvironmentVolume) -> Result<Vec<LayerDigest>, Refusal> {
     object
         .spec
         .template

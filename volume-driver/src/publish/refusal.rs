@@ -182,6 +182,87 @@ pub enum Refusal {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// No such environment.
+    #[error(
+        "there is no environment {environment} in namespace {namespace}, which is that of the pod: a volume shows environments of the pod's own namespace, and those alone"
+    )]
+    NoEnvironment {
+        /// Namespace of the pod.
+        namespace: String,
+        /// As asked for.
+        environment: String,
+    },
+    /// Nothing of it is kept.
+    #[error(
+        "EnvironmentVolume {name} has no journal, so only its environment can read it: environments whose spec.durability names a store have one"
+    )]
+    NotJournaled {
+        /// The object.
+        name: VolumeName,
+    },
+    /// Nothing was written yet.
+    #[error("nothing of EnvironmentVolume {name} was committed at that instant: choose a later one")]
+    NothingYet {
+        /// The object.
+        name: VolumeName,
+    },
+    /// Before what is kept.
+    #[error(
+        "that state of EnvironmentVolume {name} is not kept any more: the oldest instant that can be shown is {time} (transaction {number})"
+    )]
+    TooOld {
+        /// The object.
+        name: VolumeName,
+        /// The oldest.
+        time: jiff::Timestamp,
+        /// Its number.
+        number: u64,
+    },
+    /// After what is committed.
+    #[error("EnvironmentVolume {name} has no transaction {number} yet: the newest one is {newest}")]
+    NotYet {
+        /// The object.
+        name: VolumeName,
+        /// As asked for.
+        number: u64,
+        /// The newest.
+        newest: u64,
+    },
+    /// Another node has it.
+    #[error("{what} of EnvironmentVolume {name} is on node {node} alone: let the pod run there")]
+    OnlyThere {
+        /// The object.
+        name: VolumeName,
+        /// What.
+        what: String,
+        /// The node.
+        node: String,
+    },
+    /// Nothing was set aside.
+    #[error(
+        "node {node} has set nothing aside of EnvironmentVolume {name} and epoch {epoch}: see status.diverged of the volume"
+    )]
+    NotSetAside {
+        /// The object.
+        name: VolumeName,
+        /// The node.
+        node: String,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// Too many states at once.
+    #[error(
+        "{most} other states of EnvironmentVolume {name} are read on this node now, and there cannot be more: end pods that read it"
+    )]
+    TooManyViews {
+        /// The object.
+        name: VolumeName,
+        /// How many there can be.
+        most: usize,
+    },
+    /// Records of what is shown.
+    #[error("the records of what is shown to pods cannot be kept: {0}")]
+    ShownRecords(std::io::Error),
     /// A task of ours ended by itself.
     #[error("the operation was cut off: {0}")]
     CutOff(String),
@@ -201,10 +282,15 @@ impl Refusal {
             Self::Missing(_) | Self::Invalid { .. } => Code::InvalidArgument,
             Self::Busy(_) => Code::Aborted,
             // An unknown handle that cannot even be one is still an unknown volume.
-            Self::BadId(_) | Self::NoObject { .. } | Self::NotThere { .. } | Self::Volume(VolumeError::NotFound(_)) => {
-                Code::NotFound
-            }
-            Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
+            Self::BadId(_)
+            | Self::NoObject { .. }
+            | Self::NoEnvironment { .. }
+            | Self::NotSetAside { .. }
+            | Self::NotThere { .. }
+            | Self::Volume(VolumeError::NotFound(_)) => Code::NotFound,
+            Self::TooOld { .. } | Self::NotYet { .. } => Code::OutOfRange,
+            Self::TooManyViews { .. }
+            | Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
             | Self::Journal(JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))) => Code::ResourceExhausted,
             Self::Template { source, .. } if source.is_pool_full() => Code::ResourceExhausted,
             Self::NotStaged(_)
@@ -217,15 +303,21 @@ impl Refusal {
             | Self::InUse { .. }
             | Self::LayerMissing { .. }
             | Self::Template { .. }
+            | Self::NotJournaled { .. }
+            | Self::NothingYet { .. }
+            | Self::OnlyThere { .. }
             | Self::Journal(JournalError::Superseded { .. } | JournalError::Lost { .. })
             | Self::Volume(VolumeError::TooSmall { .. } | VolumeError::Published { .. }) => Code::FailedPrecondition,
             Self::Directory(_)
             | Self::StoreNotReady { .. }
             | Self::NoLease { .. }
             | Self::Journal(JournalError::Store { .. }) => Code::Unavailable,
-            Self::Volume(_) | Self::Journal(_) | Self::Record(_) | Self::Mount { .. } | Self::CutOff(_) => {
-                Code::Internal
-            }
+            Self::Volume(_)
+            | Self::Journal(_)
+            | Self::Record(_)
+            | Self::ShownRecords(_)
+            | Self::Mount { .. }
+            | Self::CutOff(_) => Code::Internal,
         }
     }
 
@@ -243,6 +335,15 @@ impl Refusal {
             | Self::Held { .. }
             | Self::Directory(_)
             | Self::NoLease { .. }
+            | Self::NoEnvironment { .. }
+            | Self::NotJournaled { .. }
+            | Self::NothingYet { .. }
+            | Self::TooOld { .. }
+            | Self::NotYet { .. }
+            | Self::OnlyThere { .. }
+            | Self::NotSetAside { .. }
+            | Self::TooManyViews { .. }
+            | Self::ShownRecords(_)
             | Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. })
             | Self::CutOff(_) => return None,
             Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",

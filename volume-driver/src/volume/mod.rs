@@ -6,6 +6,7 @@
 
 pub mod diverged;
 pub mod record;
+pub mod view;
 
 use std::ffi::CString;
 use std::io;
@@ -179,21 +180,7 @@ impl Volumes {
         fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<Live, E> {
         self.pool.require(room).map_err(VolumeError::from)?;
-        let parent = self.pool.volumes();
-        let partial = format!("{PARTIAL}{id}");
-        self.destroy(&partial).map_err(failed("remove the remains", id))?;
-        let made = self.make(id, &partial, size, fill);
-        let made = made.and_then(|()| {
-            // Of two with one name the first stays.
-            rustix::fs::renameat_with(parent, &partial, parent, id.as_str(), rustix::fs::RenameFlags::NOREPLACE)
-                .map_err(|error| failed("name the directory", id)(error).into())
-        });
-        if let Err(error) = made {
-            if let Err(error) = self.destroy(&partial) {
-                tracing::warn!(%error, volume = %id, "a half-made volume could not be removed; it is tried again at the next start");
-            }
-            return Err(error);
-        }
+        self.make_as(id, id.as_str(), size, fill)?;
         Ok(self.get(id)?)
     }
 
@@ -240,6 +227,32 @@ impl Volumes {
         let destroyed = self.destroy(&partial).map_err(failed("remove what is not needed", id));
         self.sweep_quota();
         done.and_then(|()| Ok(destroyed?))
+    }
+
+    /// Makes the directory `name` with a subvolume of volume `id`, whole or not at all.
+    fn make_as<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        name: &str,
+        size: u64,
+        fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let parent = self.pool.volumes();
+        let partial = format!("{PARTIAL}{}", name.trim_start_matches('.'));
+        self.destroy(&partial).map_err(failed("remove the remains", id))?;
+        let made = self.make(id, &partial, size, fill);
+        let made = made.and_then(|()| {
+            // Of two with one name the first stays.
+            rustix::fs::renameat_with(parent, &partial, parent, name, rustix::fs::RenameFlags::NOREPLACE)
+                .map_err(|error| failed("name the directory", id)(error).into())
+        });
+        if let Err(error) = made {
+            if let Err(error) = self.destroy(&partial) {
+                tracing::warn!(%error, volume = %id, "a half-made volume could not be removed; it is tried again at the next start");
+            }
+            return Err(error);
+        }
+        Ok(())
     }
 
     fn make<E: From<VolumeError>>(

@@ -69,6 +69,10 @@ impl VolumeDirectory for Cluster {
         Ok(self.object.borrow().clone().filter(|_| volume.to_string() == "team-a/shop"))
     }
 
+    async fn find(&self, namespace: &str, environment: &str) -> Result<Option<EnvironmentVolume>, DirectoryError> {
+        self.get(&VolumeName { namespace: namespace.into(), name: environment.into() }).await
+    }
+
     fn watch(&self, _: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>> {
         WatchStream::new(self.object.subscribe()).map(Ok).boxed()
     }

@@ -25,6 +25,7 @@ use vivarium_node::publish::guard::Operations;
 use vivarium_node::publish::{Me, Publisher};
 use vivarium_node::template::TemplateCache;
 use vivarium_node::template::unpack::Limits;
+use vivarium_node::view::Views;
 use vivarium_node::volume::Volumes;
 use vivarium_node::volume::record::Records;
 use vivarium_ownership::Timing;
@@ -101,7 +102,9 @@ impl TestNode {
             changed: Arc::new(Notify::new()),
             wait: Duration::from_secs(1),
         };
-        Node { publisher: Arc::new(publisher), name: "n1".into() }
+        let publisher = Arc::new(publisher);
+        let views = Arc::new(Views::open(publisher.clone(), &self.run()).unwrap());
+        Node { publisher, views, name: "n1".into() }
     }
 }
 

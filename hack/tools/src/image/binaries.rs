@@ -20,16 +20,23 @@ pub struct Binaries {
     pub node: PathBuf,
     /// `containerd-shim-vivarium-v1`.
     pub shim: PathBuf,
+    /// `kubectl-ve`.
+    pub plugin: PathBuf,
+    /// `ve-reader`.
+    pub reader: PathBuf,
 }
 
 /// Builds what changed since the last build.
 pub fn build() -> Result<Binaries, BuildError> {
-    let _step = Step::begin("building operator, node driver and runtime shim (some minutes when nothing is cached)");
-    let folder = cargo(&["vivarium-operator", "vivarium-node", "vivarium-shim"])?;
+    let _step =
+        Step::begin("building operator, node driver, runtime shim and plugin (some minutes when nothing is cached)");
+    let folder = cargo(&["vivarium-operator", "vivarium-node", "vivarium-shim", "vivarium-cli"])?;
     Ok(Binaries {
         operator: folder.join("vivarium-operator"),
         node: folder.join("vivarium-node"),
         shim: folder.join("containerd-shim-vivarium-v1"),
+        plugin: folder.join("kubectl-ve"),
+        reader: folder.join("ve-reader"),
     })
 }
 

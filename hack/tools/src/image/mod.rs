@@ -135,6 +135,8 @@ fn node(binaries: &binaries::Binaries) -> Result<Recipe, ImageError> {
     let mut entries = base();
     entries.push(Entry::bytes(BUNDLE, authorities()?, 0o644));
     entries.push(Entry::file("/usr/local/bin/vivarium-node", &binaries.node, 0o755));
+    // For pods that show what somebody reads with `kubectl ve`.
+    entries.push(Entry::file("/usr/local/bin/ve-reader", &binaries.reader, 0o755));
     // Not run here: `install-runtime` copies it to the node.
     entries.push(Entry::file("/usr/local/bin/containerd-shim-vivarium-v1", &binaries.shim, 0o755));
     entries.push(Entry::file(MKFS, MKFS, 0o755));

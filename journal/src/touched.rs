@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::op::Range;
+use crate::op::{Op, Range};
 use crate::path::{MAX_PATH, TreePath};
 
 /// What happened to a name.
@@ -109,6 +109,34 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// What an operation does.
+    pub fn note(&mut self, op: &Op<'_>) {
+        match *op {
+            Op::MakeFile(path)
+            | Op::MakeDirectory(path)
+            | Op::MakeFifo(path)
+            | Op::MakeSocket(path)
+            | Op::MakeSymlink { path, .. }
+            | Op::MakeDevice { path, .. }
+            | Op::Link { path, .. } => self.touch(path, What::MADE),
+            Op::Rename { from, to } => self.rename(from, to),
+            Op::Unlink(path) | Op::RemoveDirectory(path) => self.remove(path),
+            Op::Hole { path, range } => self.zeroed(path, range),
+            Op::CloneOwn { path, offset, from, range } => self.cloned_own(path, offset, from, range),
+            Op::CloneTemplate { path, offset, range, .. } => {
+                self.cloned(path, Range { offset, length: range.length });
+            }
+            Op::Write { path, .. } | Op::Preallocate { path, .. } | Op::Truncate { path, .. } => {
+                self.touch(path, What::CONTENT);
+            }
+            Op::SetXattr { path, .. }
+            | Op::RemoveXattr { path, .. }
+            | Op::Owner { path, .. }
+            | Op::Mode { path, .. }
+            | Op::Times { path, .. } => self.touch(path, What::METADATA),
+        }
+    }
+
     /// Something happened to what has this name now.
     pub fn touch(&mut self, path: TreePath<'_>, what: What) {
         self.node(path).what.add(what);

@@ -45,6 +45,12 @@ impl Journal {
         &self.id
     }
 
+    /// Name of the store.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.log.store()
+    }
+
     /// The epoch.
     #[must_use]
     pub fn epoch(&self) -> u64 {

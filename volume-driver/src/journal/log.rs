@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::Seek;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,12 @@ impl Log {
         let name = Name::new(volume.as_str())
             .map_err(|error| JournalError::Store { volume: volume.clone(), message: error.to_string() })?;
         Ok(Self { volume: volume.clone(), name, store })
+    }
+
+    /// Name of the store.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.store.name()
     }
 
     fn key(&self, seq: u64) -> Key {
@@ -296,7 +303,7 @@ impl Log {
         Ok(numbers.collect())
     }
 
-    /// Keeps the state after transaction `sequence`. One that is there already is as good.
+    /// Keeps the state after transaction `sequence`. [`Appended::Taken`]: one is there already, which may be damaged.
     ///
     /// # Errors
     /// It is not known whether it is in the store.
@@ -306,11 +313,12 @@ impl Log {
         path: &Path,
         length: u64,
         content: Digest,
-    ) -> Result<(), JournalError> {
+    ) -> Result<Appended, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
         let deadline = Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST);
         match self.store.create(&key, Source::File(path), content.0, deadline).await {
-            Ok(_) | Err(CreateError::Conflict { .. }) => Ok(()),
+            Ok(Created::New | Created::Ours) => Ok(Appended::Yes),
+            Err(CreateError::Conflict { .. }) => Ok(Appended::Taken),
             Err(error) => Err(self.unreachable(&error)),
         }
     }
@@ -366,22 +374,30 @@ impl Log {
         self.fetch_as(&self.key(sequence), sequence, directory).await
     }
 
-    /// The same with the state after transaction `sequence`.
+    /// The same with the state after transaction `sequence`, which must be in the log still: the state must be of that one.
     ///
     /// # Errors
     /// The store does not answer, or what it gives is not that state.
     pub async fn fetch_checkpoint(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
         let checkpoint = self.fetch_as(&key, sequence, directory).await?;
-        match checkpoint.header().kind {
-            vivarium_journal::Kind::Checkpoint => Ok(checkpoint),
-            kind => Err(self.damaged(sequence, format!("its checkpoint is a {kind:?}"))),
+        let header = checkpoint.header();
+        if header.kind != vivarium_journal::Kind::Checkpoint {
+            return Err(self.damaged(sequence, format!("its checkpoint is a {:?}", header.kind)));
+        }
+        match self.position(sequence).await? {
+            Some(position) if position.digest == header.parent && position.epoch == header.epoch => Ok(checkpoint),
+            Some(position) => {
+                let what = format!("its checkpoint is of {}, and its digest is {}", header.parent, position.digest);
+                Err(self.damaged(sequence, what))
+            }
+            None => Err(self.damaged(sequence, "there is a checkpoint of it, and it is not in the log")),
         }
     }
 
     async fn fetch_as(&self, key: &Key, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let io = |source| JournalError::Io { attempt: "keep a transaction", volume: self.volume.clone(), source };
-        let file = unnamed(directory).map_err(io)?;
+        let file = Unnamed::new(directory).map_err(io)?.file;
         let mut out = tokio::fs::File::from_std(file.try_clone().map_err(io)?);
         let deadline = Instant::now() + PATIENCE_DATA;
         match self.store.read_to(key, &mut out, deadline).await {
@@ -469,10 +485,29 @@ mod boundary {
     }
 }
 
-fn unnamed(directory: &Path) -> std::io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into())
+/// A file without a name: whatever becomes of this process, nothing is left of it.
+#[derive(Debug)]
+pub struct Unnamed {
+    /// The file.
+    pub file: File,
+}
+
+impl Unnamed {
+    /// A fresh one, in the file system of a directory.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn new(directory: &Path) -> std::io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(Self { file: rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into() })
+    }
+
+    /// A path at which this process can open it while this value is there (proc(5)).
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
 }
 
 #[cfg(test)]

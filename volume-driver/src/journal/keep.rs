@@ -7,12 +7,14 @@
 //! nothing else: two who keep the same journal at once do no harm, because an object is created once and deletions are
 //! of objects that neither needs.
 //!
-//! Order of a collection (ownership protocol, rule 15): a checkpoint is there; the boundary is raised to it; only then
-//! something is deleted. A crash at any point leaves objects that nobody needs, which the next collection deletes. Barriers
+//! Order of a collection (ownership protocol, rule 15): a checkpoint is there, read back and found whole; the boundary is
+//! raised to it; only then something is deleted. A crash at any point leaves objects that nobody needs, which the next collection deletes. Barriers
 //! are never deleted, nor is anything from the boundary on: the transaction at the boundary may be the newest there is, and
 //! whoever looks for the end of the log begins there.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use vivarium_journal::Kind;
@@ -21,7 +23,7 @@ use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
 use super::JournalError;
 use super::capture::{Difference, capture};
-use super::log::{Log, Position};
+use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{layer_roots, replay};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
@@ -132,6 +134,30 @@ pub fn chosen(me: &str, volume: &VolumeId, nodes: &[String], holder: Option<&str
     others.map(String::as_str).max_by_key(|node| weight(node)).or(holder) == Some(me)
 }
 
+/// A volume whose journal is kept.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Layers of its template, lowest first.
+    pub layers: Vec<LayerDigest>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes in use, as far as is known; so many must be free in the pool for a checkpoint.
+    pub room: u64,
+    /// A transaction that was in the log for certain; 0: none.
+    pub known: u64,
+}
+
+/// What is remembered of a journal from one time to the next. It spares work; nothing is lost with it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Checkpoints that were read back and are whole.
+    sound: BTreeSet<u64>,
+    /// Those that are not: they count as absent.
+    damaged: BTreeSet<u64>,
+}
+
 /// What was done about a journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -145,8 +171,7 @@ pub struct Kept {
     pub deleted: usize,
 }
 
-/// Keeps one journal: a checkpoint if one is due, then a collection if something is old enough. `known` is a transaction
-/// that was in the log for certain.
+/// Keeps one journal: a checkpoint if one is due, then a collection if something is old enough.
 ///
 /// # Errors
 /// [`JournalError`]; it can be called again, and nothing that anybody needs is lost.
@@ -154,22 +179,25 @@ pub async fn keep(
     volumes: &Volumes,
     templates: &TemplateCache,
     log: &Log,
-    volume: &VolumeId,
-    layers: &[LayerDigest],
-    known: u64,
+    subject: &Subject,
+    memory: &mut Memory,
     policy: &Policy,
 ) -> Result<Kept, JournalError> {
+    let directory = volumes.pool().path();
+    let mut found = log.boundary().await?;
     let mut listed = log.list_all().await?;
-    if Inventory::of(&listed).plan(policy, SystemTime::now()).checkpoint {
-        let tail = log.tail(known).await?;
-        if make_checkpoint(volumes, templates, log, volume, layers, tail).await? {
+    let mut inventory = Inventory::of(&listed);
+    let mut wanted = sound_boundary(log, &mut inventory, memory, policy, found.sequence, directory).await?;
+    if inventory.plan(policy, SystemTime::now()).checkpoint {
+        let tail = log.tail(subject.known).await?;
+        if make_checkpoint(volumes, templates, log, subject, tail).await? {
             listed = log.list_all().await?;
+            inventory = Inventory::of(&listed);
+            wanted = sound_boundary(log, &mut inventory, memory, policy, found.sequence, directory).await?;
         }
     }
-    let inventory = Inventory::of(&listed);
     let mut kept = Kept { checkpoint: inventory.newest_checkpoint(), bytes: inventory.bytes, ..Kept::default() };
-    let mut found = log.boundary().await?;
-    if let Some(wanted) = inventory.plan(policy, SystemTime::now()).boundary.filter(|wanted| *wanted > found.sequence) {
+    if let Some(wanted) = wanted {
         // Whoever was faster raised it to something that is as good.
         log.raise_boundary(found, wanted).await?;
         found = log.boundary().await?;
@@ -190,15 +218,43 @@ pub async fn keep(
     Ok(kept)
 }
 
-/// Makes a checkpoint of the state after `tail`. `false`: there is no tree yet.
+/// The boundary that is planned, if that is a new one: its checkpoint was read back, since everything before it is about to
+/// go. Checkpoints that are damaged are taken out of the inventory.
+async fn sound_boundary(
+    log: &Log,
+    inventory: &mut Inventory,
+    memory: &mut Memory,
+    policy: &Policy,
+    found: u64,
+    directory: &Path,
+) -> Result<Option<u64>, JournalError> {
+    loop {
+        inventory.checkpoints.retain(|(number, ..)| !memory.damaged.contains(number));
+        let planned = inventory.plan(policy, SystemTime::now()).boundary;
+        let Some(wanted) = planned.filter(|wanted| *wanted > found) else { return Ok(None) };
+        if memory.sound.contains(&wanted) {
+            return Ok(Some(wanted));
+        }
+        match log.fetch_checkpoint(wanted, directory).await {
+            Ok(_) => drop(memory.sound.insert(wanted)),
+            Err(error @ JournalError::Store { .. }) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "a checkpoint is damaged: what is before it stays");
+                memory.damaged.insert(wanted);
+            }
+        }
+    }
+}
+
+/// Makes a checkpoint of the state after `tail`. `false`: there is no tree yet, or one of it is there already.
 async fn make_checkpoint(
     volumes: &Volumes,
     templates: &TemplateCache,
     log: &Log,
-    volume: &VolumeId,
-    layers: &[LayerDigest],
+    subject: &Subject,
     tail: Position,
 ) -> Result<bool, JournalError> {
+    let Subject { volume, layers, size, room, .. } = subject;
     let roots = layer_roots(templates, volume, layers)?;
     let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
     let infos =
@@ -210,12 +266,12 @@ async fn make_checkpoint(
         let volume = volume.clone();
         move |source| JournalError::Io { attempt, volume, source }
     };
-    let file = tempfile::NamedTempFile::new_in(volumes.pool().path()).map_err(io("make a checkpoint"))?;
-    let to = file.reopen().map_err(io("make a checkpoint"))?;
-    let (made, id) = (volumes.clone(), volume.clone());
+    let file = Unnamed::new(volumes.pool().path()).map_err(io("make a checkpoint"))?;
+    let to = file.file.try_clone().map_err(io("make a checkpoint"))?;
+    let (made, id, size, room) = (volumes.clone(), volume.clone(), *size, *room);
     let (sender, receiver) = std::sync::mpsc::channel();
     let replayed = replay(volumes, volume, log, tail, roots, move |fill| {
-        made.scratch(&id, |live| {
+        made.scratch(&id, size, room, |live| {
             fill(live)?;
             let io = |attempt| {
                 let volume = id.clone();
@@ -233,9 +289,9 @@ async fn make_checkpoint(
     });
     let replayed = replayed.await?;
     let Some(summary) = receiver.try_recv().ok().flatten().filter(|_| !replayed.empty) else { return Ok(false) };
-    log.add_checkpoint(tail.sequence, file.path(), summary.length, summary.content).await?;
-    tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, "made a checkpoint");
-    Ok(true)
+    let added = log.add_checkpoint(tail.sequence, &file.path(), summary.length, summary.content).await?;
+    tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, ?added, "made a checkpoint");
+    Ok(added == Appended::Yes)
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
 
-/// Room that a volume of unknown content is taken to need in the pool.
-const ROOM: u64 = 1 << 20;
 /// What fills an empty subvolume.
 type Fill<'a> = &'a mut dyn FnMut(&OwnedFd) -> Result<(), JournalError>;
 /// Transactions that are fetched ahead of the one that is carried out.
@@ -52,8 +50,8 @@ pub fn layer_roots(
     layers.iter().map(open).collect()
 }
 
-/// Makes volume `id`, which is not on this node, with `size` bytes, as of transaction `tail`. Where the log holds no tree,
-/// nothing is made.
+/// Makes volume `id`, which is not on this node, with `size` bytes, of which about `room` will be in use, as of transaction
+/// `tail`. Where the log holds no tree, nothing is made.
 ///
 /// # Errors
 /// [`JournalError`]; nothing is left of the volume then.
@@ -61,13 +59,14 @@ pub async fn restore(
     volumes: &Volumes,
     id: &VolumeId,
     size: u64,
+    room: u64,
     log: &Log,
     tail: Position,
     layers: Vec<OwnedFd>,
 ) -> Result<Restored, JournalError> {
     let (made, volume) = (volumes.clone(), id.clone());
     let restored =
-        replay(volumes, id, log, tail, layers, move |fill| made.create_with(&volume, size, ROOM, fill).map(drop));
+        replay(volumes, id, log, tail, layers, move |fill| made.create_with(&volume, size, room, fill).map(drop));
     let restored = restored.await?;
     if restored.empty {
         let (volumes, volume) = (volumes.clone(), id.clone());

@@ -29,8 +29,15 @@ use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Prefix, Sizes, Store};
 
 /// A checkpoint whenever it is asked for, and nothing is old enough to go.
-const CHECKPOINT: Policy =
-    Policy { bytes: 1, transactions: 1, retention: Duration::from_hours(1), deletions: usize::MAX };
+const CHECKPOINT: Policy = Policy {
+    bytes: 1,
+    transactions: 1,
+    retention: Duration::from_hours(1),
+    fine: Duration::from_hours(1),
+    coarse: 60,
+    deletions: usize::MAX,
+    merges: usize::MAX,
+};
 /// Everything that can go, goes.
 const COLLECT: Policy = Policy { retention: Duration::ZERO, bytes: u64::MAX, transactions: u64::MAX, ..CHECKPOINT };
 
@@ -241,7 +248,7 @@ fn scattered(number: u64) -> u64 {
 /// brings the collection to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_breaks_off_anywhere_loses_nothing() {
-    let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, deletions: usize::MAX };
+    let everything = Policy { retention: Duration::ZERO, ..CHECKPOINT };
     let mut finished = 0;
     for seed in 0..16 {
         let (a, keeper, b) = (Place::new(), Place::new(), Place::new());

@@ -57,8 +57,11 @@ pub enum Kind {
     Checkpoint,
     /// No change: begins an epoch, and keeps every earlier one from going on.
     Barrier,
-    /// Several deltas in one.
-    Merged,
+    /// Several deltas and barriers in one.
+    Merged {
+        /// Digest of the newest transaction that is in it: what the next one follows.
+        state: Digest,
+    },
 }
 
 impl Kind {
@@ -67,7 +70,7 @@ impl Kind {
             Self::Delta => 1,
             Self::Checkpoint => 2,
             Self::Barrier => 3,
-            Self::Merged => 4,
+            Self::Merged { .. } => 4,
         }
     }
 }
@@ -143,6 +146,9 @@ impl Header {
         for layer in &self.layers {
             put_bytes(to, layer.as_bytes());
         }
+        if let Kind::Merged { state } = self.kind {
+            to.extend_from_slice(&state.0);
+        }
     }
 
     /// Reads the header from the first bytes of a file: at least 16 and the header.
@@ -155,11 +161,11 @@ impl Header {
     /// Reads a whole header.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
         let mut input = Input(bytes);
-        let kind = match input.byte("the kind")? {
+        let mut kind = match input.byte("the kind")? {
             1 => Kind::Delta,
             2 => Kind::Checkpoint,
             3 => Kind::Barrier,
-            4 => Kind::Merged,
+            4 => Kind::Merged { state: Digest::EMPTY },
             other => return Err(HeaderError::Kind(other)),
         };
         let volume = text(input.bytes(MAX_TEXT, "the volume")?, "the volume")?;
@@ -174,13 +180,16 @@ impl Header {
         for _ in 0..count {
             layers.push(text(input.bytes(MAX_TEXT, "a layer")?, "a layer")?);
         }
+        if let Kind::Merged { state } = &mut kind {
+            *state = Digest(input.array("the state")?);
+        }
         if !input.is_empty() {
             return Err(HeaderError::Trailing);
         }
         let fits = match kind {
             Kind::Delta | Kind::Barrier => first == sequence && sequence > 0,
             Kind::Checkpoint => first == 0,
-            Kind::Merged => 0 < first && first <= sequence,
+            Kind::Merged { .. } => 0 < first && first <= sequence,
         };
         if !fits {
             return Err(HeaderError::Sequence { kind, first, sequence });
@@ -219,6 +228,8 @@ fn text(bytes: &[u8], what: &'static str) -> Result<String, HeaderError> {
 mod tests {
     use super::*;
 
+    const MERGED: Kind = Kind::Merged { state: Digest([8; 32]) };
+
     fn header(kind: Kind, first: u64, sequence: u64) -> Header {
         Header {
             kind,
@@ -242,9 +253,9 @@ mod tests {
             (Kind::Barrier, 1, 1, true),
             (Kind::Checkpoint, 0, 9, true),
             (Kind::Checkpoint, 9, 9, false),
-            (Kind::Merged, 2, 9, true),
-            (Kind::Merged, 9, 2, false),
-            (Kind::Merged, 0, 2, false),
+            (MERGED, 2, 9, true),
+            (MERGED, 9, 2, false),
+            (MERGED, 0, 2, false),
         ] {
             let header = header(kind, first, sequence);
             let mut bytes = Vec::new();

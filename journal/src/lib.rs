@@ -6,6 +6,7 @@
 //! `docs/src/formats/vtx.md`; a change of either changes both.
 
 pub mod header;
+pub mod merge;
 pub mod op;
 pub mod path;
 pub mod read;

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use crate::header::{self, Digest, Header, HeaderError};
+use crate::header::{self, Digest, Header, HeaderError, Kind};
 use crate::op::{Op, OpError};
 use crate::path::{PathError, TreePath};
 use crate::touched::What;
@@ -95,6 +95,16 @@ impl<R: Read + Seek> Transaction<R> {
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Digest of the newest transaction whose effect is in the file: what the next one names as its parent.
+    #[must_use]
+    pub fn state(&self) -> Digest {
+        match self.header.kind {
+            Kind::Delta | Kind::Barrier => self.summary.digest,
+            Kind::Checkpoint => self.header.parent,
+            Kind::Merged { state } => state,
+        }
     }
 
     /// Digest and counts.

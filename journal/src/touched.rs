@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::op::Range;
+use crate::op::{Op, Range};
 use crate::path::{MAX_PATH, TreePath};
 
 /// What happened to a name.
@@ -48,56 +48,59 @@ impl What {
 }
 
 /// One touched name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change<'a> {
     /// Its path.
-    pub path: Vec<u8>,
+    pub path: &'a [u8],
     /// What happened to it.
     pub what: What,
     /// Parts that were sent as zeros, or shared with such: holes or data, which the stream does not tell apart. In order,
     /// none overlaps another.
-    pub zeros: Vec<Range>,
+    pub zeros: &'a [Range],
     /// Parts that were shared with others: where those hold no data, what is there is not said. In order as `zeros`.
-    pub cloned: Vec<Range>,
+    pub cloned: &'a [Range],
 }
 
 /// Touched names, sorted by path.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes(Vec<Change>);
+#[derive(Clone, Copy, Debug)]
+pub struct Changes<'a>(&'a Node);
 
-impl Changes {
-    /// Each of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Change> {
-        self.0.iter()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl Changes<'_> {
+    /// Gives each to `visit`, in order, until that fails. There can be millions, so none is copied.
+    pub fn each<E>(&self, mut visit: impl FnMut(Change<'_>) -> Result<(), E>) -> Result<(), E> {
+        let mut path = Vec::new();
+        tell(self.0, &path, &mut visit)?;
+        below(self.0, &mut path, &mut visit)
     }
 }
 
+/// Small: a tenant can touch millions of names, and most have neither parts nor names below.
 #[derive(Debug, Default)]
 struct Node {
     what: What,
+    parts: Option<Box<Parts>>,
+    #[allow(clippy::box_collection, reason = "an empty one would still have three words in each of millions")]
+    children: Option<Box<BTreeMap<Box<[u8]>, Node>>>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
     zeros: Vec<Range>,
     cloned: Vec<Range>,
-    children: BTreeMap<Box<[u8]>, Node>,
+}
+
+impl Node {
+    fn parts(&mut self) -> &mut Parts {
+        self.parts.get_or_insert_default()
+    }
 }
 
 /// One node after the other: a tenant moves long branches below each other as often as he likes, and the stack is short.
 impl Drop for Node {
     fn drop(&mut self) {
-        let mut pending = vec![std::mem::take(&mut self.children)];
+        let mut pending = vec![self.children.take()];
         while let Some(children) = pending.pop() {
-            pending.extend(children.into_values().map(|mut child| std::mem::take(&mut child.children)));
+            pending.extend(children.into_iter().flat_map(|c| c.into_values()).map(|mut child| child.children.take()));
         }
     }
 }
@@ -109,6 +112,34 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// What an operation does.
+    pub fn note(&mut self, op: &Op<'_>) {
+        match *op {
+            Op::MakeFile(path)
+            | Op::MakeDirectory(path)
+            | Op::MakeFifo(path)
+            | Op::MakeSocket(path)
+            | Op::MakeSymlink { path, .. }
+            | Op::MakeDevice { path, .. }
+            | Op::Link { path, .. } => self.touch(path, What::MADE),
+            Op::Rename { from, to } => self.rename(from, to),
+            Op::Unlink(path) | Op::RemoveDirectory(path) => self.remove(path),
+            Op::Hole { path, range } => self.zeroed(path, range),
+            Op::CloneOwn { path, offset, from, range } => self.cloned_own(path, offset, from, range),
+            Op::CloneTemplate { path, offset, range, .. } => {
+                self.cloned(path, Range { offset, length: range.length });
+            }
+            Op::Write { path, .. } | Op::Preallocate { path, .. } | Op::Truncate { path, .. } => {
+                self.touch(path, What::CONTENT);
+            }
+            Op::SetXattr { path, .. }
+            | Op::RemoveXattr { path, .. }
+            | Op::Owner { path, .. }
+            | Op::Mode { path, .. }
+            | Op::Times { path, .. } => self.touch(path, What::METADATA),
+        }
+    }
+
     /// Something happened to what has this name now.
     pub fn touch(&mut self, path: TreePath<'_>, what: What) {
         self.node(path).what.add(what);
@@ -118,20 +149,20 @@ impl Touched {
     pub fn zeroed(&mut self, path: TreePath<'_>, range: Range) {
         let node = self.node(path);
         node.what.add(What::CONTENT);
-        insert(&mut node.zeros, range);
+        insert(&mut node.parts().zeros, range);
     }
 
     /// A part of the file of this name now shares its data with something outside.
     pub fn cloned(&mut self, path: TreePath<'_>, range: Range) {
         let node = self.node(path);
         node.what.add(What::CONTENT);
-        insert(&mut node.cloned, range);
+        insert(&mut node.parts().cloned, range);
     }
 
     /// A part of the file of this name, at `offset`, now shares its data with a part of another, or the same, file.
     pub fn cloned_own(&mut self, path: TreePath<'_>, offset: u64, from: TreePath<'_>, range: Range) {
         let end = range.offset.saturating_add(range.length);
-        let zeros = &self.node(from).zeros;
+        let zeros = &self.node(from).parts().zeros;
         let first = zeros.partition_point(|zeros| zeros.offset + zeros.length <= range.offset);
         let inherited: Vec<Range> = zeros[first..]
             .iter()
@@ -145,7 +176,7 @@ impl Touched {
         self.cloned(path, Range { offset, length: range.length });
         let node = self.node(path);
         for range in inherited {
-            insert(&mut node.zeros, range);
+            insert(&mut node.parts().zeros, range);
         }
     }
 
@@ -178,17 +209,14 @@ impl Touched {
     /// The touched names in order, those left out that only lead to others, and those with paths that are too long to
     /// be said ([`MAX_PATH`]).
     #[must_use]
-    pub fn changes(&self) -> Changes {
-        let mut changes = Vec::new();
-        collect(&self.root, &mut Vec::new(), &mut changes);
-        changes.sort_by(|a: &Change, b| a.path.cmp(&b.path));
-        Changes(changes)
+    pub fn changes(&self) -> Changes<'_> {
+        Changes(&self.root)
     }
 
     fn node(&mut self, path: TreePath<'_>) -> &mut Node {
         let mut node = &mut self.root;
         for name in path.components() {
-            node = node.children.entry(name.into()).or_default();
+            node = node.children.get_or_insert_default().entry(name.into()).or_default();
         }
         node
     }
@@ -209,23 +237,59 @@ fn insert(ranges: &mut Vec<Range>, new: Range) {
     ranges.splice(first..behind, [Range { offset: merged.0, length: merged.1 - merged.0 }]);
 }
 
-fn collect(node: &Node, path: &mut Vec<u8>, changes: &mut Vec<Change>) {
-    if path.len() > MAX_PATH {
-        return;
+fn tell<E>(node: &Node, path: &[u8], visit: &mut impl FnMut(Change<'_>) -> Result<(), E>) -> Result<(), E> {
+    if node.what.bits() == 0 {
+        return Ok(());
     }
-    if node.what.bits() != 0 {
-        let (zeros, cloned) = (node.zeros.clone(), node.cloned.clone());
-        changes.push(Change { path: path.clone(), what: node.what, zeros, cloned });
-    }
+    let (zeros, cloned) = node.parts.as_ref().map_or((&[][..], &[][..]), |parts| (&parts.zeros, &parts.cloned));
+    visit(Change { path, what: node.what, zeros, cloned })
+}
+
+/// What is below a name, sorted by the bytes of whole paths: between `a` and `a/b` there is `a-c`.
+fn below<E>(node: &Node, path: &mut Vec<u8>, visit: &mut impl FnMut(Change<'_>) -> Result<(), E>) -> Result<(), E> {
+    let Some(children) = &node.children else { return Ok(()) };
     let length = path.len();
-    for (name, child) in &node.children {
-        if length > 0 {
-            path.push(b'/');
+    // Names that were told, and what is below them was not: each begins with the one before it.
+    let mut open: Vec<(&[u8], &Node)> = Vec::new();
+    for (name, child) in children.iter() {
+        while let Some((before, _)) = open.last()
+            && name.strip_prefix(*before).is_none_or(|rest| rest > &b"/"[..])
+        {
+            descend(&mut open, path, visit)?;
         }
-        path.extend_from_slice(name);
-        collect(child, path, changes);
+        join(path, name);
+        if path.len() <= MAX_PATH {
+            tell(child, path, visit)?;
+            if child.children.is_some() {
+                open.push((name, child));
+            }
+        }
         path.truncate(length);
     }
+    while !open.is_empty() {
+        descend(&mut open, path, visit)?;
+    }
+    Ok(())
+}
+
+fn descend<E>(
+    open: &mut Vec<(&[u8], &Node)>,
+    path: &mut Vec<u8>,
+    visit: &mut impl FnMut(Change<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let Some((name, node)) = open.pop() else { return Ok(()) };
+    let length = path.len();
+    join(path, name);
+    below(node, path, visit)?;
+    path.truncate(length);
+    Ok(())
+}
+
+fn join(path: &mut Vec<u8>, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
 }
 
 #[cfg(test)]
@@ -237,8 +301,13 @@ mod tests {
     }
 
     fn told(touched: &Touched) -> Vec<(String, u8)> {
-        let changes = touched.changes();
-        changes.iter().map(|c| (String::from_utf8(c.path.clone()).unwrap(), c.what.bits())).collect()
+        let mut all = Vec::new();
+        let visit = |change: Change<'_>| {
+            all.push((String::from_utf8(change.path.to_vec()).unwrap(), change.what.bits()));
+            Ok::<(), ()>(())
+        };
+        touched.changes().each(visit).unwrap();
+        all
     }
 
     #[test]
@@ -280,10 +349,14 @@ mod tests {
         }
         touched.cloned_own(path("b"), 1000, path("a"), range(20, 100));
         touched.cloned_own(path("b"), 1020, path("b"), range(1000, 5));
-        let changes: Vec<Change> = touched.changes().iter().cloned().collect();
-        assert_eq!(changes[0].zeros, [range(0, 25), range(100, 150)]);
-        assert_eq!(changes[1].zeros, [range(1000, 5), range(1020, 5), range(1080, 20)]);
-        assert_eq!(changes[1].cloned, [range(1000, 100)]);
+        let mut all = Vec::new();
+        let visit = |change: Change<'_>| {
+            all.push((change.zeros.to_vec(), change.cloned.to_vec()));
+            Ok::<(), ()>(())
+        };
+        touched.changes().each(visit).unwrap();
+        assert_eq!(all[0], (vec![range(0, 25), range(100, 150)], vec![]));
+        assert_eq!(all[1], (vec![range(1000, 5), range(1020, 5), range(1080, 20)], vec![range(1000, 100)]));
     }
 
     #[test]
@@ -296,7 +369,21 @@ mod tests {
             touched.rename(path("last"), path(&format!("next/{long}")));
             touched.rename(path("next"), path("last"));
         }
-        assert!(touched.changes().iter().all(|change| TreePath::parse(&change.path).is_ok()));
+        touched.changes().each(|change| TreePath::parse(change.path).map(drop)).unwrap();
         touched.remove(path("last"));
+    }
+
+    #[test]
+    fn names_come_in_the_order_of_their_bytes() {
+        let mut touched = Touched::default();
+        let names =
+            ["a/b", "a", "a-", "a-/z", "a-/", "a!/q", "a.b/c", "a0", "a0/1", "b/a", "b-/c/d", "b-", "a/b/c", "\u{fe}"];
+        for name in names.iter().filter(|name| !name.ends_with('/')) {
+            touched.touch(path(name), What::CONTENT);
+        }
+        let told: Vec<String> = told(&touched).into_iter().map(|(name, _)| name).collect();
+        let mut sorted: Vec<String> = names.iter().filter(|n| !n.ends_with('/')).map(|&name| name.into()).collect();
+        sorted.sort();
+        assert_eq!(told, sorted);
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use crate::op::{Op, OpError, Range};
 use crate::path::{PathError, TreePath};
 use crate::send::{Command, Commands, SendError};
-use crate::touched::{Touched, What};
+use crate::touched::Touched;
 use crate::wire::Input;
 use crate::write::Writer;
 
@@ -82,7 +82,7 @@ pub fn translate<W: Write>(
         op.encode(&mut scratch);
         Op::decode(&mut Input(&scratch))
             .map_err(|source| TranslateError::Op { path: op.path().to_string(), source })?;
-        note(&op, &mut touched);
+        touched.note(&op);
         to.push(&op)?;
     }
     Ok(touched)
@@ -148,31 +148,4 @@ fn operation<'a>(command: &Command<'a>, sources: &Sources) -> Result<Option<Op<'
 fn is_zero(data: &[u8]) -> bool {
     let (words, after) = data.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && after.iter().all(|byte| *byte == 0)
-}
-
-fn note(op: &Op<'_>, touched: &mut Touched) {
-    match *op {
-        Op::MakeFile(path)
-        | Op::MakeDirectory(path)
-        | Op::MakeFifo(path)
-        | Op::MakeSocket(path)
-        | Op::MakeSymlink { path, .. }
-        | Op::MakeDevice { path, .. }
-        | Op::Link { path, .. } => touched.touch(path, What::MADE),
-        Op::Rename { from, to } => touched.rename(from, to),
-        Op::Unlink(path) | Op::RemoveDirectory(path) => touched.remove(path),
-        Op::Hole { path, range } => touched.zeroed(path, range),
-        Op::CloneOwn { path, offset, from, range } => touched.cloned_own(path, offset, from, range),
-        Op::CloneTemplate { path, offset, range, .. } => {
-            touched.cloned(path, Range { offset, length: range.length });
-        }
-        Op::Write { path, .. } | Op::Preallocate { path, .. } | Op::Truncate { path, .. } => {
-            touched.touch(path, What::CONTENT);
-        }
-        Op::SetXattr { path, .. }
-        | Op::RemoveXattr { path, .. }
-        | Op::Owner { path, .. }
-        | Op::Mode { path, .. }
-        | Op::Times { path, .. } => touched.touch(path, What::METADATA),
-    }
 }

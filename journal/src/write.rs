@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::header::{self, Digest, Header};
 use crate::op::Op;
-use crate::touched::{Change, Changes};
+use crate::touched::Changes;
 use crate::wire::{put_bytes, put_number};
 
 /// Most bytes of operations in one frame, uncompressed.
@@ -77,18 +77,16 @@ impl<W: Write> Writer<W> {
         self.operations
     }
 
-    /// Ends the file with the index of what was changed. `changes` come sorted by path.
-    pub fn finish(mut self, changes: &Changes) -> io::Result<(W, Summary)> {
+    /// Ends the file with the index of what was changed.
+    pub fn finish(mut self, changes: &Changes<'_>) -> io::Result<(W, Summary)> {
         self.flush_frame()?;
         self.put(&[0; 8])?;
         let index = self.length;
-        for Change { path, what, .. } in changes.iter() {
-            put_bytes(&mut self.frame, path);
-            put_number(&mut self.frame, what.bits().into());
-            if self.frame.len() >= FULL_FRAME {
-                self.flush_frame()?;
-            }
-        }
+        changes.each(|change| {
+            put_bytes(&mut self.frame, change.path);
+            put_number(&mut self.frame, change.what.bits().into());
+            if self.frame.len() >= FULL_FRAME { self.flush_frame() } else { Ok(()) }
+        })?;
         self.flush_frame()?;
         self.put(&[0; 8])?;
         for number in [index, self.operations, self.raw] {

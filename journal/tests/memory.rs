@@ -10,15 +10,22 @@ mod entries;
 use std::io::Cursor;
 
 use peak_alloc::PeakAlloc;
+use vivarium_journal::TreePath;
 use vivarium_journal::header::Kind;
 use vivarium_journal::read::{ReadError, Transaction};
 use vivarium_journal::send::Commands;
+use vivarium_journal::touched::{Touched, What};
+use vivarium_journal::write::Writer;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
 /// A header, one frame as it lies in the file (at most 2 MiB) and unpacked (1 MiB), and a buffer for the digest.
 const READER: usize = 4 << 20;
+/// What a touched name takes: itself, and its place in a tree that is half full at worst.
+const NAMED: usize = 128;
+/// How many.
+const NAMES: usize = 1_000_000;
 /// The longest command, and what holds it while it grows.
 const COMMANDS: usize = 1 << 20;
 
@@ -72,4 +79,16 @@ fn memory_is_bounded_whatever_is_read() {
         });
         assert!(most <= COMMANDS, "byte {at}: {most} bytes were taken");
     }
+
+    // `chmod -R` of a million files: what is kept of it until the index is written.
+    let most = peak(|| {
+        let mut touched = Touched::default();
+        for number in 0..NAMES {
+            let path = format!("upper/home/someone/src/directory{:04}/file-{number:07}.c", number / 250);
+            touched.touch(TreePath::parse(path.as_bytes()).unwrap(), What::METADATA);
+        }
+        let (_, summary) = Writer::new(std::io::sink(), &common::header()).unwrap().finish(&touched.changes()).unwrap();
+        assert!(summary.length > 1 << 20);
+    });
+    assert!(most <= NAMED * NAMES, "{} bytes were taken for a name", most / NAMES);
 }

@@ -13,7 +13,7 @@ use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
-use vivarium_node::journal::keep::{Kept, Policy, keep};
+use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::Log;
 use vivarium_node::journal::tree;
 use vivarium_node::pool::{Pool, PoolSource};
@@ -64,8 +64,15 @@ impl Place {
     /// # Errors
     /// As [`Journal::begin`].
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening =
-            Opening { id: self.id.clone(), size: VOLUME_SIZE, epoch, layers: Vec::new(), known: 0, revert: None };
+        let opening = Opening {
+            id: self.id.clone(),
+            size: VOLUME_SIZE,
+            room: 0,
+            epoch,
+            layers: Vec::new(),
+            known: 0,
+            revert: None,
+        };
         Journal::begin(&self.volumes, &self.templates, self.store.clone(), &opening, async || true).await
     }
 
@@ -74,9 +81,18 @@ impl Place {
     /// # Errors
     /// As [`keep`].
     pub async fn keep(&self) -> Result<Kept, JournalError> {
-        let policy = Policy { bytes: 1 << 20, transactions: 3, retention: Duration::ZERO, deletions: usize::MAX };
+        let policy = Policy {
+            bytes: 1 << 20,
+            transactions: 3,
+            retention: Duration::ZERO,
+            fine: Duration::ZERO,
+            coarse: 0,
+            deletions: usize::MAX,
+            merges: usize::MAX,
+        };
         let log = Log::new(&self.id, self.store.clone())?;
-        keep(&self.volumes, &self.templates, &log, &self.id, &[], 0, &policy).await
+        let subject = Subject { volume: self.id.clone(), layers: Vec::new(), size: VOLUME_SIZE, room: 0, known: 0 };
+        keep(&self.volumes, &self.templates, &log, &subject, &mut Memory::default(), &policy).await
     }
 
     /// Root of what a tenant may write to.

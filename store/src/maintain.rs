@@ -1,6 +1,7 @@
 //! What is there, and taking it away. A list is a hint: stores may show what is gone and not show what is there, in any
 //! order, so nothing may be concluded from what a list lacks.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use futures::stream::FuturesUnordered;
@@ -14,6 +15,10 @@ use crate::{Cause, Deadline, Failure, Key, Prefix, ReadError, Store};
 
 /// Most objects that one list gives.
 const LONGEST_LIST: usize = 1_000_000;
+/// Objects that are deleted with one request (`DeleteObjects` of S3).
+const AT_ONCE: usize = 1000;
+/// Those that this leaves are deleted one by one, so many at a time.
+const IN_FLIGHT: usize = 16;
 /// A long list takes its time: as long as so many bytes.
 const LARGEST_PAGE: u64 = 64 << 20;
 
@@ -126,6 +131,26 @@ impl Store {
             Some(manifest) => self.delete_parts(key, &manifest, deadline).await,
             None => Ok(()),
         }
+    }
+
+    /// Takes objects away of which nothing depends: that have no parts, or whose parts are among them. Many at a time, where
+    /// the back end can do that. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`MaintainError`], of one that stays; others may be gone. It can be tried again.
+    pub async fn delete_whole(&self, keys: &[Key], deadline: Deadline) -> Result<(), MaintainError> {
+        for keys in keys.chunks(AT_ONCE) {
+            let paths: Vec<_> = keys.iter().map(|key| self.path(&key.path())).collect();
+            let answers = self.inner.objects.delete_stream(futures::stream::iter(paths.clone()).map(Ok).boxed());
+            let gone = async { Ok(answers.filter_map(async |answer| answer.ok()).collect::<HashSet<_>>().await) };
+            // What this does not say of one, the request for it alone does.
+            let gone = self.request(deadline, LARGEST_PAGE, gone).await.unwrap_or_default();
+            let left = keys.iter().zip(&paths).filter(|(_, path)| !gone.contains(*path));
+            let left =
+                futures::stream::iter(left.map(|(key, _)| self.delete_object(key, deadline)).collect::<Vec<_>>());
+            left.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn delete_parts(

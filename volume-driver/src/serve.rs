@@ -1,7 +1,7 @@
 //! `vivarium-node serve`: puts the parts together and runs them until the process is told to end. What is mounted stays
 //! mounted; the next process takes it over.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen};
 use crate::health::{self, Health, Stage};
 use crate::journal::keep::Policy;
-use crate::journal::keeper::Keeper;
+use crate::journal::keeper::{Keeper, Superseded};
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::keeping::Keeping;
@@ -46,6 +46,8 @@ use crate::volume::record::{RecordError, Records};
 
 /// How often a driver that waits for the one before it looks whether that has ended.
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
+/// How long until an incarnation is killed again of which it is not certain that it has ended.
+const END_AGAIN: Duration = Duration::from_secs(1);
 /// How long a driver that is told to end tries to announce that the next one takes over.
 const ANNOUNCE: Duration = Duration::from_secs(3);
 
@@ -142,9 +144,10 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     };
     let client = ::kube::Client::try_default().await?;
     let directory = Arc::new(ClusterDirectory { client: client.clone() });
+    let (keeper, superseded) = Keeper::new(volumes.clone(), templates.clone(), directory.clone());
     let publisher = Arc::new(Publisher {
         me: Me { node: args.node_name.clone(), session: session.id.clone() },
-        keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone())),
+        keeper: Arc::new(keeper),
         directory,
         volumes,
         templates: templates.clone(),
@@ -173,6 +176,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         sweeping.await;
         ServeError::Ended("sweeping of copies", String::new())
     });
+    tasks.spawn(end_incarnations(args.run_dir.clone(), publisher.records.clone(), superseded));
     let stop = Arc::new(Notify::new());
     let node = Node { publisher: publisher.clone(), views, name: args.node_name.clone() };
     let servers = start_servers(&mut tasks, &args, &pool, node, &stop)?;
@@ -219,6 +223,25 @@ async fn first_in_line(run_dir: &Path) -> Result<Session, SessionError> {
             other => return other,
         }
     }
+}
+
+/// Ends what has lost its volume to a later incarnation, as long as there are journals.
+async fn end_incarnations(
+    run_dir: PathBuf,
+    records: Records,
+    mut superseded: mpsc::UnboundedReceiver<Superseded>,
+) -> ServeError {
+    while let Some(Superseded { volume, epoch }) = superseded.recv().await {
+        let (run_dir, records) = (run_dir.clone(), records.clone());
+        // One that does not die must not keep others alive.
+        tokio::spawn(async move {
+            while let Err(error) = kill::end_incarnation(&run_dir, &records, &volume, epoch).await {
+                tracing::error!(%error, %volume, epoch, "it is not certain that an incarnation has ended");
+                tokio::time::sleep(END_AGAIN).await;
+            }
+        });
+    }
+    ServeError::Ended("keeper of journals", String::new())
 }
 
 /// What keeps the node alive, in the eyes of others.

@@ -21,14 +21,23 @@ use support::place::Place;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::commit::Journal;
-use vivarium_node::journal::keep::{Kept, Policy, keep};
+use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::{Boundary, Log};
+use vivarium_node::pool::PoolError;
+use vivarium_node::volume::VolumeError;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Prefix, Sizes, Store};
 
 /// A checkpoint whenever it is asked for, and nothing is old enough to go.
-const CHECKPOINT: Policy =
-    Policy { bytes: 1, transactions: 1, retention: Duration::from_hours(1), deletions: usize::MAX };
+const CHECKPOINT: Policy = Policy {
+    bytes: 1,
+    transactions: 1,
+    retention: Duration::from_hours(1),
+    fine: Duration::from_hours(1),
+    coarse: 60,
+    deletions: usize::MAX,
+    merges: usize::MAX,
+};
 /// Everything that can go, goes.
 const COLLECT: Policy = Policy { retention: Duration::ZERO, bytes: u64::MAX, transactions: u64::MAX, ..CHECKPOINT };
 
@@ -41,7 +50,15 @@ fn log(store: &Arc<Store>) -> Log {
 }
 
 async fn kept(place: &Place, store: &Arc<Store>, policy: &Policy) -> Result<Kept, JournalError> {
-    keep(&place.volumes, &place.templates, &log(store), &id("v1"), &[], 0, policy).await
+    kept_as(place, store, &subject(), policy).await
+}
+
+fn subject() -> Subject {
+    Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 }
+}
+
+async fn kept_as(place: &Place, store: &Arc<Store>, subject: &Subject, policy: &Policy) -> Result<Kept, JournalError> {
+    keep(&place.volumes, &place.templates, &log(store), subject, &mut Memory::default(), policy).await
 }
 
 /// Writes and commits until transaction `last`.
@@ -78,7 +95,7 @@ async fn a_checkpoint_spares_a_restore_everything_before_it() {
     nothing_is_left_over(&keeper);
     write_to(&a, &mut journal, &store, 10).await;
     // Whoever needed them would fail.
-    for sequence in 2..=8 {
+    for sequence in 2..=7 {
         log(&store).delete(&Key::Transaction { volume: Name::new("v1").unwrap(), seq: sequence }).await.unwrap();
     }
     let tree = a.tree();
@@ -160,19 +177,78 @@ async fn a_checkpoint_that_is_damaged_is_passed_over_while_the_log_is_whole() {
     let tree = a.tree();
     b.begin(&store, 2).await.unwrap();
     assert_eq!(b.tree(), tree, "it was not read from the log");
-    // Once the log before it is gone, that is an error and no empty volume.
-    kept(&keeper, &store, &COLLECT).await.unwrap();
+    // It counts as absent: the log before it stays, and another one is made.
+    let done = kept(&keeper, &store, &COLLECT).await.unwrap();
+    assert_eq!((done.checkpoint, done.boundary, done.deleted), (0, 0, 0));
+    let done = kept(&keeper, &store, &Policy { retention: Duration::ZERO, ..CHECKPOINT }).await.unwrap();
+    assert_eq!((done.checkpoint, done.boundary), (7, 7), "{done:?}");
+    // One that is damaged after the log before it is gone is an error, and no empty volume.
+    let path = Path::from(Key::Checkpoint { volume: Name::new("v1").unwrap(), seq: 7 }.path());
+    memory.put(&path, "no checkpoint".into()).await.unwrap();
     let Err(error) = c.begin(&store, 3).await else { panic!("something was made") };
     assert!(matches!(error, JournalError::Read { .. } | JournalError::Damaged { .. }), "{error}");
     assert!(c.volumes.get(&id("v1")).is_err());
     nothing_is_left_over(&c);
 }
 
+/// A checkpoint that is whole, but of another state than that of its transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_another_state_counts_as_damaged() {
+    use object_store::{ObjectStoreExt, path::Path};
+    let (a, keeper, b) = (Place::new(), Place::new(), Place::new());
+    let memory: Arc<InMemory> = Arc::new(InMemory::new());
+    let store = Arc::new(Store::over("store", memory.clone(), Sizes::default()));
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 4).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    let checkpoint = Path::from(Key::Checkpoint { volume: Name::new("v1").unwrap(), seq: 4 }.path());
+    let transaction = Path::from(Key::Transaction { volume: Name::new("v1").unwrap(), seq: 4 }.path());
+    let mut bytes = memory.get(&checkpoint).await.unwrap().bytes().await.unwrap().to_vec();
+    let theirs = memory.get(&transaction).await.unwrap().bytes().await.unwrap();
+    let digest = &theirs[theirs.len() - 40..theirs.len() - 8];
+    let at = bytes.windows(32).position(|part| part == digest).expect("it names its transaction");
+    bytes[at] ^= 1;
+    let end = bytes.len() - 40;
+    let sealed = *blake3::hash(&bytes[..end]).as_bytes();
+    bytes[end..end + 32].copy_from_slice(&sealed);
+    memory.put(&checkpoint, bytes.into()).await.unwrap();
+    let done = kept(&keeper, &store, &COLLECT).await.unwrap();
+    assert_eq!((done.boundary, done.deleted), (0, 0));
+    let tree = a.tree();
+    b.begin(&store, 2).await.unwrap();
+    assert_eq!(b.tree(), tree);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_does_not_fill_the_pool_of_the_node_that_keeps_it() {
+    let (a, keeper, store) = (Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    let noise: Vec<u8> = (0u64..7_500_000).flat_map(|i| scattered(i).to_le_bytes()).collect();
+    fs::write(a.upper("noise"), noise).unwrap();
+    assert!(a.commit(&mut journal).await > 0);
+    // As much as its pool would hold.
+    let small = Subject { size: 4 << 20, ..subject() };
+    let Err(error) = kept_as(&keeper, &store, &small, &CHECKPOINT).await else { panic!("60 MB in a volume of 4") };
+    assert!(matches!(error, JournalError::Apply { .. }), "{error}");
+    nothing_is_left_over(&keeper);
+    let large = Subject { room: 10 << 30, ..subject() };
+    let Err(error) = kept_as(&keeper, &store, &large, &CHECKPOINT).await else { panic!("there is no such room") };
+    assert!(matches!(error, JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))), "{error}");
+    assert_eq!(kept(&keeper, &store, &CHECKPOINT).await.unwrap().checkpoint, 2);
+    let files: Vec<_> = fs::read_dir(keeper.pool.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files.len(), 2, "templates and volumes alone: {files:?}");
+}
+
+/// Numbers that do not compress.
+fn scattered(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
 /// The store fails and loses answers, and the process dies at any moment: the volume can be restored, and the next attempt
 /// brings the collection to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_breaks_off_anywhere_loses_nothing() {
-    let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, deletions: usize::MAX };
+    let everything = Policy { retention: Duration::ZERO, ..CHECKPOINT };
     let mut finished = 0;
     for seed in 0..16 {
         let (a, keeper, b) = (Place::new(), Place::new(), Place::new());

@@ -22,7 +22,7 @@ use support::place::Place;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::commit::Journal;
-use vivarium_node::journal::keep::{Policy, keep};
+use vivarium_node::journal::keep::{Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::Log;
 use vivarium_node::journal::revert::Reverted;
 use vivarium_store::faults::{Faults, Faulty};
@@ -127,8 +127,10 @@ async fn a_state_that_cannot_be_had_leaves_everything_as_it_is() {
         let error = revert(&a, &mut journal, sequence).await.unwrap_err();
         assert!(error.is_final() && error.to_string().contains(word), "{error}");
     }
-    let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, deletions: usize::MAX };
-    keep(&keeper.volumes, &keeper.templates, &log(&store), &id("v1"), &[], 0, &everything).await.unwrap();
+    let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, ..Policy::default() };
+    let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
+    let (volumes, templates) = (&keeper.volumes, &keeper.templates);
+    keep(volumes, templates, &log(&store), &subject, &mut Memory::default(), &everything).await.unwrap();
     let error = revert(&a, &mut journal, 3).await.unwrap_err();
     assert!(error.is_final() && error.to_string().contains("not kept"), "{error}");
     assert_eq!(a.tree(), tree);

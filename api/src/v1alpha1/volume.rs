@@ -210,6 +210,14 @@ pub struct RestoreDone {
     pub sequence: u64,
 }
 
+impl EnvironmentVolumeStatus {
+    /// Bytes that the volume occupies, as far as is known.
+    #[must_use]
+    pub fn in_use(&self) -> u64 {
+        self.used_bytes.and_then(|used| u64::try_from(used).ok()).unwrap_or_default()
+    }
+}
+
 /// A tree that a node has set aside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,5 @@
 //! The end of everything that runs under a session (ownership protocol, rule 4): no environment may be left when the node
-//! begins a new one.
+//! begins a new one. Also of one incarnation that has lost its volume (rule 13).
 //!
 //! The shims kill their environments themselves when the leases of their session are gone. That is not relied upon: what
 //! a guest's report names as its init is killed too, and the kernel ends a process namespace with its init.
@@ -15,6 +15,7 @@ use vivarium_api::node::guest::{GuestReport, GuestState, Process};
 
 use super::published;
 use crate::files;
+use crate::ids::VolumeId;
 use crate::kube::guests;
 use crate::volume::record::Records;
 
@@ -47,13 +48,36 @@ pub async fn end_session(run_dir: &Path, records: &Records) -> Result<usize, Kil
     records
         .revoke_leased()
         .map_err(|error| KillError::Io { attempt: "revoke the stage records", source: io::Error::other(error) })?;
+    kill_all(run_dir, |report| report.lease.is_some()).await
+}
+
+/// Ends the incarnation of one volume that has lost it to a later one (rule 13): what runs on it is killed, and nothing can
+/// start on it any more with what was staged. Returns how many had to be killed.
+///
+/// # Errors
+/// As [`end_session`].
+pub async fn end_incarnation(
+    run_dir: &Path,
+    records: &Records,
+    volume: &VolumeId,
+    epoch: u64,
+) -> Result<usize, KillError> {
+    records
+        .revoke(volume, epoch)
+        .map_err(|error| KillError::Io { attempt: "revoke a stage record", source: io::Error::other(error) })?;
+    kill_all(run_dir, |report| report.volume_id == volume.as_str() && report.epoch <= epoch).await
+}
+
+/// Kills the guests that are meant, until none is left that could boot again.
+async fn kill_all(run_dir: &Path, meant: impl Fn(&GuestReport) -> bool) -> Result<usize, KillError> {
+    let io = |attempt| move |source| KillError::Io { attempt, source };
     let directory = run_dir.join("guests");
     files::private_directory(&directory).map_err(io("make the directory of reports"))?;
     let mut killed = 0;
     loop {
         let mut left = false;
         for report in guests::read_reports(&directory).map_err(io("read the reports of guests"))?.into_values() {
-            if report.lease.is_none() {
+            if !meant(&report) {
                 continue;
             }
             match alive(report.init) {
@@ -61,7 +85,7 @@ pub async fn end_session(run_dir: &Path, records: &Records) -> Result<usize, Kil
                     tracing::warn!(
                         pod = report.pod.name,
                         pid = report.init.pid,
-                        "an environment is killed: the session of the node is over"
+                        "an environment is killed: its authority is over"
                     );
                     kill(&init, &report).await;
                     killed += 1;
@@ -124,7 +148,6 @@ mod tests {
     use vivarium_api::node::stage::{self, StageRecord};
 
     use super::*;
-    use crate::ids::VolumeId;
     use crate::volume::record::Publication;
 
     fn sleeper() -> Child {
@@ -213,6 +236,47 @@ mod tests {
             std::fs::read_dir(dir.path().join("volumes")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(staged, ["0b5f1e7c-0000-4000-8000-000000000002.json"]);
         assert_eq!(records.list().unwrap().len(), 2, "what is mounted stays known");
+    }
+
+    #[tokio::test]
+    async fn an_incarnation_that_lost_its_volume_ends_and_no_other_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guests = dir.path().join("guests");
+        files::private_directory(&guests).unwrap();
+        let gone = Process { pid: i32::MAX, started: 0 };
+        let (mut lost, mut later, mut other) = (sleeper(), sleeper(), sleeper());
+        for (name, child, volume, epoch) in [("a", &lost, "v", 2), ("b", &later, "v", 3), ("c", &other, "w", 2)] {
+            let report = report(process(child.id()), gone, None, GuestState::Running);
+            let report = GuestReport { volume_id: volume.into(), epoch, ..report };
+            files::write_json(&guests.join(format!("{name}.json")), &report).unwrap();
+        }
+        let stage = StageRecord {
+            version: stage::VERSION,
+            volume_id: "v".into(),
+            subvolume_uuid: "0b5f1e7c-0000-4000-8000-000000000001".into(),
+            pod_uid: "u".into(),
+            epoch: 2,
+            session: "s".into(),
+            lease: None,
+            layers: Vec::new(),
+            binds: Vec::new(),
+        };
+        let id = VolumeId::parse("v").unwrap();
+        records.put(&id, &Publication::new("/x".into(), stage, None)).unwrap();
+        let staged = || std::fs::read_dir(dir.path().join("volumes")).unwrap().count();
+        assert_eq!(end_incarnation(dir.path(), &records, &id, 1).await.unwrap(), 0);
+        assert_eq!(staged(), 1, "what is staged is of a later epoch");
+        let reaped = tokio::task::spawn_blocking(move || lost.wait().unwrap());
+        assert_eq!(end_incarnation(dir.path(), &records, &id, 2).await.unwrap(), 1);
+        reaped.await.unwrap();
+        assert_eq!(staged(), 0);
+        assert!(records.get(&id).unwrap().is_some(), "what is mounted stays known");
+        for child in [&mut later, &mut other] {
+            assert!(child.try_wait().unwrap().is_none(), "another incarnation was killed");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[tokio::test]

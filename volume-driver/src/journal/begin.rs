@@ -8,7 +8,7 @@ use vivarium_sys::btrfs;
 
 use super::commit::Journal;
 use super::local::Local;
-use super::log::{Appended, Log, Position};
+use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{Restored, layer_roots, restore};
 use super::{JournalError, blocking};
 use crate::ids::{LayerDigest, VolumeId};
@@ -22,6 +22,8 @@ pub struct Opening {
     pub id: VolumeId,
     /// Its size in bytes.
     pub size: u64,
+    /// Bytes in use, as far as is known; so many must be free in the pool if it has to be restored.
+    pub room: u64,
     /// Epoch of the incarnation that it is given to.
     pub epoch: u64,
     /// Layers of its template, lowest first; they are on this node.
@@ -56,7 +58,7 @@ impl Journal {
         opening: &Opening,
         still_ours: impl AsyncFnOnce() -> bool,
     ) -> Result<(Self, Origin), JournalError> {
-        let Opening { id, size, epoch, known, .. } = opening.clone();
+        let Opening { id, epoch, known, .. } = opening.clone();
         let (mut journal, roots) = Self::prepare(volumes, templates, store, opening)?;
         let local = journal.open_local().await?;
         let tail = journal.log.tail(local.map_or(known, |head| head.sequence.max(known))).await?;
@@ -79,7 +81,7 @@ impl Journal {
             if !still_ours().await {
                 return Err(JournalError::Lost { volume: id });
             }
-            journal.bring_here(size, barrier, roots).await?
+            journal.bring_here(opening, barrier, roots).await?
         };
         Ok((journal, origin))
     }
@@ -142,11 +144,11 @@ impl Journal {
             let header =
                 super::commit::header(&self.id, vivarium_journal::Kind::Barrier, self.epoch, tail, &self.layers);
             let io = |source| JournalError::Io { attempt: "write a barrier", volume: self.id.clone(), source };
-            let file = tempfile::NamedTempFile::new_in(self.volumes.pool().path()).map_err(io)?;
-            let writer = vivarium_journal::write::Writer::new(file.as_file(), &header).map_err(io)?;
+            let file = Unnamed::new(self.volumes.pool().path()).map_err(io)?;
+            let writer = vivarium_journal::write::Writer::new(&file.file, &header).map_err(io)?;
             let (_, summary) = writer.finish(&vivarium_journal::touched::Touched::default().changes()).map_err(io)?;
             let sequence = tail.sequence + 1;
-            match self.log.append(sequence, file.path(), summary.length, summary.content).await? {
+            match self.log.append(sequence, &file.path(), summary.length, summary.content).await? {
                 Appended::Yes => return Ok(Position { sequence, epoch: self.epoch, digest: summary.digest }),
                 // The former owner added one more while we looked.
                 Appended::Taken => tail = self.log.tail(sequence).await?,
@@ -159,11 +161,17 @@ impl Journal {
     }
 
     /// Replaces what is here, if anything, by what the log says.
-    async fn bring_here(&mut self, size: u64, barrier: Position, roots: Vec<OwnedFd>) -> Result<Origin, JournalError> {
+    async fn bring_here(
+        &mut self,
+        opening: &Opening,
+        barrier: Position,
+        roots: Vec<OwnedFd>,
+    ) -> Result<Origin, JournalError> {
+        let Opening { size, room, .. } = *opening;
         self.local = None;
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         blocking(&self.id, move || Local::retire(&volumes, &id)).await?;
-        let restored = restore(&self.volumes, &self.id, size, &self.log, barrier, roots).await?;
+        let restored = restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?;
         if restored.empty {
             let (volumes, id) = (self.volumes.clone(), self.id.clone());
             blocking(&self.id, move || Ok(volumes.create(&id, size).map(drop)?)).await?;

@@ -89,7 +89,7 @@ pub fn capture(difference: &Difference<'_>, header: &Header, to: &File) -> Resul
         return Ok(None);
     }
     let changes = touched.changes();
-    layout::complete(difference.snapshot, difference.info.id, difference.base, &changes, &mut writer)
+    layout::complete(difference.snapshot, difference.info.id, difference.base, changes, &mut writer)
         .map_err(CaptureError::Layout)?;
     let (mut buffer, summary) = writer.finish(&changes).map_err(CaptureError::Write)?;
     buffer.flush().map_err(CaptureError::Write)?;

@@ -45,6 +45,12 @@ impl Journal {
         &self.id
     }
 
+    /// Name of the store.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.log.store()
+    }
+
     /// The epoch.
     #[must_use]
     pub fn epoch(&self) -> u64 {
@@ -162,6 +168,14 @@ impl Journal {
     }
 }
 
+/// Id of a writer: unique, not secret.
+pub(super) fn writer() -> [u8; 16] {
+    let mut writer = [0; 16];
+    // It fails only where the kernel has no such call.
+    let _ = rustix::rand::getrandom(&mut writer, rustix::rand::GetRandomFlags::empty());
+    writer
+}
+
 /// Header of the transaction that follows `head`.
 pub(super) fn header(
     id: &VolumeId,
@@ -171,13 +185,10 @@ pub(super) fn header(
     layers: &[(LayerDigest, SubvolumeInfo)],
 ) -> Header {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let mut writer = [0; 16];
-    // Unique, not secret. The call fails only where the kernel has no such call.
-    let _ = rustix::rand::getrandom(&mut writer, rustix::rand::GetRandomFlags::empty());
     Header {
         kind,
         volume: id.as_str().to_owned(),
-        writer,
+        writer: writer(),
         epoch,
         first: head.sequence + 1,
         sequence: head.sequence + 1,

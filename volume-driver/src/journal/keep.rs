@@ -1,126 +1,47 @@
-//! Keeping a journal short: a checkpoint now and then, and the end of what only shows states that nobody wants any more.
+//! Keeping a journal short: transactions become merged ones ([`super::pieces`]), a checkpoint is made now and then, and what
+//! only shows states that nobody wants any more goes. What is wanted is decided by [`Inventory`].
 //!
-//! What can be restored: every instant since the newest checkpoint that is older than the retention time. So a store holds
-//! of a volume what was written in that time, at most as much again for checkpoints, and one checkpoint more.
+//! What can be restored: states since the newest checkpoint that is older than the retention time, the coarser the older
+//! they are. So a store holds of a volume what was written in that time, at most three times as much again in merged
+//! transactions, as much again in checkpoints, and one checkpoint more.
 //!
 //! It is done away from the node that runs the environment, where there is another ([`chosen`]). That saves work and
 //! nothing else: two who keep the same journal at once do no harm, because an object is created once and deletions are
 //! of objects that neither needs.
 //!
-//! Order of a collection (ownership protocol, rule 15): a checkpoint is there; the boundary is raised to it; only then
-//! something is deleted. A crash at any point leaves objects that nobody needs, which the next collection deletes. Barriers
-//! are never deleted, nor is anything from the boundary on: the transaction at the boundary may be the newest there is, and
-//! whoever looks for the end of the log begins there.
+//! Order of a collection (ownership protocol, rule 15): a checkpoint is there, read back and found whole; the boundary is
+//! raised to it; only then something is deleted. A merged transaction is there and was read back before what lies in it is
+//! deleted. A crash at any point leaves objects that nobody needs, which the next collection deletes. Barriers are never
+//! deleted, nor the transaction at the boundary: it may be the newest there is, and whoever looks for the end of the log
+//! begins there. Behind it, he finds the end by the milestones ([`super::pieces::MILESTONE`]), which stay too.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use futures::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
 use vivarium_journal::Kind;
-use vivarium_store::{Key, Listed};
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
 use super::JournalError;
 use super::capture::{Difference, capture};
-use super::log::{Log, Position};
+pub use super::inventory::Policy;
+use super::inventory::{Doomed, Inventory, Object, may_be_split};
+use super::log::{Appended, Boundary, Log, Position, Unnamed};
+use super::merge::{is_sound, merge_some};
+use super::pieces::Piece;
 use super::restore::{layer_roots, replay};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
 
-/// When a journal is shortened, and by how much.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// A checkpoint is made when so much was added since the last one: whichever of this and half the last checkpoint is
-    /// more, so that checkpoints are at most twice what is written.
-    pub bytes: u64,
-    /// Or when so many transactions were added: each costs a restore some milliseconds.
-    pub transactions: u64,
-    /// Instants that are younger than this can be restored.
-    pub retention: Duration,
-    /// Most objects that one collection deletes, so that it does not take the store from others.
-    pub deletions: usize,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { bytes: 64 << 20, transactions: 1000, retention: Duration::from_hours(7 * 24), deletions: 2000 }
-    }
-}
-
-/// What lies in the store of a journal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inventory {
-    /// Number and size of each transaction, oldest first.
-    transactions: Vec<(u64, u64)>,
-    /// Number, size and time of each checkpoint, oldest first.
-    checkpoints: Vec<(u64, u64, Option<SystemTime>)>,
-    /// Bytes of all objects.
-    pub bytes: u64,
-    /// Sizes of split objects are those of their lists of parts; these are the parts.
-    parts: u64,
-}
-
-/// What is to be done about a journal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// A checkpoint is due.
-    pub checkpoint: bool,
-    /// Transactions and checkpoints before this one are not needed any more.
-    pub boundary: Option<u64>,
-}
-
-impl Inventory {
-    /// Takes stock of what was listed.
-    #[must_use]
-    pub fn of(listed: &[Listed]) -> Self {
-        let mut all = Self::default();
-        for entry in listed {
-            all.bytes += entry.size;
-            match entry.key {
-                Key::Transaction { seq, .. } => all.transactions.push((seq, entry.size)),
-                Key::Checkpoint { seq, .. } => all.checkpoints.push((seq, entry.size, Some(entry.modified))),
-                Key::Part { .. } => all.parts += entry.size,
-                _ => {}
-            }
-        }
-        all.transactions.sort_unstable();
-        all.checkpoints.sort_unstable_by_key(|(number, ..)| *number);
-        all
-    }
-
-    /// The newest checkpoint; 0: there is none.
-    #[must_use]
-    pub fn newest_checkpoint(&self) -> u64 {
-        self.checkpoints.last().map_or(0, |(number, ..)| *number)
-    }
-
-    /// Decides.
-    #[must_use]
-    pub fn plan(&self, policy: &Policy, now: SystemTime) -> Plan {
-        let newest = self.newest_checkpoint();
-        let since = self.transactions.iter().filter(|(number, _)| *number > newest);
-        let (count, bytes) = since.fold((0, 0), |(count, bytes), (_, size)| (count + 1, bytes + size));
-        // Parts are of large transactions or of a large checkpoint, and cannot be told apart here.
-        let half = self.checkpoints.last().map_or(0, |(_, size, _)| size.max(&self.parts) / 2);
-        let is_old = |time: &Option<SystemTime>| {
-            time.is_some_and(|time| now.duration_since(time).is_ok_and(|age| age >= policy.retention))
-        };
-        let old = self.checkpoints.iter().rev().find(|(.., time)| is_old(time));
-        Plan {
-            checkpoint: count >= policy.transactions || bytes >= policy.bytes.max(half),
-            boundary: old.map(|(number, ..)| *number),
-        }
-    }
-
-    /// Keys of what a boundary makes superfluous, oldest first. Barriers are among them.
-    fn below(listed: &[Listed], boundary: u64) -> Vec<&Key> {
-        let is_below = |key: &Key| match key {
-            Key::Transaction { seq, .. } | Key::Checkpoint { seq, .. } => *seq < boundary,
-            _ => false,
-        };
-        listed.iter().map(|entry| &entry.key).filter(|key| is_below(key)).collect()
-    }
-}
+/// How often everything is listed. In between what was added to the log is enough: only whoever keeps a journal adds
+/// anything else.
+const LIST_AGAIN: Duration = Duration::from_hours(1);
+/// Questions to the store at the same time.
+const AT_ONCE: usize = 16;
 
 /// Whether a node is the one that keeps a journal: of the nodes that can, but not the one that runs the environment, always
 /// the same, and another one for another volume.
@@ -130,6 +51,44 @@ pub fn chosen(me: &str, volume: &VolumeId, nodes: &[String], holder: Option<&str
     let others = nodes.iter().filter(|node| Some(node.as_str()) != holder);
     // The only node there is has to do it itself.
     others.map(String::as_str).max_by_key(|node| weight(node)).or(holder) == Some(me)
+}
+
+/// A volume whose journal is kept.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Layers of its template, lowest first.
+    pub layers: Vec<LayerDigest>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes in use, as far as is known; so many must be free in the pool for a checkpoint.
+    pub room: u64,
+    /// A transaction that was in the log for certain; 0: none.
+    pub known: u64,
+}
+
+/// What is remembered of a journal from one time to the next. It spares requests; nothing is lost with it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// What lies in the store, and when it was listed as a whole. Gone after an error.
+    inventory: Option<(Inventory, Instant)>,
+    /// The boundary at that time, or what it was raised to since.
+    pub(super) boundary: Boundary,
+    /// Checkpoints that were read back and are whole.
+    sound: BTreeSet<u64>,
+    /// Those that are not: they count as absent.
+    damaged: BTreeSet<u64>,
+    /// The newest checkpoint, and how many bytes it holds.
+    held: Option<(u64, u64)>,
+    /// Merged transactions that were made here or read back.
+    pub(super) sound_merged: BTreeSet<Piece>,
+    /// Those that cannot be made, or are damaged: they count as absent.
+    pub(super) unfit: BTreeSet<Piece>,
+    /// Barriers, which stay.
+    pub(super) barriers: BTreeSet<u64>,
+    /// Transactions that are none.
+    pub(super) deltas: BTreeSet<u64>,
 }
 
 /// What was done about a journal.
@@ -145,8 +104,7 @@ pub struct Kept {
     pub deleted: usize,
 }
 
-/// Keeps one journal: a checkpoint if one is due, then a collection if something is old enough. `known` is a transaction
-/// that was in the log for certain.
+/// Keeps one journal: merges transactions, makes a checkpoint if one is due, then collects what is old enough.
 ///
 /// # Errors
 /// [`JournalError`]; it can be called again, and nothing that anybody needs is lost.
@@ -154,51 +112,173 @@ pub async fn keep(
     volumes: &Volumes,
     templates: &TemplateCache,
     log: &Log,
-    volume: &VolumeId,
-    layers: &[LayerDigest],
-    known: u64,
+    subject: &Subject,
+    memory: &mut Memory,
     policy: &Policy,
 ) -> Result<Kept, JournalError> {
-    let mut listed = log.list_all().await?;
-    if Inventory::of(&listed).plan(policy, SystemTime::now()).checkpoint {
-        let tail = log.tail(known).await?;
-        if make_checkpoint(volumes, templates, log, volume, layers, tail).await? {
-            listed = log.list_all().await?;
+    let directory = volumes.pool().path();
+    let (mut inventory, listed) = take_stock(log, memory).await?;
+    merge_some(log, &mut inventory, memory, policy, directory).await?;
+    let mut wanted = sound_boundary(log, &mut inventory, memory, policy, directory).await?;
+    if inventory.plan(policy, held(log, &inventory, memory).await?, SystemTime::now()).checkpoint {
+        let tail = log.tail(subject.known.max(inventory.head())).await?;
+        if make_checkpoint(volumes, templates, log, subject, tail).await? {
+            inventory = Inventory::of(&log.list_all().await?);
+            wanted = sound_boundary(log, &mut inventory, memory, policy, directory).await?;
         }
     }
-    let inventory = Inventory::of(&listed);
-    let mut kept = Kept { checkpoint: inventory.newest_checkpoint(), bytes: inventory.bytes, ..Kept::default() };
-    let mut found = log.boundary().await?;
-    if let Some(wanted) = inventory.plan(policy, SystemTime::now()).boundary.filter(|wanted| *wanted > found.sequence) {
+    if let Some(wanted) = wanted {
         // Whoever was faster raised it to something that is as good.
-        log.raise_boundary(found, wanted).await?;
-        found = log.boundary().await?;
+        log.raise_boundary(memory.boundary, wanted).await?;
+        memory.boundary = log.boundary().await?;
     }
-    kept.boundary = found.sequence;
-    for key in Inventory::below(&listed, found.sequence) {
-        if kept.deleted >= policy.deletions {
-            break;
-        }
-        if let Key::Transaction { seq, .. } = key
-            && log.kind(*seq).await? == Some(Kind::Barrier)
-        {
-            continue;
-        }
-        log.delete(key).await?;
-        kept.deleted += 1;
-    }
+    let deleted = collect(log, &mut inventory, memory, policy, directory).await?;
+    let kept = Kept {
+        checkpoint: inventory.newest_checkpoint(),
+        boundary: memory.boundary.sequence,
+        bytes: inventory.bytes(),
+        deleted,
+    };
+    memory.inventory = Some((inventory, listed));
     Ok(kept)
 }
 
-/// Makes a checkpoint of the state after `tail`. `false`: there is no tree yet.
+/// What lies in the store: what is remembered and what was added to the log since; now and then, all that is listed.
+async fn take_stock(log: &Log, memory: &mut Memory) -> Result<(Inventory, Instant), JournalError> {
+    if let Some((mut inventory, listed)) = memory.inventory.take().filter(|(_, listed)| listed.elapsed() < LIST_AGAIN) {
+        let news = log.list_after(inventory.head()).await?;
+        // Of a transaction in parts it has to be known how much they hold.
+        if !news.iter().any(|entry| may_be_split(entry.size)) {
+            for entry in &news {
+                inventory.add(entry);
+            }
+            return Ok((inventory, listed));
+        }
+    }
+    memory.boundary = log.boundary().await?;
+    let mut inventory = Inventory::of(&log.list_all().await?);
+    inventory.merged.retain(|piece, _| !memory.unfit.contains(piece));
+    Ok((inventory, Instant::now()))
+}
+
+/// How many bytes the newest checkpoint holds, which its size does not say if it is split.
+async fn held(log: &Log, inventory: &Inventory, memory: &mut Memory) -> Result<Option<u64>, JournalError> {
+    let newest = inventory.newest_checkpoint();
+    let Some(entry) = inventory.checkpoints.get(&newest).filter(|entry| may_be_split(entry.size)) else {
+        return Ok(None);
+    };
+    if let Some((_, length)) = memory.held.filter(|(number, _)| *number == newest) {
+        return Ok(Some(length));
+    }
+    let length = log.length(&Object::Checkpoint(newest).key(log.name())).await?.unwrap_or(entry.size);
+    memory.held = Some((newest, length));
+    Ok(Some(length))
+}
+
+/// The boundary that is planned, if that is a new one: its checkpoint was read back, and all is there that leads on from it,
+/// since everything before it is about to go. Checkpoints that are of no use are taken out of the inventory.
+async fn sound_boundary(
+    log: &Log,
+    inventory: &mut Inventory,
+    memory: &mut Memory,
+    policy: &Policy,
+    directory: &Path,
+) -> Result<Option<u64>, JournalError> {
+    loop {
+        inventory.checkpoints.retain(|number, _| !memory.damaged.contains(number));
+        let planned = inventory.plan(policy, None, SystemTime::now()).boundary;
+        let Some(wanted) = planned.filter(|wanted| *wanted > memory.boundary.sequence) else { return Ok(None) };
+        if !inventory.leads(wanted, inventory.head()) {
+            tracing::warn!(volume = %log.volume(), checkpoint = wanted, "not all is listed that leads on from a checkpoint: what is before it stays");
+            inventory.checkpoints.remove(&wanted);
+            continue;
+        }
+        if memory.sound.contains(&wanted) {
+            return Ok(Some(wanted));
+        }
+        match log.fetch_checkpoint(wanted, directory).await {
+            Ok(_) => drop(memory.sound.insert(wanted)),
+            Err(error @ JournalError::Store { .. }) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "a checkpoint is damaged: what is before it stays");
+                memory.damaged.insert(wanted);
+            }
+        }
+    }
+}
+
+/// Deletes what nobody needs any more; tells how much that was.
+async fn collect(
+    log: &Log,
+    inventory: &mut Inventory,
+    memory: &mut Memory,
+    policy: &Policy,
+    directory: &Path,
+) -> Result<usize, JournalError> {
+    let mut doomed = Vec::new();
+    for object in inventory.superfluous(policy, memory.boundary.sequence, SystemTime::now()) {
+        if doomed.len() >= policy.deletions {
+            break;
+        }
+        match object {
+            Doomed::Old(object) => doomed.push(object),
+            // What takes its place was read back before, or is now.
+            Doomed::Merged(_, whole) if memory.unfit.contains(&whole) => {}
+            Doomed::Merged(object, whole) => {
+                if memory.sound_merged.contains(&whole) || is_sound(log, whole, directory).await? {
+                    memory.sound_merged.insert(whole);
+                    doomed.push(object);
+                } else {
+                    memory.unfit.insert(whole);
+                    inventory.merged.remove(&whole);
+                }
+            }
+        }
+    }
+    find_barriers(log, &doomed, memory).await?;
+    doomed.retain(|object| !matches!(object, Object::Transaction(number) if memory.barriers.contains(number)));
+    let mut whole = Vec::new();
+    for object in &doomed {
+        let key = object.key(log.name());
+        if inventory.entry(*object).is_some_and(|entry| may_be_split(entry.size)) {
+            log.delete(&key).await?;
+        } else {
+            whole.push(key);
+        }
+    }
+    log.delete_whole(&whole).await?;
+    for object in &doomed {
+        inventory.remove(*object);
+        if let Object::Transaction(number) = object {
+            memory.deltas.remove(number);
+        }
+    }
+    Ok(doomed.len())
+}
+
+/// Finds out which of these transactions are barriers.
+async fn find_barriers(log: &Log, doomed: &[Object], memory: &mut Memory) -> Result<(), JournalError> {
+    let unknown = doomed.iter().filter_map(|object| match object {
+        Object::Transaction(number) if !memory.barriers.contains(number) && !memory.deltas.contains(number) => {
+            Some(*number)
+        }
+        _ => None,
+    });
+    let asked: Vec<_> = unknown.map(async |number| Ok::<_, JournalError>((number, log.kind(number).await?))).collect();
+    let kinds: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
+    memory.barriers.extend(kinds.iter().filter(|(_, kind)| *kind == Some(Kind::Barrier)).map(|(number, _)| *number));
+    Ok(())
+}
+
+/// Makes a checkpoint of the state after `tail`. `false`: there is no tree yet, or one of it is there already.
 async fn make_checkpoint(
     volumes: &Volumes,
     templates: &TemplateCache,
     log: &Log,
-    volume: &VolumeId,
-    layers: &[LayerDigest],
+    subject: &Subject,
     tail: Position,
 ) -> Result<bool, JournalError> {
+    let Subject { volume, layers, size, room, .. } = subject;
     let roots = layer_roots(templates, volume, layers)?;
     let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
     let infos =
@@ -210,12 +290,12 @@ async fn make_checkpoint(
         let volume = volume.clone();
         move |source| JournalError::Io { attempt, volume, source }
     };
-    let file = tempfile::NamedTempFile::new_in(volumes.pool().path()).map_err(io("make a checkpoint"))?;
-    let to = file.reopen().map_err(io("make a checkpoint"))?;
-    let (made, id) = (volumes.clone(), volume.clone());
+    let file = Unnamed::new(volumes.pool().path()).map_err(io("make a checkpoint"))?;
+    let to = file.file.try_clone().map_err(io("make a checkpoint"))?;
+    let (made, id, size, room) = (volumes.clone(), volume.clone(), *size, *room);
     let (sender, receiver) = std::sync::mpsc::channel();
     let replayed = replay(volumes, volume, log, tail, roots, move |fill| {
-        made.scratch(&id, |live| {
+        made.scratch(&id, size, room, |live| {
             fill(live)?;
             let io = |attempt| {
                 let volume = id.clone();
@@ -233,74 +313,14 @@ async fn make_checkpoint(
     });
     let replayed = replayed.await?;
     let Some(summary) = receiver.try_recv().ok().flatten().filter(|_| !replayed.empty) else { return Ok(false) };
-    log.add_checkpoint(tail.sequence, file.path(), summary.length, summary.content).await?;
-    tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, "made a checkpoint");
-    Ok(true)
+    let added = log.add_checkpoint(tail.sequence, &file.path(), summary.length, summary.content).await?;
+    tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, ?added, "made a checkpoint");
+    Ok(added == Appended::Yes)
 }
 
 #[cfg(test)]
 mod tests {
-    use vivarium_store::Name;
-
     use super::*;
-
-    const DAY: Duration = Duration::from_hours(24);
-
-    fn listed(now: SystemTime, transactions: &[(u64, u64)], checkpoints: &[(u64, u64, u32)]) -> Vec<Listed> {
-        let volume = Name::new("v").unwrap();
-        let mut all: Vec<_> = transactions
-            .iter()
-            .map(|(seq, size)| Listed {
-                key: Key::Transaction { volume: volume.clone(), seq: *seq },
-                size: *size,
-                modified: now,
-            })
-            .collect();
-        all.extend(checkpoints.iter().map(|(seq, size, days)| Listed {
-            key: Key::Checkpoint { volume: volume.clone(), seq: *seq },
-            size: *size,
-            modified: now - DAY * *days,
-        }));
-        all
-    }
-
-    #[test]
-    fn a_checkpoint_is_due_by_count_or_by_what_was_written() {
-        let policy = Policy { bytes: 100, transactions: 5, ..Policy::default() };
-        let now = SystemTime::now();
-        for (transactions, checkpoints, due) in [
-            (&[(1, 10)][..], &[][..], false),
-            (&[(1, 99)], &[], false),
-            (&[(1, 60), (2, 40)], &[], true),
-            (&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], &[], true),
-            (&[(1, 60), (2, 40)], &[(1, 10, 0)], false),
-            (&[(1, 60), (2, 140)], &[(1, 10, 0)], true),
-            (&[(1, 60), (2, 140)], &[(1, 300, 0)], false),
-            (&[(1, 60), (2, 150)], &[(1, 300, 0)], true),
-        ] {
-            let plan = Inventory::of(&listed(now, transactions, checkpoints)).plan(&policy, now);
-            assert_eq!(plan.checkpoint, due, "{transactions:?} {checkpoints:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_younger_than_the_retention_stays() {
-        let (policy, now) = (Policy::default(), SystemTime::now());
-        for (checkpoints, boundary) in [
-            (&[][..], None),
-            (&[(5, 1, 6)][..], None),
-            (&[(5, 1, 7)], Some(5)),
-            (&[(5, 1, 9), (8, 1, 7), (11, 1, 6)], Some(8)),
-        ] {
-            let all = listed(now, &[(4, 1), (5, 1), (8, 1), (9, 1)], checkpoints);
-            let plan = Inventory::of(&all).plan(&policy, now);
-            assert_eq!(plan.boundary, boundary, "{checkpoints:?}");
-        }
-        let all = listed(now, &[(4, 1), (8, 1), (9, 1)], &[(5, 1, 9), (8, 1, 7), (11, 1, 6)]);
-        let below: Vec<String> = Inventory::below(&all, 8).into_iter().map(Key::path).collect();
-        let name = |kind: &str, number: u64| format!("volumes/v/{kind}/{number:020}");
-        assert_eq!(below, [name("log", 4), name("checkpoint", 5)]);
-    }
 
     #[test]
     fn one_node_keeps_a_journal_and_not_the_one_that_runs_the_environment() {

@@ -3,15 +3,19 @@
 //! One `syncfs` of the pool comes before each round, because the kernel moves a subvolume's generation only when a
 //! transaction of the file system ends. Volumes are committed side by side, each alone in its own directory, so that their
 //! snapshots share a transaction. A journal that fails or takes long does not hinder the others: each round leaves those
-//! out that are still at work, and one that fails is tried again after a pause that grows, because what a tenant does can
-//! be the reason.
+//! out that are still at work, one that fails is tried again after a pause that grows, because what a tenant does can
+//! be the reason, and the journals of one store do not wait for those of another.
+//!
+//! Whoever finds that a later incarnation has the volume commits nothing more, and says so ([`Superseded`]): this
+//! incarnation has to end.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::time::Instant;
 use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus};
 
@@ -29,7 +33,7 @@ use vivarium_store::Store;
 
 /// From the end of a round to the next.
 const PACE: Duration = Duration::from_secs(1);
-/// Volumes that are committed at the same time.
+/// Volumes of one store that are committed at the same time.
 const PARALLEL: usize = 32;
 /// How often the object of a volume is told of its journal while nothing is wrong: what is told is a hint, and a thousand
 /// volumes a second would be too much for any API server.
@@ -56,12 +60,27 @@ pub struct Opened {
 /// A journal that is open.
 struct Held {
     name: VolumeName,
-    journal: AsyncMutex<Journal>,
+    /// Its store: one that hangs holds up those of no other.
+    store: String,
+    /// None once it was closed. Whoever has waited for the lock finds that out, so that nothing is committed beside the
+    /// journal of the next epoch, which works with the same files.
+    journal: AsyncMutex<Option<Journal>>,
     reverted: Option<Outcome>,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
     /// What was written before is in the store.
     safe: Mutex<Instant>,
+    /// A round was begun and has not ended.
+    at_work: AtomicBool,
+}
+
+/// An incarnation that has lost its volume to a later one: it must not run any more (ownership protocol, rule 13).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superseded {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that is over.
+    pub epoch: u64,
 }
 
 /// When a journal that failed is tried again.
@@ -103,13 +122,20 @@ pub struct Keeper {
     templates: Arc<TemplateCache>,
     directory: Arc<dyn VolumeDirectory>,
     held: Mutex<HashMap<VolumeId, Arc<Held>>>,
+    superseded: mpsc::UnboundedSender<Superseded>,
 }
 
 impl Keeper {
-    /// None is open yet.
+    /// None is open yet. What comes out of the receiver has to be ended; at most one of each epoch of a volume.
     #[must_use]
-    pub fn new(volumes: Volumes, templates: Arc<TemplateCache>, directory: Arc<dyn VolumeDirectory>) -> Self {
-        Self { pool: volumes.pool().clone(), volumes, templates, directory, held: Mutex::default() }
+    pub fn new(
+        volumes: Volumes,
+        templates: Arc<TemplateCache>,
+        directory: Arc<dyn VolumeDirectory>,
+    ) -> (Self, mpsc::UnboundedReceiver<Superseded>) {
+        let (superseded, ends) = mpsc::unbounded_channel();
+        let pool = volumes.pool().clone();
+        (Self { pool, volumes, templates, directory, held: Mutex::default(), superseded }, ends)
     }
 
     /// Opens an epoch of a volume, brings a former state of it back if the opening says so, and keeps its journal from then
@@ -126,9 +152,12 @@ impl Keeper {
     ) -> Result<Opened, JournalError> {
         // A repeated call must not work beside the journal that is open.
         if let Some(held) = self.get(&opening.id) {
-            if held.journal.lock().await.epoch() == opening.epoch {
+            let mut journal = held.journal.lock().await;
+            if journal.as_ref().is_some_and(|journal| journal.epoch() == opening.epoch) {
                 return Ok(Opened { origin: Origin::Here, reverted: held.reverted.clone() });
             }
+            // A round that waits for the lock finds nothing.
+            *journal = None;
             self.forget(&opening.id);
         }
         let (mut journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
@@ -169,7 +198,8 @@ impl Keeper {
     pub async fn release(&self, id: &VolumeId) -> Result<(), JournalError> {
         let Some(held) = self.get(id) else { return Ok(()) };
         self.sync(id).await?;
-        let mut journal = held.journal.lock().await;
+        let mut open = held.journal.lock().await;
+        let Some(journal) = open.as_mut() else { return Ok(()) };
         let committed = journal.commit().await;
         let released = match &committed {
             Ok(_) => Some(journal.epoch()),
@@ -186,32 +216,38 @@ impl Keeper {
             let journaled = Journaled { journal: status(committed), released: Some(epoch), lag: None, trouble: None };
             self.tell(&held.name, id, journaled).await?;
         }
-        drop(journal);
+        *open = None;
         self.forget(id);
         Ok(())
     }
 
     /// Commits now and then, for ever.
     pub async fn run(self: Arc<Self>) {
-        let permits = Arc::new(Semaphore::new(PARALLEL));
+        let mut permits: HashMap<String, Arc<Semaphore>> = HashMap::new();
         loop {
             tokio::time::sleep(PACE).await;
+            let now = Instant::now();
             let all: Vec<(VolumeId, Arc<Held>)> = {
                 let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
                 held.iter().map(|(id, held)| (id.clone(), held.clone())).collect()
             };
-            let Some((first, _)) = all.first() else { continue };
+            let (due, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, held)| held.is_due(now));
+            for (id, held) in others {
+                self.tell_if_behind(id, held);
+            }
+            let Some((first, _)) = due.first() else { continue };
             let begun = Instant::now();
             if let Err(error) = self.sync(first).await {
                 tracing::error!(%error, "nothing can be committed");
                 continue;
             }
-            for (id, held) in all {
-                let (this, permits) = (self.clone(), permits.clone());
+            for (id, held) in due {
+                let permits = permits.entry(held.store.clone()).or_insert_with(|| Arc::new(Semaphore::new(PARALLEL)));
+                let (this, permits, work) = (self.clone(), permits.clone(), Work::begin(held));
                 tokio::spawn(async move {
                     // Never closed.
                     let Ok(_permit) = permits.acquire_owned().await else { return };
-                    this.round(&id, &held, begun).await;
+                    this.round(&id, &work.0, begun).await;
                 });
             }
         }
@@ -219,19 +255,28 @@ impl Keeper {
 
     /// Commits what was written before `begun`.
     async fn round(&self, id: &VolumeId, held: &Held, begun: Instant) {
-        let pause = *held.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if !pause.is_over(Instant::now()) {
-            return;
-        }
-        // One that is being opened or released, or still at work, is in good hands.
         let committed = match held.journal.try_lock() {
-            Ok(mut journal) => Some(journal.commit().await),
+            Ok(mut open) => {
+                // Closed: this is the journal of an epoch that is over.
+                let Some(journal) = open.as_mut() else { return };
+                let committed = journal.commit().await;
+                if let Err(JournalError::Superseded { epoch, current, .. }) = committed
+                    && current > epoch
+                {
+                    *open = None;
+                    self.forget_this(id, held);
+                    tracing::error!(volume = %id, epoch, current, "an incarnation has lost its volume and is ended");
+                    // Nobody ends anything where nobody listens: a node that is about to end itself.
+                    self.superseded.send(Superseded { volume: id.clone(), epoch }).ok();
+                }
+                Some(committed)
+            }
+            // One that is being opened or released is in good hands.
             Err(_) => None,
         };
         let lag = held.lag(id, &self.volumes, matches!(committed, Some(Ok(_))).then_some(begun));
         if let Some(committed) = &committed {
-            let pause = pause.after(committed.is_err(), Instant::now());
-            *held.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+            held.after(committed.is_err(), Instant::now());
         }
         let journaled = match &committed {
             Some(Ok(committed)) => Journaled { journal: status(committed), released: None, lag, trouble: None },
@@ -252,6 +297,22 @@ impl Keeper {
         }
     }
 
+    /// Tells of a journal whose round takes long, and that it is behind. Seldom, since a lag is news only once it has doubled.
+    fn tell_if_behind(self: &Arc<Self>, id: VolumeId, held: Arc<Held>) {
+        let lag = held.lag(&id, &self.volumes, None).filter(|lag| lag.seconds >= TELL_EVERY.as_secs());
+        let Some(lag) = lag.filter(|_| held.at_work.load(Ordering::Acquire)) else { return };
+        let journaled = Journaled { journal: None, released: None, lag: Some(lag), trouble: Some(behind(lag)) };
+        if !held.is_news(&journaled) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.tell(&held.name, &id, journaled).await {
+                tracing::warn!(%error, "how far the journal is, is told later");
+            }
+        });
+    }
+
     async fn tell(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), JournalError> {
         let told = self.directory.journaled(name, id, journaled).await;
         told.map_err(|error| JournalError::CutOff { volume: id.clone(), message: error.to_string() })
@@ -263,10 +324,10 @@ impl Keeper {
     }
 
     fn keep(&self, name: &VolumeName, journal: Journal, reverted: Option<Outcome>) {
-        let id = journal.volume().clone();
-        let (told, pause) = (Mutex::default(), Mutex::default());
-        let safe = Mutex::new(Instant::now());
-        let held = Held { name: name.clone(), journal: AsyncMutex::new(journal), reverted, told, pause, safe };
+        let (id, store) = (journal.volume().clone(), journal.store().to_owned());
+        let (told, pause, at_work) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let (journal, safe) = (AsyncMutex::new(Some(journal)), Mutex::new(Instant::now()));
+        let held = Held { name: name.clone(), store, journal, reverted, told, pause, safe, at_work };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 
@@ -274,13 +335,47 @@ impl Keeper {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Keeps a journal no more, without a last commit.
-    pub fn forget(&self, id: &VolumeId) {
+    /// Keeps a journal no more, which was closed.
+    fn forget(&self, id: &VolumeId) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// The same, unless another one of the volume is kept by now.
+    fn forget_this(&self, id: &VolumeId, closed: &Held) {
+        let mut all = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(id).is_some_and(|held| std::ptr::eq(&raw const **held, closed)) {
+            all.remove(id);
+        }
+    }
+}
+
+/// A round of one journal, until it is dropped.
+struct Work(Arc<Held>);
+
+impl Work {
+    fn begin(held: Arc<Held>) -> Self {
+        held.at_work.store(true, Ordering::Release);
+        Self(held)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.at_work.store(false, Ordering::Release);
     }
 }
 
 impl Held {
+    /// Whether a round may begin.
+    fn is_due(&self, now: Instant) -> bool {
+        !self.at_work.load(Ordering::Acquire) && self.pause.lock().unwrap_or_else(PoisonError::into_inner).is_over(now)
+    }
+
+    fn after(&self, failed: bool, now: Instant) {
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        *pause = pause.after(failed, now);
+    }
+
     /// As [`is_news`].
     fn is_news(&self, journaled: &Journaled) -> bool {
         is_news(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), journaled)

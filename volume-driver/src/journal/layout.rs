@@ -32,42 +32,43 @@ pub fn complete<W: Write>(
     snapshot: BorrowedFd<'_>,
     number: u64,
     base: Option<u64>,
-    changes: &Changes,
+    changes: Changes<'_>,
     to: &mut Writer<W>,
 ) -> io::Result<()> {
-    for change in changes.iter().filter(|change| !only_gone(change.what)) {
-        let Ok(path) = TreePath::parse(&change.path) else { continue };
-        if path.is_root() {
-            continue;
-        }
-        let Some((there, stat)) = regular_file(snapshot, path)? else { continue };
-        // Most files have nothing to say, and are not even opened: somebody may have changed the owner of a million.
-        let reserved = !inode::reserved(snapshot, number, stat.st_ino)?.is_empty();
-        let before = before(snapshot, base, change, stat.st_ino)?;
-        let unsaid = unsaid(change, &before);
-        if !reserved && unsaid.is_empty() {
-            continue;
-        }
-        let file = super::apply::reopen(there.as_fd(), OFlags::RDONLY)?;
-        let layout = Layout {
-            size: stat.st_size as u64,
-            extents: extents::extents(file.as_fd())?,
-            zeros: &change.zeros,
-            unsaid,
-        };
-        let operations = layout.operations();
-        for operation in &operations {
-            operation.put(&file, path, to)?;
-        }
-        if !operations.is_empty() {
-            restore_metadata(&file, path, &stat, to)?;
-        }
+    changes.each(|change| complete_one(snapshot, number, base, &change, to))
+}
+
+fn complete_one<W: Write>(
+    snapshot: BorrowedFd<'_>,
+    number: u64,
+    base: Option<u64>,
+    change: &Change<'_>,
+    to: &mut Writer<W>,
+) -> io::Result<()> {
+    let Ok(path) = TreePath::parse(change.path) else { return Ok(()) };
+    if only_gone(change.what) || path.is_root() {
+        return Ok(());
     }
-    Ok(())
+    let Some((there, stat)) = regular_file(snapshot, path)? else { return Ok(()) };
+    // Most files have nothing to say, and are not even opened: somebody may have changed the owner of a million.
+    let reserved = !inode::reserved(snapshot, number, stat.st_ino)?.is_empty();
+    let before = before(snapshot, base, change, stat.st_ino)?;
+    let unsaid = unsaid(change, &before);
+    if !reserved && unsaid.is_empty() {
+        return Ok(());
+    }
+    let file = super::apply::reopen(there.as_fd(), OFlags::RDONLY)?;
+    let layout =
+        Layout { size: stat.st_size as u64, extents: extents::extents(file.as_fd())?, zeros: change.zeros, unsaid };
+    let operations = layout.operations();
+    for operation in &operations {
+        operation.put(&file, path, to)?;
+    }
+    if operations.is_empty() { Ok(()) } else { restore_metadata(&file, path, &stat, to) }
 }
 
 /// What the file was like in the snapshot before. Its size matters only if data have changed.
-fn before(file_system: BorrowedFd<'_>, base: Option<u64>, change: &Change, inode: u64) -> io::Result<Room> {
+fn before(file_system: BorrowedFd<'_>, base: Option<u64>, change: &Change<'_>, inode: u64) -> io::Result<Room> {
     let Some(base) = base else { return Ok(Room::default()) };
     if change.what.contains(What::CONTENT) {
         return Ok(inode::room(file_system, base, inode)?.unwrap_or_default());
@@ -95,9 +96,9 @@ fn regular_file(root: BorrowedFd<'_>, path: TreePath<'_>) -> io::Result<Option<(
 }
 
 /// Where the stream does not say what is there if no data are.
-fn unsaid(change: &Change, before: &Room) -> Vec<Range> {
-    let mut unsaid = change.cloned.clone();
-    unsaid.extend(&change.zeros);
+fn unsaid(change: &Change<'_>, before: &Room) -> Vec<Range> {
+    let mut unsaid = change.cloned.to_vec();
+    unsaid.extend(change.zeros);
     unsaid.extend(before.reserved.iter().map(|&(offset, length)| Range { offset, length }));
     if !before.size.is_multiple_of(BLOCK) {
         unsaid.push(Range { offset: before.size / BLOCK * BLOCK, length: BLOCK });

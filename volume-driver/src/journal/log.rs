@@ -1,8 +1,10 @@
 //! The chain of transactions of one volume in its store.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Seek;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +16,14 @@ use vivarium_journal::{Digest, Header};
 use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store};
 
 use super::JournalError;
+use super::inventory::Inventory;
+use super::pieces::{MILESTONE, Piece};
 use crate::ids::VolumeId;
 
 /// How long one request to the store may take with all its repetitions.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a list of everything, or the deletion of many objects, may take.
+const PATIENCE_LIST: Duration = Duration::from_secs(90);
 /// Slowest that the store may take data, in bytes a second, before a request counts as failed.
 const SLOWEST: u64 = 1 << 20;
 /// How long a transaction may take to come.
@@ -78,6 +84,12 @@ impl Log {
         Ok(Self { volume: volume.clone(), name, store })
     }
 
+    /// Name of the store.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.store.name()
+    }
+
     fn key(&self, seq: u64) -> Key {
         Key::Transaction { volume: self.name.clone(), seq }
     }
@@ -106,6 +118,10 @@ impl Log {
             _ => None,
         });
         let mut last = numbers.max().unwrap_or(0).max(known);
+        // Between milestones there may be gaps where transactions were merged, and none behind the last one.
+        while self.exists((last / MILESTONE + 1) * MILESTONE).await? {
+            last = (last / MILESTONE + 1) * MILESTONE;
+        }
         while self.exists(last + 1).await? {
             last += 1;
         }
@@ -118,7 +134,7 @@ impl Log {
         }
     }
 
-    async fn exists(&self, sequence: u64) -> Result<bool, JournalError> {
+    pub(super) async fn exists(&self, sequence: u64) -> Result<bool, JournalError> {
         self.store
             .exists(&self.key(sequence), Instant::now() + PATIENCE)
             .await
@@ -135,6 +151,7 @@ impl Log {
     /// The store does not answer, or a transaction is damaged.
     pub async fn at(&self, time: Timestamp, known: u64) -> Result<Moment, JournalError> {
         let oldest = self.boundary().await?.sequence.max(1);
+        let states = self.states().await?;
         let tail = self.tail(known).await?.sequence;
         if tail == 0 {
             return Ok(Moment { position: Position::START, time: Timestamp::UNIX_EPOCH, too_old: true });
@@ -142,8 +159,10 @@ impl Log {
         let mut sequence = 0;
         for bit in (0..=tail.ilog2()).rev() {
             let next = sequence | 1 << bit;
-            // Before the boundary there may be nothing that could be asked.
-            if next <= oldest || next <= tail && self.written(next).await? <= time {
+            // Before the boundary there may be nothing that could be asked. A transaction that was merged has the time of
+            // the one that it was merged up to.
+            let asked = states.range(next..).next().copied().unwrap_or(next);
+            if next <= oldest || next <= tail && self.written(asked).await? <= time {
                 sequence = next;
             }
         }
@@ -156,7 +175,7 @@ impl Log {
     /// # Errors
     /// The store does not answer, or the transaction is damaged.
     pub async fn moment(&self, sequence: u64) -> Result<Option<Moment>, JournalError> {
-        let Some(position) = self.position(sequence).await? else { return Ok(None) };
+        let Some(position) = self.state(sequence).await? else { return Ok(None) };
         Ok(Some(Moment { position, time: self.written(sequence).await?, too_old: false }))
     }
 
@@ -173,7 +192,11 @@ impl Log {
     /// # Errors
     /// The store does not answer, or the transaction is not there or damaged.
     pub async fn written(&self, sequence: u64) -> Result<Timestamp, JournalError> {
-        let header = self.header(sequence).await?.ok_or_else(|| self.missing(sequence))?;
+        let header = match self.header(&self.key(sequence), sequence).await? {
+            Some(header) => Some(header),
+            None => self.merged_up_to(sequence).await?,
+        };
+        let header = header.ok_or_else(|| self.missing(sequence))?;
         Timestamp::from_nanosecond(header.time.into()).map_err(|error| self.damaged(sequence, error.to_string()))
     }
 
@@ -185,8 +208,29 @@ impl Log {
         self.position(sequence).await?.ok_or_else(|| self.missing(sequence))
     }
 
-    fn missing(&self, sequence: u64) -> JournalError {
+    pub(super) fn missing(&self, sequence: u64) -> JournalError {
         self.damaged(sequence, "it was in the store, and is not any more")
+    }
+
+    /// Header of a merged transaction that ends with this one, if there is one.
+    async fn merged_up_to(&self, sequence: u64) -> Result<Option<Header>, JournalError> {
+        let Some(Piece { first, last }) = self.merged().await?.into_iter().find(|piece| piece.last == sequence) else {
+            return Ok(None);
+        };
+        self.header(&Key::Merged { volume: self.name.clone(), from: first, to: last }, sequence).await
+    }
+
+    /// Epoch and digest of a transaction; `None` if it is not in the log, and was not the last of those that it was merged
+    /// with.
+    pub(super) async fn state(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
+        if let Some(position) = self.position(sequence).await? {
+            return Ok(Some(position));
+        }
+        let merged = self.merged_up_to(sequence).await?;
+        Ok(merged.and_then(|header| match header.kind {
+            vivarium_journal::Kind::Merged { state } => Some(Position { sequence, epoch: header.epoch, digest: state }),
+            _ => None,
+        }))
     }
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
@@ -291,7 +335,82 @@ impl Log {
     /// # Errors
     /// The store does not answer.
     pub async fn list_all(&self) -> Result<Vec<Listed>, JournalError> {
-        self.list(&Prefix::Volume(self.name.clone()), None).await
+        let prefix = Prefix::Volume(self.name.clone());
+        let listed = self.store.list(&prefix, None, Instant::now() + PATIENCE_LIST).await;
+        listed.map_err(|error| self.unreachable(&error))
+    }
+
+    /// The states that can be restored, by the transactions that they are after, as far as is listed: of what is older,
+    /// not every one, since transactions are merged.
+    ///
+    /// # Errors
+    /// The store does not answer, or the boundary is damaged.
+    pub async fn states(&self) -> Result<BTreeSet<u64>, JournalError> {
+        let boundary = self.boundary().await?.sequence;
+        Ok(Inventory::of(&self.list_all().await?).states(boundary))
+    }
+
+    /// Transactions that are listed behind one of them.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn list_after(&self, sequence: u64) -> Result<Vec<Listed>, JournalError> {
+        let after = (sequence > 0).then(|| self.key(sequence));
+        self.list(&Prefix::Transactions(self.name.clone()), after.as_ref()).await
+    }
+
+    /// Merged transactions that are listed.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn merged(&self) -> Result<BTreeSet<Piece>, JournalError> {
+        let listed = self.list(&Prefix::Merged(self.name.clone()), None).await?;
+        let pieces = listed.iter().filter_map(|entry| match entry.key {
+            Key::Merged { from, to, .. } if from < to => Some(Piece { first: from, last: to }),
+            _ => None,
+        });
+        Ok(pieces.collect())
+    }
+
+    /// The volume.
+    #[must_use]
+    pub fn volume(&self) -> &VolumeId {
+        &self.volume
+    }
+
+    /// Name of the volume in keys.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Bytes that an object of the volume holds, also one that is split; `None` if it is not there.
+    ///
+    /// # Errors
+    /// The store does not answer, or its list of parts is damaged.
+    pub async fn length(&self, key: &Key) -> Result<Option<u64>, JournalError> {
+        let read = self.store.read_span(key, Span::Range(0..0), Instant::now() + PATIENCE).await;
+        Ok(read.map_err(|error| self.unreachable(&error))?.map(|slice| slice.total))
+    }
+
+    /// Keeps transactions as one. [`Appended::Taken`]: they are kept so already.
+    ///
+    /// # Errors
+    /// It is not known whether it is in the store.
+    pub async fn add_merged(
+        &self,
+        piece: Piece,
+        path: &Path,
+        length: u64,
+        content: Digest,
+    ) -> Result<Appended, JournalError> {
+        let key = Key::Merged { volume: self.name.clone(), from: piece.first, to: piece.last };
+        let deadline = Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST);
+        match self.store.create(&key, Source::File(path), content.0, deadline).await {
+            Ok(Created::New | Created::Ours) => Ok(Appended::Yes),
+            Err(CreateError::Conflict { .. }) => Ok(Appended::Taken),
+            Err(error) => Err(self.unreachable(&error)),
+        }
     }
 
     /// Numbers of the checkpoints that are listed, oldest first.
@@ -307,7 +426,7 @@ impl Log {
         Ok(numbers.collect())
     }
 
-    /// Keeps the state after transaction `sequence`. One that is there already is as good.
+    /// Keeps the state after transaction `sequence`. [`Appended::Taken`]: one is there already, which may be damaged.
     ///
     /// # Errors
     /// It is not known whether it is in the store.
@@ -317,11 +436,12 @@ impl Log {
         path: &Path,
         length: u64,
         content: Digest,
-    ) -> Result<(), JournalError> {
+    ) -> Result<Appended, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
         let deadline = Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST);
         match self.store.create(&key, Source::File(path), content.0, deadline).await {
-            Ok(_) | Err(CreateError::Conflict { .. }) => Ok(()),
+            Ok(Created::New | Created::Ours) => Ok(Appended::Yes),
+            Err(CreateError::Conflict { .. }) => Ok(Appended::Taken),
             Err(error) => Err(self.unreachable(&error)),
         }
     }
@@ -334,17 +454,27 @@ impl Log {
         self.store.delete(key, Instant::now() + PATIENCE).await.map_err(|error| self.unreachable(&error))
     }
 
+    /// Deletes objects that have no parts, many at a time.
+    ///
+    /// # Errors
+    /// The store does not answer; some may be gone.
+    pub async fn delete_whole(&self, keys: &[Key]) -> Result<(), JournalError> {
+        let deadline = Instant::now() + PATIENCE_LIST;
+        self.store.delete_whole(keys, deadline).await.map_err(|error| self.unreachable(&error))
+    }
+
     /// What a transaction is, from its beginning; `None` if it is not in the log.
     ///
     /// # Errors
     /// The store does not answer, or it is damaged.
     pub async fn kind(&self, sequence: u64) -> Result<Option<vivarium_journal::Kind>, JournalError> {
-        Ok(self.header(sequence).await?.map(|header| header.kind))
+        Ok(self.header(&self.key(sequence), sequence).await?.map(|header| header.kind))
     }
 
-    async fn header(&self, sequence: u64) -> Result<Option<Header>, JournalError> {
+    /// Header of an object that ends with a transaction.
+    async fn header(&self, key: &Key, sequence: u64) -> Result<Option<Header>, JournalError> {
         let span = Span::Range(0..16 + MAX_HEADER as u64);
-        let read = self.store.read_span(&self.key(sequence), span, Instant::now() + PATIENCE).await;
+        let read = self.store.read_span(key, span, Instant::now() + PATIENCE).await;
         let Some(front) = read.map_err(|error| self.unreachable(&error))? else { return Ok(None) };
         let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
         Ok(Some(header))
@@ -357,15 +487,19 @@ impl Log {
     pub async fn purge(&self) -> Result<(), JournalError> {
         let prefix = Prefix::Volume(self.name.clone());
         loop {
-            let listed = self.store.list(&prefix, None, Instant::now() + PATIENCE).await;
-            let listed = listed.map_err(|error| self.unreachable(&error))?;
-            if listed.is_empty() {
+            // Parts are listed as well, so nobody has to ask for them.
+            let keys: Vec<Key> = self
+                .store
+                .list(&prefix, None, Instant::now() + PATIENCE_LIST)
+                .await
+                .map_err(|error| self.unreachable(&error))?
+                .into_iter()
+                .map(|entry| entry.key)
+                .collect();
+            if keys.is_empty() {
                 return Ok(());
             }
-            for entry in listed {
-                let deleted = self.store.delete(&entry.key, Instant::now() + PATIENCE).await;
-                deleted.map_err(|error| self.unreachable(&error))?;
-            }
+            self.delete_whole(&keys).await?;
         }
     }
 
@@ -377,22 +511,50 @@ impl Log {
         self.fetch_as(&self.key(sequence), sequence, directory).await
     }
 
-    /// The same with the state after transaction `sequence`.
+    /// Fetches what leads from the state before a piece to that after it, and checks it whole: a transaction, or a merged
+    /// one.
+    ///
+    /// # Errors
+    /// The store does not answer, or what it gives is something else.
+    pub async fn fetch_piece(&self, piece: Piece, directory: &Path) -> Result<Transaction<File>, JournalError> {
+        if piece.is_single() {
+            return self.fetch(piece.first, directory).await;
+        }
+        let key = Key::Merged { volume: self.name.clone(), from: piece.first, to: piece.last };
+        let merged = self.fetch_as(&key, piece.last, directory).await?;
+        let header = merged.header();
+        if header.first != piece.first || !matches!(header.kind, vivarium_journal::Kind::Merged { .. }) {
+            let what =
+                format!("what should be {} to it as one is a {:?} from {}", piece.first, header.kind, header.first);
+            return Err(self.damaged(piece.last, what));
+        }
+        Ok(merged)
+    }
+
+    /// The same with the state after transaction `sequence`, which must be in the log still: the state must be of that one.
     ///
     /// # Errors
     /// The store does not answer, or what it gives is not that state.
     pub async fn fetch_checkpoint(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
         let checkpoint = self.fetch_as(&key, sequence, directory).await?;
-        match checkpoint.header().kind {
-            vivarium_journal::Kind::Checkpoint => Ok(checkpoint),
-            kind => Err(self.damaged(sequence, format!("its checkpoint is a {kind:?}"))),
+        let header = checkpoint.header();
+        if header.kind != vivarium_journal::Kind::Checkpoint {
+            return Err(self.damaged(sequence, format!("its checkpoint is a {:?}", header.kind)));
+        }
+        match self.position(sequence).await? {
+            Some(position) if position.digest == header.parent && position.epoch == header.epoch => Ok(checkpoint),
+            Some(position) => {
+                let what = format!("its checkpoint is of {}, and its digest is {}", header.parent, position.digest);
+                Err(self.damaged(sequence, what))
+            }
+            None => Err(self.damaged(sequence, "there is a checkpoint of it, and it is not in the log")),
         }
     }
 
     async fn fetch_as(&self, key: &Key, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let io = |source| JournalError::Io { attempt: "keep a transaction", volume: self.volume.clone(), source };
-        let file = unnamed(directory).map_err(io)?;
+        let file = Unnamed::new(directory).map_err(io)?.file;
         let mut out = tokio::fs::File::from_std(file.try_clone().map_err(io)?);
         let deadline = Instant::now() + PATIENCE_DATA;
         match self.store.read_to(key, &mut out, deadline).await {
@@ -420,7 +582,7 @@ impl Log {
 }
 
 /// How far the garbage of a journal was collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boundary {
     /// Number of the boundary; each is higher than those before.
     pub generation: u64,
@@ -480,10 +642,29 @@ mod boundary {
     }
 }
 
-fn unnamed(directory: &Path) -> std::io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into())
+/// A file without a name: whatever becomes of this process, nothing is left of it.
+#[derive(Debug)]
+pub struct Unnamed {
+    /// The file.
+    pub file: File,
+}
+
+impl Unnamed {
+    /// A fresh one, in the file system of a directory.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn new(directory: &Path) -> std::io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(Self { file: rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into() })
+    }
+
+    /// A path at which this process can open it while this value is there (proc(5)).
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
 }
 
 #[cfg(test)]

@@ -3,23 +3,24 @@
 //! All in one subvolume, because the kernel counts blocks against the subvolume that wrote them: a chain of received
 //! snapshots would escape its size.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
-use vivarium_journal::Kind;
 use vivarium_journal::read::Transaction;
 
 use super::JournalError;
 use super::apply::Target;
 use super::log::{Log, Position};
+use super::pieces::{LEVELS, Piece, cover};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
 
-/// Room that a volume of unknown content is taken to need in the pool.
-const ROOM: u64 = 1 << 20;
 /// What fills an empty subvolume.
 type Fill<'a> = &'a mut dyn FnMut(&OwnedFd) -> Result<(), JournalError>;
 /// Transactions that are fetched ahead of the one that is carried out.
@@ -52,8 +53,8 @@ pub fn layer_roots(
     layers.iter().map(open).collect()
 }
 
-/// Makes volume `id`, which is not on this node, with `size` bytes, as of transaction `tail`. Where the log holds no tree,
-/// nothing is made.
+/// Makes volume `id`, which is not on this node, with `size` bytes, of which about `room` will be in use, as of transaction
+/// `tail`. Where the log holds no tree, nothing is made.
 ///
 /// # Errors
 /// [`JournalError`]; nothing is left of the volume then.
@@ -61,13 +62,14 @@ pub async fn restore(
     volumes: &Volumes,
     id: &VolumeId,
     size: u64,
+    room: u64,
     log: &Log,
     tail: Position,
     layers: Vec<OwnedFd>,
 ) -> Result<Restored, JournalError> {
     let (made, volume) = (volumes.clone(), id.clone());
     let restored =
-        replay(volumes, id, log, tail, layers, move |fill| made.create_with(&volume, size, ROOM, fill).map(drop));
+        replay(volumes, id, log, tail, layers, move |fill| made.create_with(&volume, size, room, fill).map(drop));
     let restored = restored.await?;
     if restored.empty {
         let (volumes, volume) = (volumes.clone(), id.clone());
@@ -90,7 +92,8 @@ pub(crate) async fn replay(
     fill_in: impl FnOnce(Fill<'_>) -> Result<(), JournalError> + Send + 'static,
 ) -> Result<Restored, JournalError> {
     let directory = volumes.pool().path().to_owned();
-    let checkpoint = newest_checkpoint(log, tail, &directory).await?;
+    let merged = log.merged().await?;
+    let checkpoint = newest_checkpoint(log, &merged, tail, &directory).await?;
     let (id, log, handle) = (id.clone(), log.clone(), Handle::current());
     let volume = id.clone();
     super::blocking(&volume, move || {
@@ -101,21 +104,7 @@ pub(crate) async fn replay(
             Position { sequence: header.sequence, epoch: header.epoch, digest: header.parent }
         });
         let (give, take) = mpsc::sync_channel(AHEAD);
-        let fetcher = {
-            let (log, first) = (log.clone(), before.sequence + 1);
-            handle.spawn(async move {
-                for sequence in first..=tail.sequence {
-                    let fetched = log.fetch(sequence, &directory).await;
-                    let failed = fetched.is_err();
-                    let give = give.clone();
-                    // The channel is bounded, so a send may wait: not on a thread of the runtime.
-                    let taken = tokio::task::spawn_blocking(move || give.send(fetched).is_ok()).await;
-                    if failed || !taken.unwrap_or(false) {
-                        return;
-                    }
-                }
-            })
-        };
+        let fetcher = handle.spawn(fetch_all(log, merged, before.sequence, tail.sequence, directory, give));
         let made = fill_in(&mut |live| {
             let live = live.try_clone().map_err(|source| JournalError::Io {
                 attempt: "open the subvolume",
@@ -138,14 +127,16 @@ pub(crate) async fn replay(
                     .map_err(|error| JournalError::CutOff { volume: id.clone(), message: error.to_string() })?;
                 let mut transaction = next?;
                 let header = transaction.header();
-                let follows = header.parent == before.digest && header.epoch >= before.epoch;
+                let follows = header.first == before.sequence + 1
+                    && header.parent == before.digest
+                    && header.epoch >= before.epoch;
                 if !follows {
                     let what = format!("it follows {}, not {}", header.parent, before.digest);
                     return Err(JournalError::Damaged { volume: id.clone(), sequence: header.sequence, what });
                 }
-                before =
-                    Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.summary().digest };
-                if header.kind != Kind::Barrier {
+                before = Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.state() };
+                // A barrier, or several: there is no tree because of it.
+                if transaction.summary().operations > 0 {
                     carry_out(&mut transaction)?;
                 }
             }
@@ -162,12 +153,67 @@ pub(crate) async fn replay(
     .await
 }
 
+/// Fetches what leads from one transaction to another, in order, some ahead of whoever takes it.
+async fn fetch_all(
+    log: Log,
+    merged: BTreeSet<Piece>,
+    from: u64,
+    to: u64,
+    directory: PathBuf,
+    give: mpsc::SyncSender<Result<Transaction<File>, JournalError>>,
+) {
+    let pieces = cover(&merged, from, to);
+    let under_way = pieces.into_iter().map(|piece| fetch_piece(&log, &merged, piece, &directory));
+    let mut fetched = futures::stream::iter(under_way).buffered(AHEAD);
+    while let Some(transactions) = fetched.next().await {
+        let failed = transactions.is_err();
+        let each: Vec<_> = match transactions {
+            Ok(transactions) => transactions.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        for transaction in each {
+            let give = give.clone();
+            // The channel is bounded, so a send may wait: not on a thread of the runtime.
+            let taken = tokio::task::spawn_blocking(move || give.send(transaction).is_ok()).await;
+            if !taken.unwrap_or(false) {
+                return;
+            }
+        }
+        if failed {
+            return;
+        }
+    }
+}
+
+/// A piece; or, if it is a merged transaction that cannot be used, those that it was made of.
+async fn fetch_piece(
+    log: &Log,
+    merged: &BTreeSet<Piece>,
+    piece: Piece,
+    directory: &Path,
+) -> Result<Vec<Transaction<File>>, JournalError> {
+    let (mut left, mut fetched) = (vec![piece], Vec::new());
+    while let Some(piece) = left.pop() {
+        match log.fetch_piece(piece, directory).await {
+            Ok(transaction) => fetched.push(transaction),
+            Err(error @ (JournalError::Damaged { .. } | JournalError::Read { .. })) if !piece.is_single() => {
+                tracing::error!(%error, "a merged transaction cannot be used; what it was made of is");
+                let others = merged.iter().filter(|other| piece.contains(**other)).copied().collect();
+                left.extend(cover(&others, piece.first - 1, piece.last).into_iter().rev());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(fetched)
+}
+
 /// The newest checkpoint that can be used, fetched and checked. Without one the log is read from its beginning, which has
 /// to be there then.
 async fn newest_checkpoint(
     log: &Log,
+    merged: &BTreeSet<Piece>,
     tail: Position,
-    directory: &std::path::Path,
+    directory: &Path,
 ) -> Result<Option<Transaction<File>>, JournalError> {
     let mut numbers = log.checkpoints().await?;
     let boundary = log.boundary().await?.sequence;
@@ -179,7 +225,13 @@ async fn newest_checkpoint(
     let mut last = None;
     for sequence in numbers.into_iter().rev().filter(|sequence| (boundary..=tail.sequence).contains(sequence)) {
         match log.fetch_checkpoint(sequence, directory).await {
-            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Ok(checkpoint) => match missing(log, merged, sequence, tail.sequence).await? {
+                None => return Ok(Some(checkpoint)),
+                Some(gone) => {
+                    tracing::error!(volume = %log.volume(), checkpoint = sequence, gone, "nothing leads on from a checkpoint; an older one is taken");
+                    last = Some(log.missing(gone));
+                }
+            },
             Err(error @ JournalError::Store { .. }) => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "a checkpoint cannot be used; an older one is taken");
@@ -191,4 +243,18 @@ async fn newest_checkpoint(
         Some(error) if boundary > 0 => Err(error),
         _ => Ok(None),
     }
+}
+
+/// A transaction that is needed to go on from a checkpoint and is not there. It can only be one that was merged, by somebody
+/// who was not shown the checkpoint.
+async fn missing(log: &Log, merged: &BTreeSet<Piece>, from: u64, to: u64) -> Result<Option<u64>, JournalError> {
+    let may_be_gone = |single: &Piece| {
+        let longer = merged.range(..=Piece { first: single.first, last: u64::MAX }).rev();
+        longer.take_while(|piece| piece.first + LEVELS[LEVELS.len() - 1] > single.first).any(|p| p.contains(*single))
+    };
+    let singles = cover(merged, from, to).into_iter().filter(|piece| piece.is_single()).filter(may_be_gone);
+    let asked: Vec<_> =
+        singles.map(async |single| Ok::<_, JournalError>((single.first, log.exists(single.first).await?))).collect();
+    let found: Vec<(u64, bool)> = futures::stream::iter(asked).buffer_unordered(AHEAD).try_collect().await?;
+    Ok(found.into_iter().find(|(_, is_there)| !is_there).map(|(number, _)| number))
 }

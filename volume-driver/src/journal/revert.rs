@@ -40,7 +40,7 @@ impl Journal {
         let before = self.commit_all().await?;
         let to = match self.log.boundary().await?.sequence {
             boundary if boundary > sequence => None,
-            _ => self.log.position(sequence).await?,
+            _ => self.log.state(sequence).await?,
         };
         let Some(to) = to else {
             let what = format!("it is not kept any more, so that volume {} cannot become what it was then", self.id);

@@ -1,6 +1,7 @@
 //! Keeps journals short ([`crate::journal::keep`]): those of environments that run elsewhere, as far as this node is the one
 //! to do it, one after the other.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,15 +12,16 @@ use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus};
+use vivarium_api::v1alpha1::volume::{DivergedStatus, EnvironmentVolumeStatus, KeptStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
 
 use super::{ApiError, failed, is_gone};
 use crate::ids::{IdError, LayerDigest, VolumeId};
 use crate::journal::JournalError;
-use crate::journal::keep::{Kept, Policy, chosen, keep};
+use crate::journal::keep::{Kept, Memory, Policy, Subject, chosen, keep};
 use crate::journal::log::Log;
 use crate::publish::Publisher;
+use crate::settings::parse_size;
 use crate::template::TemplateError;
 use crate::volume::diverged::Diverged;
 
@@ -39,6 +41,8 @@ enum KeepError {
     Id(#[from] IdError),
     #[error(transparent)]
     Api(#[from] ApiError),
+    #[error("its size cannot be understood: {0}")]
+    Size(String),
 }
 
 /// What keeps journals.
@@ -56,9 +60,10 @@ pub struct Keeping {
 impl Keeping {
     /// Keeps for ever.
     pub async fn run(self) {
+        let mut memories = HashMap::new();
         loop {
             tokio::time::sleep(PACE).await;
-            if let Err(error) = self.round().await {
+            if let Err(error) = self.round(&mut memories).await {
                 tracing::warn!(%error, "journals are kept short later");
             }
             let (volumes, retention) = (self.publisher.volumes.clone(), self.policy.retention);
@@ -72,7 +77,7 @@ impl Keeping {
         }
     }
 
-    async fn round(&self) -> Result<(), ApiError> {
+    async fn round(&self, memories: &mut HashMap<VolumeId, Memory>) -> Result<(), ApiError> {
         let all = ListParams::default();
         let volumes = Api::<EnvironmentVolume>::all(self.client.clone());
         let stores = Api::<JournalStore>::all(self.client.clone());
@@ -82,17 +87,22 @@ impl Keeping {
         let leases = leases.list(&all).await.map_err(failed("list", "leases"))?;
         let alive = alive(&leases.items, Timestamp::now());
         self.tell_diverged(&volumes.items).await;
+        let mut remembered = HashMap::new();
         for volume in volumes {
             let store = volume.spec.store.as_deref();
             let Some(store) = stores.iter().find(|object| Some(object.name_any().as_str()) == store) else { continue };
             if !self.is_mine(&volume, store, &alive) {
                 continue;
             }
-            if let Err(error) = self.keep_one(&volume, &store.name_any()).await {
+            let Some(id) = volume.uid().and_then(|uid| VolumeId::parse(&uid).ok()) else { continue };
+            // What another node keeps from now on is forgotten here.
+            let memory = remembered.entry(id.clone()).or_insert(memories.remove(&id).unwrap_or_default());
+            if let Err(error) = self.keep_one(&volume, &store.name_any(), id, memory).await {
                 let name = format!("{}/{}", volume.namespace().unwrap_or_default(), volume.name_any());
                 tracing::warn!(%error, volume = name, "its journal is kept short later");
             }
         }
+        *memories = remembered;
         Ok(())
     }
 
@@ -135,18 +145,30 @@ impl Keeping {
         chosen(me, &id, &nodes, holder)
     }
 
-    async fn keep_one(&self, volume: &EnvironmentVolume, store: &str) -> Result<(), KeepError> {
-        let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
+    async fn keep_one(
+        &self,
+        volume: &EnvironmentVolume,
+        store: &str,
+        id: VolumeId,
+        memory: &mut Memory,
+    ) -> Result<(), KeepError> {
         let Some(opened) = self.publisher.stores.get(store) else { return Ok(()) };
         let template = &volume.spec.template;
         let layers = template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
-        let journal = volume.status.as_ref().and_then(|status| status.journal.as_ref());
-        let known = journal.map_or(0, |journal| journal.sequence);
+        let status = volume.status.as_ref();
+        let journal = status.and_then(|status| status.journal.as_ref());
+        let subject = Subject {
+            volume: id.clone(),
+            layers,
+            size: parse_size(&volume.spec.size.0).map_err(KeepError::Size)?,
+            room: status.map_or(0, EnvironmentVolumeStatus::in_use),
+            known: journal.map_or(0, |journal| journal.sequence),
+        };
         let log = Log::new(&id, opened)?;
         let (volumes, templates) = (&self.publisher.volumes, &self.publisher.templates);
         // Only a checkpoint needs them, and most rounds make none; they are mostly here already.
-        templates.ensure(&template.image, &layers).await?;
-        let kept = keep(volumes, templates, &log, &id, &layers, known, &self.policy).await?;
+        templates.ensure(&template.image, &subject.layers).await?;
+        let kept = keep(volumes, templates, &log, &subject, memory, &self.policy).await?;
         self.tell(volume, kept, &log).await
     }
 

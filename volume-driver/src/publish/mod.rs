@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::{RestoreDone, RestoreProgress, RestoreRefusal};
+use vivarium_api::v1alpha1::volume::{EnvironmentVolumeStatus, RestoreDone, RestoreProgress, RestoreRefusal};
 
 pub use decide::Me;
 use decide::Verdict;
@@ -267,10 +267,12 @@ impl Publisher {
         layers: &[LayerDigest],
     ) -> Result<(Option<JournalRecord>, Option<String>), Refusal> {
         let Some(store) = &object.spec.store else { return Ok((None, None)) };
-        let journal = object.status.as_ref().and_then(|status| status.journal.as_ref());
+        let status = object.status.as_ref();
+        let journal = status.and_then(|status| status.journal.as_ref());
         let opening = Opening {
             id: call.id.clone(),
             size,
+            room: status.map_or(0, EnvironmentVolumeStatus::in_use),
             epoch,
             layers: layers.to_vec(),
             known: journal.map_or(0, |journal| journal.sequence),
@@ -330,7 +332,7 @@ impl Publisher {
         let name = VolumeName { namespace: record.namespace.clone(), name: record.name.clone() };
         let layers = record.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<_, _>>()?;
         let epoch = publication.stage.epoch;
-        let opening = Opening { id: id.clone(), size: 0, epoch, layers, known: 0, revert: None };
+        let opening = Opening { id: id.clone(), size: 0, room: 0, epoch, layers, known: 0, revert: None };
         let store = self.stores.wait_for(&record.store, Instant::now() + self.wait).await;
         let store = store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: record.store.clone() })?;
         let (keeper, records, id) = (self.keeper.clone(), self.records.clone(), id.clone());

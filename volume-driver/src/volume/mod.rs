@@ -108,6 +108,12 @@ pub fn limit_for(size: u64) -> u64 {
     size.saturating_add((size / 50).max(16 << 20))
 }
 
+/// The limit while a tree is being brought into a volume: on the way there can be more in it than in the end, but what a
+/// journal says is a tenant's, and must not fill the pool.
+fn limit_on_the_way(size: u64) -> u64 {
+    limit_for(size).saturating_mul(2)
+}
+
 /// The volumes in the pool of this node.
 #[derive(Clone, Debug)]
 pub struct Volumes {
@@ -169,6 +175,7 @@ impl Volumes {
     }
 
     /// Makes a volume that `fill` fills, given its empty subvolume, with about `room` bytes; then limits it to `size`.
+    /// Until then it can hold about twice as much.
     ///
     /// # Errors
     /// As [`Self::create`], or what `fill` says.
@@ -179,26 +186,29 @@ impl Volumes {
         room: u64,
         fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<Live, E> {
-        self.pool.require(room).map_err(VolumeError::from)?;
+        self.pool.require(room.max(FRESH)).map_err(VolumeError::from)?;
         self.make_as(id, id.as_str(), size, fill)?;
         Ok(self.get(id)?)
     }
 
-    /// Makes an empty subvolume for `work` and destroys it afterwards, whatever comes of it. It is of no use to anybody
-    /// else, and a crash leaves nothing of it that the next start does not remove.
+    /// Makes an empty subvolume for `work`, which brings about `room` bytes into it, and destroys it afterwards, whatever
+    /// comes of it. It can hold about twice `size`. It is of no use to anybody else, and a crash leaves nothing of it that
+    /// the next start does not remove.
     ///
     /// # Errors
     /// The pool is full or fails, or what `work` says.
     pub fn scratch<E: From<VolumeError>>(
         &self,
         id: &VolumeId,
+        size: u64,
+        room: u64,
         work: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.pool.require(FRESH).map_err(VolumeError::from)?;
+        self.pool.require(room.max(FRESH)).map_err(VolumeError::from)?;
         // Somebody may be at another copy of the same volume.
         let number = COPIES.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PARTIAL}{SCRATCH}{id}-{number}");
-        let done = self.make(id, &name, u64::MAX, work);
+        let done = self.make(id, &name, size, work);
         let destroyed = self.destroy(&name).map_err(failed("remove the copy", id));
         done.and_then(|()| Ok(destroyed?))
     }
@@ -274,11 +284,11 @@ impl Volumes {
             btrfs::create_qgroup(self.pool.root(), group).map_err(failed("make the quota group", id))?;
             btrfs::assign_qgroup(self.pool.root(), Qgroup::new(0, info.id), group)
                 .map_err(failed("assign the quota group", id))?;
+            btrfs::limit_qgroup(self.pool.root(), group, limit_on_the_way(size)).map_err(failed("set the size", id))?;
         }
         rustix::fs::fchmod(&live, Mode::from_raw_mode(0o755)).map_err(failed("set the mode", id))?;
         fill(&live)?;
         if self.pool.quota() == Quota::Simple {
-            // Last, because on the way to a tree there can be more in it than in the end.
             btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), limit_for(size))
                 .map_err(failed("set the size", id))?;
         }

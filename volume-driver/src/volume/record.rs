@@ -154,6 +154,18 @@ impl Records {
         Ok(())
     }
 
+    /// Removes the record of the shim of one volume, if it is of an epoch up to this one.
+    ///
+    /// # Errors
+    /// It cannot be read or removed.
+    pub fn revoke(&self, id: &VolumeId, epoch: u64) -> Result<(), RecordError> {
+        let Some(publication) = self.get(id)?.filter(|publication| publication.stage.epoch <= epoch) else {
+            return Ok(());
+        };
+        let path = self.stage_path(&publication.stage);
+        files::remove(&path).map_err(failed("remove", &path))
+    }
+
     fn path(&self, id: &VolumeId) -> PathBuf {
         self.published.join(format!("{id}.json"))
     }

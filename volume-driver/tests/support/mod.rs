@@ -92,7 +92,7 @@ impl TestNode {
         let publisher = Publisher {
             me: me(),
             stores: Stores::default(),
-            keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone())),
+            keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone()).0),
             directory,
             volumes,
             templates,

@@ -15,6 +15,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
+use vivarium_fail_point::passed;
 use vivarium_journal::Kind;
 use vivarium_store::{Key, Listed};
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
@@ -172,6 +173,7 @@ pub async fn keep(
     if let Some(wanted) = inventory.plan(policy, SystemTime::now()).boundary.filter(|wanted| *wanted > found.sequence) {
         // Whoever was faster raised it to something that is as good.
         log.raise_boundary(found, wanted).await?;
+        passed("boundary-raised");
         found = log.boundary().await?;
     }
     kept.boundary = found.sequence;
@@ -185,6 +187,7 @@ pub async fn keep(
             continue;
         }
         log.delete(key).await?;
+        passed("object-deleted");
         kept.deleted += 1;
     }
     Ok(kept)
@@ -232,8 +235,10 @@ async fn make_checkpoint(
         })
     });
     let replayed = replayed.await?;
+    passed("checkpoint-written");
     let Some(summary) = receiver.try_recv().ok().flatten().filter(|_| !replayed.empty) else { return Ok(false) };
     log.add_checkpoint(tail.sequence, file.path(), summary.length, summary.content).await?;
+    passed("checkpoint-in-store");
     tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, "made a checkpoint");
     Ok(true)
 }

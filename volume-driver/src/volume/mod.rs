@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode};
+use vivarium_fail_point::passed;
 use vivarium_sys::btrfs::{self, Qgroup, SubvolumeInfo};
 
 use crate::ids::VolumeId;
@@ -263,7 +264,9 @@ impl Volumes {
                 .map_err(failed("assign the quota group", id))?;
         }
         rustix::fs::fchmod(&live, Mode::from_raw_mode(0o755)).map_err(failed("set the mode", id))?;
+        passed("subvolume-made");
         fill(&live)?;
+        passed("subvolume-filled");
         if self.pool.quota() == Quota::Simple {
             // Last, because on the way to a tree there can be more in it than in the end.
             btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), limit_for(size))
@@ -340,7 +343,7 @@ impl Volumes {
         let deleted = format!("{DELETED}{id}");
         self.destroy(&deleted).map_err(failed("remove the remains", id))?;
         match rustix::fs::renameat(parent, id.as_str(), parent, &deleted) {
-            Ok(()) => {}
+            Ok(()) => passed("volume-unnamed"),
             Err(rustix::io::Errno::NOENT) => return Ok(()),
             Err(error) => return Err(failed("set aside the directory", id)(error)),
         }

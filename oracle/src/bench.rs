@@ -11,10 +11,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use vivarium_journal::read::{ReadError, Transaction};
 use vivarium_journal::{Digest, Header, Kind};
@@ -25,7 +24,7 @@ use vivarium_node::pool::{Pool, PoolError, PoolSource};
 use vivarium_sys::btrfs;
 
 use crate::plan::{Plan, Step};
-use crate::rng::Rng;
+use crate::template;
 use crate::workload::{Layer, Workload};
 
 /// Enough for one case at a time, and the rooms that earlier ones have not yet given back.
@@ -102,35 +101,13 @@ impl Bench {
     /// # Errors
     /// The pool cannot be made.
     pub fn new() -> Result<Self, Failure> {
-        let directory = tempfile::Builder::new().prefix("vivarium-oracle").tempdir()?;
+        let directory = crate::place::scratch()?;
         let pool = Pool::open("oracle", &PoolSource::File { size: POOL_SIZE }, directory.path())?;
         let mut bench = Self { layers: Vec::new(), pool, cases: 0, directory };
         for (name, seed) in [("lower", 1), ("upper", 2)] {
-            let layer = bench.template(name, seed)?;
-            bench.layers.push(layer);
+            bench.layers.push(template::layer(bench.pool.root(), name, seed)?);
         }
         Ok(bench)
-    }
-
-    /// A layer with files of many sizes and layouts.
-    fn template(&self, name: &str, seed: u64) -> io::Result<Layer> {
-        let root = self.subvolume(name)?;
-        let path = self.pool.path().join(name);
-        let mut rng = Rng::new(seed, 0);
-        fs::create_dir_all(path.join("usr/lib"))?;
-        let mut files = Vec::new();
-        for size in [100, 3000, 4096, 10_000, 65_536, 131_072, 300_001, 1 << 20] {
-            let file = format!("usr/lib/lib{size}");
-            fs::write(path.join(&file), rng.noise(size))?;
-            files.push(file.into_bytes());
-        }
-        let sparse = File::create(path.join("sparse"))?;
-        sparse.write_all_at(&rng.noise(20_000), 1 << 20)?;
-        sparse.write_all_at(&[0; 12_000], 1 << 18)?;
-        rustix::fs::fallocate(&sparse, FallocateFlags::KEEP_SIZE, 1 << 19, 1 << 18)?;
-        files.push(b"sparse".to_vec());
-        btrfs::set_read_only(root.as_fd(), true)?;
-        Ok(Layer { root, files })
     }
 
     /// Runs a case to its end or first failure. The log says what was done.
@@ -161,19 +138,6 @@ impl Drop for Bench {
     }
 }
 
-/// A mounted overlay, gone when it is dropped.
-struct Overlay {
-    root: OwnedFd,
-    at: PathBuf,
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.at);
-    }
-}
-
 /// A case that runs.
 struct Case<'b> {
     bench: &'b Bench,
@@ -191,8 +155,15 @@ impl Case<'_> {
         let source = self.make("source")?;
         let target = self.make("target")?;
         // One case in four is what an environment does: it sees the volume through overlayfs only.
-        let overlay = if plan.seed % 4 == 3 { Some(self.overlay()?) } else { None };
-        let (root, depth) = overlay.as_ref().map_or((&source, 0), |overlay| (&overlay.root, "upper/".len()));
+        let overlay = if plan.seed % 4 == 3 {
+            for directory in ["upper", "work"] {
+                rustix::fs::mkdirat(&source, directory, Mode::from_raw_mode(0o755)).map_err(io::Error::from)?;
+            }
+            Some(template::overlay(&self.bench.layers, source.as_fd())?)
+        } else {
+            None
+        };
+        let (root, depth) = overlay.as_ref().map_or((&source, 0), |root| (root, "upper/".len()));
         let mut workload = Workload::new(root.as_fd(), depth, &self.bench.layers, plan.seed);
         for step in plan.steps.iter().chain([&Step::Commit]) {
             let result = match step {
@@ -221,25 +192,6 @@ impl Case<'_> {
         let root = self.bench.subvolume(&name)?;
         self.made.insert(name);
         Ok(root)
-    }
-
-    /// The template below, the volume above.
-    fn overlay(&self) -> io::Result<Overlay> {
-        let pool = self.bench.pool.path();
-        let volume = pool.join(self.name("source"));
-        let at = self.bench.directory.path().join(self.name("merged"));
-        for directory in [&volume.join("upper"), &volume.join("work"), &at] {
-            fs::create_dir(directory)?;
-        }
-        let (pool, volume) = (pool.display(), volume.display());
-        let options = format!(
-            "lowerdir={pool}/upper:{pool}/lower,upperdir={volume}/upper,workdir={volume}/work,\
-             redirect_dir=on,index=off,metacopy=off,nfs_export=off"
-        );
-        let options = CString::new(options)?;
-        rustix::mount::mount("overlay", &at, "overlay", rustix::mount::MountFlags::empty(), options.as_c_str())?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Overlay { root: rustix::fs::open(&at, flags, Mode::empty())?, at })
     }
 
     fn snapshot(&self, number: u64) -> io::Result<OwnedFd> {

@@ -5,14 +5,23 @@
 //! compares trees line by line ([`vivarium_node::journal::tree`]). What fails is made smaller by [`plan::shrink`] and
 //! printed as a plan that can be run again.
 //!
-//! The program `vivarium-oracle-node` is a node with one volume that is written to and committed at the same time, to be
-//! killed at any moment; `tests/crashes.rs` kills it and has another [`place::Place`] take over.
+//! The program `vivarium-oracle-node` is a node with one volume that lives one [`life`] and says on a pipe what it knows for
+//! certain ([`said`]). A [`ledger`] tells from that what the next node may find. `tests/cases.rs` runs lives step by step,
+//! over a store that fails ([`limbo`]) and ended at every fail point; `tests/crashes.rs` kills nodes while their tenant writes.
 
+pub mod application;
 pub mod bench;
 pub mod bytes;
 pub mod change;
+pub mod ledger;
+pub mod life;
+pub mod limbo;
+pub mod measure;
 pub mod names;
 pub mod place;
 pub mod plan;
+pub mod records;
 pub mod rng;
+pub mod said;
+pub mod template;
 pub mod workload;

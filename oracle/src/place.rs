@@ -2,14 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::local::LocalFileSystem;
 use rustix::fs::{Mode, OFlags};
+use tempfile::TempDir;
 use vivarium_journal::read::Transaction;
-use vivarium_node::ids::VolumeId;
+use vivarium_node::ids::{LayerDigest, VolumeId};
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
@@ -20,16 +21,56 @@ use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::template::TemplateCache;
 use vivarium_node::template::unpack::Limits;
 use vivarium_node::volume::Volumes;
-use vivarium_store::Store;
 use vivarium_store::faults::{Faults, Faulty};
+use vivarium_store::{Sizes, Store};
+
+use crate::limbo::Limbo;
+use crate::rng::Rng;
+use crate::template;
+use crate::workload::Layer;
 
 /// Sparse; room for one volume and what is being deleted.
-const POOL_SIZE: u64 = 1 << 30;
+pub const POOL_SIZE: u64 = 1 << 30;
 /// The volume may fill the pool.
 const VOLUME_SIZE: u64 = 4 << 30;
 
+/// What the pools and stores of tests that run at once need together, at most.
+const ROOM: u64 = 6 << 30;
+/// How long a slow answer of the store takes at most, and how long one is waited for where there are such.
+const SLOW: Duration = Duration::from_millis(150);
+const HASTE: Duration = Duration::from_millis(100);
+
 /// What goes wrong while a place is made or looked at.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a volume is like, and what the store does to a node.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// Handle of the volume.
+    pub volume: String,
+    /// Whether it lies on a template.
+    pub layered: bool,
+    /// Largest object of the store that is not split.
+    pub part: usize,
+    /// Size of the pool, if it is made.
+    pub pool: u64,
+    /// Where faults come from.
+    pub seed: u64,
+    /// What the store does.
+    pub faults: Faults,
+    /// One creation in so many is held up and carried out later (0: none).
+    pub held_up: u64,
+}
+
+impl Conditions {
+    /// A volume on no template, and a store without faults.
+    #[must_use]
+    pub fn plain(volume: &str) -> Self {
+        let part = vivarium_store::PART_SIZE;
+        let (layered, pool) = (false, POOL_SIZE);
+        Self { volume: volume.into(), layered, part, pool, seed: 0, faults: Faults::NONE, held_up: 0 }
+    }
+}
 
 /// A node.
 pub struct Place {
@@ -37,26 +78,72 @@ pub struct Place {
     pub pool: Arc<Pool>,
     /// The volumes in it.
     pub volumes: Volumes,
-    templates: TemplateCache,
+    /// The layers of the volume's template.
+    pub layers: Vec<Layer>,
+    digests: Vec<LayerDigest>,
+    templates: Arc<TemplateCache>,
     store: Arc<Store>,
     id: VolumeId,
 }
 
 impl Place {
-    /// Makes or adopts the pool in `state`. The store is the directory `store`, with the faults of a seed.
+    /// Makes or adopts the pool in `state`. The store is in the directory `store`.
     ///
     /// # Errors
     /// Pool or store cannot be used.
-    pub fn open(state: &Path, store: &Path, seed: u64, faults: Faults) -> Result<Self, Error> {
+    pub fn open(state: &Path, store: &Path, conditions: &Conditions) -> Result<Self, Error> {
         // The client of image registries wants one, although none is asked here. It is there already if it fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let pool = Arc::new(Pool::open("oracle", &PoolSource::File { size: POOL_SIZE }, state)?);
-        let templates = TemplateCache::open(pool.clone(), Vec::new(), Limits { entries: 1, bytes: 1 })?;
-        std::fs::create_dir_all(store)?;
-        let objects = Faulty::new(Arc::new(LocalFileSystem::new_with_prefix(store)?), seed, faults);
-        let store = Arc::new(Store::over("oracle", Arc::new(objects), vivarium_store::Sizes::default()));
-        let id = VolumeId::parse("volume")?;
-        Ok(Self { volumes: Volumes::open(pool.clone())?, pool, templates, store, id })
+        let pool = Arc::new(Pool::open("oracle", &PoolSource::File { size: conditions.pool }, state)?);
+        let templates = Arc::new(TemplateCache::open(pool.clone(), Vec::new(), Limits { entries: 1, bytes: 1 })?);
+        let (mut layers, mut digests) = (Vec::new(), Vec::new());
+        for (digit, seed) in [("1", 1), ("2", 2)].into_iter().filter(|_| conditions.layered) {
+            let digest = LayerDigest::parse(&format!("sha256:{}", digit.repeat(64)))?;
+            layers.push(template::layer(pool.templates(), &digest.directory(), seed)?);
+            digests.push(digest);
+        }
+        let [objects, under_way] = ["objects", "under-way"].map(|name| store.join(name));
+        for directory in [&objects, &under_way] {
+            std::fs::create_dir_all(directory)?;
+        }
+        let objects = Arc::new(LocalFileSystem::new_with_prefix(objects)?);
+        let limbo = Limbo::new(objects, under_way, Rng::new(conditions.seed, 1), conditions.held_up);
+        let failing = Faulty::new(Arc::new(limbo), conditions.seed, conditions.faults).hasty(SLOW);
+        let sizes = Sizes { part: conditions.part, ..Sizes::default() };
+        let mut store = Store::over("oracle", Arc::new(failing), sizes);
+        if conditions.faults.slow > 0.0 || conditions.faults.answer_late > 0.0 {
+            store = store.hasty(HASTE);
+        }
+        let id = VolumeId::parse(&conditions.volume)?;
+        Ok(Self { volumes: Volumes::open(pool.clone())?, pool, layers, digests, templates, store: Arc::new(store), id })
+    }
+
+    /// The same node, with another volume.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn with(&self, volume: &str) -> Result<Self, Error> {
+        Ok(Self {
+            pool: self.pool.clone(),
+            volumes: self.volumes.clone(),
+            layers: Vec::new(),
+            digests: Vec::new(),
+            templates: self.templates.clone(),
+            store: self.store.clone(),
+            id: VolumeId::parse(volume)?,
+        })
+    }
+
+    fn opening(&self, epoch: u64) -> Opening {
+        Opening {
+            id: self.id.clone(),
+            size: VOLUME_SIZE,
+            room: 0,
+            epoch,
+            layers: self.digests.clone(),
+            known: 0,
+            revert: None,
+        }
     }
 
     /// Opens an epoch.
@@ -64,16 +151,16 @@ impl Place {
     /// # Errors
     /// As [`Journal::begin`].
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening {
-            id: self.id.clone(),
-            size: VOLUME_SIZE,
-            room: 0,
-            epoch,
-            layers: Vec::new(),
-            known: 0,
-            revert: None,
-        };
+        let opening = self.opening(epoch);
         Journal::begin(&self.volumes, &self.templates, self.store.clone(), &opening, async || true).await
+    }
+
+    /// Goes on with an epoch as a process that came back, or that does not know what happened meanwhile.
+    ///
+    /// # Errors
+    /// As [`Journal::resume`].
+    pub fn resume(&self, epoch: u64) -> Result<Journal, JournalError> {
+        Journal::resume(&self.volumes, &self.templates, self.store.clone(), &self.opening(epoch))
     }
 
     /// Keeps the journal as short as it can be: a checkpoint of every few transactions, and nothing before it.
@@ -91,16 +178,53 @@ impl Place {
             merges: usize::MAX,
         };
         let log = Log::new(&self.id, self.store.clone())?;
-        let subject = Subject { volume: self.id.clone(), layers: Vec::new(), size: VOLUME_SIZE, room: 0, known: 0 };
+        let subject =
+            Subject { volume: self.id.clone(), layers: self.digests.clone(), size: VOLUME_SIZE, room: 0, known: 0 };
         keep(&self.volumes, &self.templates, &log, &subject, &mut Memory::default(), &policy).await
     }
 
-    /// Root of what a tenant may write to.
+    /// Path of what a tenant may write to.
+    #[must_use]
+    pub fn live(&self) -> PathBuf {
+        self.volumes.live_path(&self.id)
+    }
+
+    /// A directory of the node that is not in the pool.
+    #[must_use]
+    pub fn aside(&self) -> PathBuf {
+        self.pool.path().parent().unwrap_or(self.pool.path()).to_owned()
+    }
+
+    /// A directory of what a tenant may write to, opened.
     ///
     /// # Errors
     /// The volume is not here.
-    pub fn upper(&self) -> io::Result<OwnedFd> {
-        directory(&self.volumes.live_path(&self.id).join("upper"))
+    pub fn directory(&self, below: &str) -> io::Result<OwnedFd> {
+        directory(&self.live().join(below))
+    }
+
+    /// The tree that a tenant sees: all of the live subvolume but the directory in which overlayfs works.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn tree(&self) -> io::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let live = directory(&self.live())?;
+        tree::describe(live.as_fd(), &mut |line| {
+            if !line.starts_with("\"work") {
+                lines.push(line.to_owned());
+            }
+        })?;
+        Ok(lines)
+    }
+
+    /// Takes everything of the volume away, so that the place can be used for another.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn clear(&self) -> Result<(), Error> {
+        self.volumes.delete(&self.id)?;
+        Ok(self.volumes.expire_diverged(Duration::ZERO, std::time::SystemTime::now())?)
     }
 
     /// The tree as of transaction `sequence`, of which it is known that it is in the store, from the snapshots that are
@@ -129,6 +253,19 @@ impl Place {
         }
         snapshot.map(|name| lines(&path.join(name))).transpose()
     }
+}
+
+/// A directory for pools and stores of tests: in memory where there is enough of it, because nothing that is tested here
+/// outlives the machine.
+///
+/// # Errors
+/// It cannot be made.
+pub fn scratch() -> io::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    let is_large = rustix::fs::statvfs(memory).is_ok_and(|stat| stat.f_bavail * stat.f_frsize > ROOM);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("vivarium-oracle");
+    if is_large { builder.tempdir_in(memory) } else { builder.tempdir() }
 }
 
 /// A tree, described line by line.

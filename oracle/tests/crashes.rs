@@ -1,104 +1,34 @@
 //! A node is killed while its tenant writes and it commits, again and again; it comes back, or another takes over. What the
-//! other then has must be the tree of one committed instant, and not an older one than was ever acknowledged.
+//! other then has must be the tree of one committed instant, not an older one than was ever acknowledged, with every record
+//! in it whose fsync(2) had returned when a commit began that was acknowledged.
 //!
 //! `VIVARIUM_ORACLE_CRASHES` is how many cases are run (or `FIRST..END`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what must hold by unwrapping it")]
 
-use std::io::{BufRead, BufReader};
-use std::ops::Range;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod support;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use support::Cluster;
 use vivarium_node::journal::begin::Origin;
-use vivarium_oracle::place::Place;
+use vivarium_oracle::ledger::Records;
+use vivarium_oracle::life::Life;
+use vivarium_oracle::place::{Conditions, Place};
+use vivarium_oracle::records;
 use vivarium_oracle::rng::Rng;
+use vivarium_oracle::said::Said;
 use vivarium_store::faults::Faults;
 
 const CASES: u64 = 6;
 const AT_A_TIME: usize = 2;
 /// Lives of nodes in a case.
 const LIVES: u32 = 6;
-/// Changes that no life reaches, so that each has numbers of its own.
-const CHANGES: u32 = 100_000;
 /// A node that has not begun by then hangs.
 const BEGIN: Duration = Duration::from_secs(60);
-
-fn cases() -> Range<u64> {
-    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("VIVARIUM_ORACLE_CRASHES: '{text}' is no number"));
-    match std::env::var("VIVARIUM_ORACLE_CRASHES") {
-        Ok(text) => match text.split_once("..") {
-            Some((first, end)) => number(first)..number(end),
-            None => 0..number(&text),
-        },
-        Err(_) => 0..CASES,
-    }
-}
-
-/// Two nodes and a store.
-struct Cluster {
-    directory: TempDir,
-    seed: u64,
-}
-
-impl Cluster {
-    fn state(&self, node: usize) -> PathBuf {
-        self.directory.path().join(format!("node{node}"))
-    }
-
-    fn store(&self) -> PathBuf {
-        self.directory.path().join("store")
-    }
-
-    fn place(&self, node: usize) -> Place {
-        Place::open(&self.state(node), &self.store(), 0, Faults::NONE).unwrap()
-    }
-
-    /// Lets a node live for a while; tells the newest transaction that it was sure of.
-    fn live(&self, node: usize, epoch: u64, first: u32, rng: &mut Rng) -> u64 {
-        let mut child = Running(
-            Command::new(env!("CARGO_BIN_EXE_vivarium-oracle-node"))
-                .args([self.state(node).as_os_str(), self.store().as_os_str()])
-                .args([epoch.to_string(), self.seed.to_string(), first.to_string()])
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap(),
-        );
-        let said = Arc::new(Mutex::new((false, 0)));
-        let reader = {
-            let (said, out) = (said.clone(), child.0.stdout.take().unwrap());
-            std::thread::spawn(move || {
-                for line in BufReader::new(out).lines().map_while(Result::ok) {
-                    let mut said = said.lock().unwrap();
-                    match line.strip_prefix("acked ") {
-                        Some(number) => said.1 = number.parse().unwrap(),
-                        None => said.0 = true,
-                    }
-                }
-            })
-        };
-        // Now and then it does not even live to begin.
-        let early = rng.once_in(5);
-        let keeping = self.keep_beside(1 - node);
-        let begin = Instant::now();
-        while !early && !said.lock().unwrap().0 {
-            assert!(begin.elapsed() < BEGIN, "the node has not begun");
-            assert!(child.0.try_wait().unwrap().is_none(), "the node has ended by itself before it began");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        std::thread::sleep(Duration::from_micros(rng.between(1_000, 900_000)));
-        let ended = child.0.try_wait().unwrap();
-        drop(child);
-        reader.join().unwrap();
-        keeping.end();
-        assert!(ended.is_none(), "the node has ended by itself: {ended:?}");
-        said.lock().unwrap().1
-    }
-}
+const VOLUME: &str = "volume";
 
 /// Another node that keeps the journal short all the time.
 struct Keeping {
@@ -115,10 +45,10 @@ impl Keeping {
     }
 }
 
-impl Cluster {
-    fn keep_beside(&self, node: usize) -> Keeping {
+impl Keeping {
+    fn beside(place: Place) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (place, stopped) = (self.place(node), stop.clone());
+        let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut checkpoints = std::collections::BTreeSet::new();
@@ -132,37 +62,89 @@ impl Cluster {
             checkpoints.remove(&0);
             checkpoints.len() as u64
         });
-        Keeping { stop, thread }
+        Self { stop, thread }
     }
 }
 
-/// Killed when it is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// What is known of a case.
+struct Case {
+    cluster: Cluster,
+    seed: u64,
+    conditions: Conditions,
+    records: Records,
+    /// The newest transaction that a node was sure of.
+    acked: u64,
+    /// Longest time of what had been synced and was lost, while the store was well.
+    window: Duration,
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for node in 0..2 {
-            let _ = rustix::mount::unmount(self.state(node).join("pool"), rustix::mount::UnmountFlags::DETACH);
+impl Case {
+    /// Lets a node live for a while.
+    fn live(&mut self, node: usize, life: Life, rng: &mut Rng) {
+        // Now and then it does not even live to begin.
+        let early = rng.once_in(5);
+        let keeping = Keeping::beside(self.cluster.place(1 - node, &self.conditions));
+        let mut running = self.cluster.start("race", node, VOLUME, life, None);
+        let begin = Instant::now();
+        while !early && running.said().is_empty() {
+            assert!(begin.elapsed() < BEGIN, "case {}: the node has not begun", self.seed);
+            assert!(running.ended().is_none(), "case {}: the node has ended before it began", self.seed);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_micros(rng.between(1_000, 900_000)));
+        let ended = running.ended();
+        let said = running.kill();
+        keeping.end();
+        assert!(ended.is_none(), "case {}: the node has ended by itself: {ended:?}", self.seed);
+        self.records.hear(&said).unwrap_or_else(|violation| panic!("case {}: {violation}", self.seed));
+        let is_well = life.is_well();
+        for line in said {
+            match line.said {
+                Said::Acked(sequence) => self.acked = self.acked.max(sequence),
+                // With a store that is well every commit is acknowledged, so no more than the last can be lost.
+                Said::Failed => assert!(!is_well, "case {}: a commit failed for no reason", self.seed),
+                _ => {}
+            }
+        }
+    }
+
+    async fn take_over(&mut self, from: usize, to: usize, epoch: u64) {
+        let what = format!("case {}, epoch {epoch}", self.seed);
+        let (dead, heir) = (self.cluster.place(from, &self.conditions), self.cluster.place(to, &self.conditions));
+        let (mut journal, origin) = heir.begin(epoch).await.unwrap();
+        let barrier = journal.commit().await.unwrap().head.sequence;
+        let (last, acked) = (barrier - 1, self.acked);
+        assert!(last >= acked, "{what}: transaction {acked} was acknowledged, and {last} is the last");
+        let found = records::read(&heir.live().join("data/records")).unwrap();
+        let lost = self.records.restored(found).unwrap_or_else(|violation| panic!("{what}: {violation}"));
+        self.window = self.window.max(lost.unwrap_or_default());
+        // Nothing was ever there: the dead one did not even live to make the volume.
+        if matches!(origin, Origin::New) {
+            return;
+        }
+        let expected = dead.tree_at(last).unwrap();
+        let found = heir.tree_at(barrier).unwrap();
+        if expected != found {
+            let (expected, found) = (expected.unwrap_or_default(), found.unwrap_or_default());
+            let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).take(5).collect();
+            let more: Vec<_> = found.iter().filter(|line| !expected.contains(line)).take(5).collect();
+            panic!("{what}: the tree is not that of transaction {last}:\n- {missing:#?}\n+ {more:#?}");
         }
     }
 }
 
-/// Runs a case; tells the newest transaction that was acknowledged.
-fn judge(seed: u64) -> u64 {
-    let directory = tempfile::Builder::new().prefix("vivarium-oracle").tempdir().unwrap();
-    let cluster = Cluster { directory, seed };
+/// Runs a case.
+fn judge(seed: u64) -> Case {
+    let conditions = Life { seed, number: 0, epoch: 0 }.conditions(VOLUME);
+    // Whoever judges has a store that is well.
+    let conditions = Conditions { faults: Faults::NONE, held_up: 0, ..conditions };
+    let (cluster, records) = (Cluster::new(), Records::default());
+    let mut case = Case { cluster, seed, conditions, records, acked: 0, window: Duration::ZERO };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut rng = Rng::new(seed, u64::MAX - 1);
-    let (mut owner, mut epoch, mut acked) = (0, 1, 0);
-    for life in 0..LIVES {
-        acked = cluster.live(owner, epoch, life * CHANGES, &mut rng).max(acked);
+    let (mut owner, mut epoch) = (0, 1);
+    for number in 0..LIVES {
+        case.live(owner, Life { seed, number, epoch }, &mut rng);
         match rng.below(4) {
             // The process comes back.
             0 => {}
@@ -170,43 +152,19 @@ fn judge(seed: u64) -> u64 {
             1 => epoch += 1,
             _ => {
                 epoch += 1;
-                let other = 1 - owner;
-                runtime.block_on(take_over(&cluster, owner, other, epoch, acked));
-                owner = other;
+                runtime.block_on(case.take_over(owner, 1 - owner, epoch));
+                owner = 1 - owner;
             }
         }
     }
-    epoch += 1;
-    runtime.block_on(take_over(&cluster, owner, 1 - owner, epoch, acked));
-    acked
-}
-
-async fn take_over(cluster: &Cluster, from: usize, to: usize, epoch: u64, acked: u64) {
-    let what = format!("case {}, epoch {epoch}", cluster.seed);
-    let (dead, heir) = (cluster.place(from), cluster.place(to));
-    let (mut journal, origin) = heir.begin(epoch).await.unwrap();
-    let barrier = journal.commit().await.unwrap().head.sequence;
-    let last = barrier - 1;
-    assert!(last >= acked, "{what}: transaction {acked} was acknowledged, and {last} is the last");
-    // Nothing was ever there: the dead one did not even live to make the volume.
-    if matches!(origin, Origin::New) {
-        return;
-    }
-    let expected = dead.tree_at(last).unwrap();
-    let found = heir.tree_at(barrier).unwrap();
-    if expected != found {
-        let (expected, found) = (expected.unwrap_or_default(), found.unwrap_or_default());
-        let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).take(5).collect();
-        let more: Vec<_> = found.iter().filter(|line| !expected.contains(line)).take(5).collect();
-        panic!("{what}: the tree is not that of transaction {last}:\n- {missing:#?}\n+ {more:#?}");
-    }
+    runtime.block_on(case.take_over(owner, 1 - owner, epoch + 1));
+    case
 }
 
 #[test]
 fn whoever_takes_over_has_the_tree_of_a_committed_instant() {
-    assert!(rustix::process::geteuid().is_root(), "this test mounts btrfs file systems of its own: run it as root");
-    let cases = cases();
-    let (next, acked) = (AtomicU64::new(cases.start), AtomicU64::new(0));
+    let cases = support::cases("VIVARIUM_ORACLE_CRASHES", CASES);
+    let (next, acked, window) = (AtomicU64::new(cases.start), AtomicU64::new(0), Mutex::new(Duration::ZERO));
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
@@ -215,14 +173,20 @@ fn whoever_takes_over_has_the_tree_of_a_committed_instant() {
                     if seed >= cases.end {
                         return;
                     }
-                    acked.fetch_add(judge(seed), Ordering::Relaxed);
+                    let case = judge(seed);
+                    acked.fetch_add(case.acked, Ordering::Relaxed);
+                    let mut window = window.lock().unwrap();
+                    *window = window.max(case.window);
                 }
             });
         }
     });
-    let acked = acked.into_inner();
+    let (acked, window) = (acked.into_inner(), window.into_inner().unwrap());
     let checkpoints = CHECKPOINTS.load(Ordering::Relaxed);
     println!("{acked} transactions were acknowledged, and {checkpoints} checkpoints made meanwhile");
+    println!(
+        "the longest time between the last acknowledged commit's begin and an end that lost something: {window:?}"
+    );
     assert!(checkpoints >= cases.end - cases.start, "too few checkpoints to say anything: {checkpoints}");
     assert!(acked >= (cases.end - cases.start) * 4, "too little was committed to say anything: {acked} transactions");
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::{PutMode, PutOptions, PutPayload};
+use vivarium_fail_point::passed;
 
 use crate::manifest::{self, MAX_PARTS, Manifest, Part};
 use crate::retry::Backoff;
@@ -216,6 +217,7 @@ impl Store {
             Err(error) => return Err(error),
         }
         let manifest = self.send_parts(key, body, content, deadline).await?;
+        passed("parts-sent");
         let result = self.commit(key, manifest.encode().into(), content, deadline).await;
         if !matches!(result, Ok(Created::New) | Err(CreateError::Unknown { .. })) {
             self.drop_unused_parts(key, &manifest, deadline).await;
@@ -291,7 +293,11 @@ impl Store {
     ) -> Result<(), CreateError> {
         let content = Content { length: u64::from(part.length), digest: part.digest };
         match key.part(writer, number) {
-            Some(part_key) => self.commit(&part_key, piece, content, deadline).await.map(drop),
+            Some(part_key) => {
+                self.commit(&part_key, piece, content, deadline).await?;
+                passed("part-sent");
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -306,7 +312,9 @@ impl Store {
     ) -> Result<Created, CreateError> {
         let mut backoff = Backoff::until(deadline);
         loop {
-            let failure = match self.put(key, object.clone(), deadline).await {
+            let answer = self.put(key, object.clone(), deadline).await;
+            passed("create-answered");
+            let failure = match answer {
                 // Only now may it be called there: a power cut must not take it back.
                 Ok(Put::New) => match self.settle(key).await {
                     Ok(()) => return Ok(Created::New),
@@ -314,6 +322,7 @@ impl Store {
                 },
                 answer => {
                     if let Some(created) = self.compare(key, content, deadline).await? {
+                        passed("found-created");
                         return Ok(created);
                     }
                     answer.err().unwrap_or_else(|| Failure {

@@ -17,12 +17,14 @@ use object_store::{
 /// How often what happens, each from 0 (never) to 1 (always).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Faults {
-    /// A request takes up to [`Faults::LONGEST`] longer.
+    /// A request takes up to [`Faults::LONGEST`] longer, unless [`Faulty::hasty`] says otherwise.
     pub slow: f64,
     /// A request fails and nothing happened.
     pub fails: f64,
     /// A write or deletion happens, and its answer is lost.
     pub answer_lost: f64,
+    /// A write or deletion happens, and its answer comes later than anybody waits for it.
+    pub answer_late: f64,
     /// A write fails for want of room.
     pub full: f64,
     /// A list lacks an entry.
@@ -42,6 +44,7 @@ impl Faults {
         slow: 0.0,
         fails: 0.0,
         answer_lost: 0.0,
+        answer_late: 0.0,
         full: 0.0,
         stale_list: 0.0,
         loser_told_500: 0.0,
@@ -54,6 +57,7 @@ impl Faults {
 pub struct Faulty {
     inner: Arc<dyn ObjectStore>,
     shared: Arc<Mutex<Shared>>,
+    longest: Duration,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,14 @@ impl Faulty {
     /// Over another back end, with the faults of a seed.
     #[must_use]
     pub fn new(inner: Arc<dyn ObjectStore>, seed: u64, faults: Faults) -> Self {
-        Self { inner, shared: Arc::new(Mutex::new(Shared { random: fastrand::Rng::with_seed(seed), faults })) }
+        let shared = Arc::new(Mutex::new(Shared { random: fastrand::Rng::with_seed(seed), faults }));
+        Self { inner, shared, longest: Faults::LONGEST }
+    }
+
+    /// For clients that are as hasty ([`crate::Store::hasty`]): what is slow is so by at most `longest`.
+    #[must_use]
+    pub fn hasty(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     /// From now on, these faults.
@@ -85,13 +96,16 @@ impl Faulty {
     async fn before(&self) -> Result<()> {
         if self.strikes(|faults| faults.slow) {
             let part = self.shared.lock().unwrap_or_else(PoisonError::into_inner).random.f64();
-            tokio::time::sleep(Faults::LONGEST.mul_f64(part)).await;
+            tokio::time::sleep(self.longest.mul_f64(part)).await;
         }
         if self.strikes(|faults| faults.fails) { Err(failed("the request failed")) } else { Ok(()) }
     }
 
     /// What comes after a request that changed something.
-    fn after<T>(&self, answer: Result<T>) -> Result<T> {
+    async fn after<T>(&self, answer: Result<T>) -> Result<T> {
+        if self.strikes(|faults| faults.answer_late) {
+            tokio::time::sleep(self.longest).await;
+        }
         if self.strikes(|faults| faults.answer_lost) { Err(failed("the answer was lost")) } else { answer }
     }
 }
@@ -122,7 +136,7 @@ impl ObjectStore for Faulty {
         if lost && self.strikes(|faults| faults.loser_told_500) {
             return Err(failed("500 Internal Server Error"));
         }
-        self.after(answer)
+        self.after(answer).await
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -145,7 +159,7 @@ impl ObjectStore for Faulty {
                     this.before().await?;
                     let one = futures::stream::iter([Ok(location)]).boxed();
                     let answer = this.inner.delete_stream(one).try_next().await;
-                    this.after(answer.and_then(|path| path.ok_or_else(|| failed("no answer"))))
+                    this.after(answer.and_then(|path| path.ok_or_else(|| failed("no answer")))).await
                 }
             })
             .boxed()

@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub root: Option<PathBuf>,
     pub redaction: Redaction,
     pub sizes: Sizes,
+    /// Longest time of one request, apart from its bytes.
+    pub request: Duration,
 }
 
 impl fmt::Debug for Store {
@@ -72,8 +74,19 @@ impl Store {
                 root: None,
                 redaction: Redaction::default(),
                 sizes,
+                request: REQUEST,
             }),
         }
+    }
+
+    /// The same store, which waits only so long for an answer: for tests that cannot wait longer.
+    #[cfg(feature = "faults")]
+    #[must_use]
+    pub fn hasty(self, request: Duration) -> Self {
+        let Inner { name, objects, prefix, root, redaction, sizes, .. } = &*self.inner;
+        let (name, objects, prefix, root) = (name.clone(), objects.clone(), prefix.clone(), root.clone());
+        let inner = Inner { name, objects, prefix, root, redaction: redaction.clone(), sizes: *sizes, request };
+        Self { inner: Arc::new(inner) }
     }
 
     /// A store in the memory of this process.
@@ -97,6 +110,7 @@ impl Store {
                 root,
                 redaction,
                 sizes: Sizes::default(),
+                request: REQUEST,
             }),
         }
     }
@@ -139,7 +153,7 @@ impl Store {
         bytes: u64,
         call: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, RequestError> {
-        match attempt(deadline, REQUEST + Duration::from_secs(bytes / BYTES_PER_SECOND), call).await {
+        match attempt(deadline, self.inner.request + Duration::from_secs(bytes / BYTES_PER_SECOND), call).await {
             Err(failure) => Err(RequestError::Failed(failure)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(RequestError::from(&error, &self.inner.redaction)),

@@ -42,9 +42,17 @@ async fn create(store: &Store, key: &Key, body: &Bytes) -> Result<Created, Creat
 
 fn any_faults() -> impl Strategy<Value = Faults> {
     let chance = || prop_oneof![Just(0.0), 0.0..0.7f64];
-    (chance(), chance(), chance(), chance(), chance()).prop_map(|(slow, fails, answer_lost, full, loser_told_500)| {
-        Faults { slow, fails, answer_lost, full, loser_told_500, ..Faults::NONE }
-    })
+    (chance(), chance(), chance(), chance(), chance(), chance()).prop_map(
+        |(slow, fails, answer_lost, answer_late, full, loser_told_500)| Faults {
+            slow,
+            fails,
+            answer_lost,
+            answer_late,
+            full,
+            loser_told_500,
+            ..Faults::NONE
+        },
+    )
 }
 
 proptest! {
@@ -179,6 +187,16 @@ fn the_answer_of_a_success_may_be_lost() {
             assert_eq!(store.read(&key(1), 1000, soon()).await.unwrap().unwrap().bytes, body);
         });
     }
+}
+
+#[test]
+fn an_answer_may_come_after_the_deadline() {
+    paused(async {
+        let (store, objects) = store(1, Faults { answer_late: 1.0, ..Faults::NONE });
+        assert_eq!(create(&store, &key(1), &body(0, 10)).await.unwrap(), Created::Ours);
+        objects.set(Faults::NONE);
+        assert_eq!(store.read(&key(1), 1000, soon()).await.unwrap().unwrap().bytes, body(0, 10));
+    });
 }
 
 #[test]

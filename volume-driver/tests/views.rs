@@ -30,7 +30,7 @@ use support::{TestNode, id};
 use tonic::{Code, Request, Status};
 use vivarium_api::view::History;
 use vivarium_node::csi::node::Node;
-use vivarium_node::journal::keep::{Policy, keep};
+use vivarium_node::journal::keep::{Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::Log;
 use vivarium_node::proto::csi::node_server::Node as _;
 use vivarium_node::proto::csi::{
@@ -414,9 +414,18 @@ async fn what_cannot_be_shown_is_refused_with_the_reason() {
     let object = world.cluster_object();
     let layers: Vec<_> = object.iter().map(|layer| vivarium_node::ids::LayerDigest::parse(layer).unwrap()).collect();
     publisher.templates.ensure(&world.image(), &layers).await.unwrap();
-    let now = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, deletions: usize::MAX };
-    let kept =
-        keep(&publisher.volumes, &publisher.templates, &world.log(), &id(VOLUME), &layers, 0, &now).await.unwrap();
+    let now = Policy {
+        bytes: 1,
+        transactions: 1,
+        retention: Duration::ZERO,
+        fine: Duration::ZERO,
+        coarse: 0,
+        deletions: usize::MAX,
+        merges: 0,
+    };
+    let subject = Subject { volume: id(VOLUME), layers, size: 64 << 20, room: 0, known: 0 };
+    let (log, mut memory) = (world.log(), Memory::default());
+    let kept = keep(&publisher.volumes, &publisher.templates, &log, &subject, &mut memory, &now).await.unwrap();
     assert_eq!(kept.boundary, newest);
     let refused = ask(&with("at", (newest - 1).to_string())).await;
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
@@ -453,8 +462,8 @@ impl World {
 async fn what_was_set_aside_can_be_read_where_it_is() {
     let world = world().await;
     world.committed().await;
+    world.here.publisher.keeper.release(&id(VOLUME)).await.unwrap();
     fs::write(world.target().join("upper/lost"), b"never committed").unwrap();
-    world.here.publisher.keeper.forget(&id(VOLUME));
     rustix::mount::unmount(world.target(), UnmountFlags::empty()).unwrap();
     let volumes = &world.here.publisher.volumes;
     volumes.set_aside(&id(VOLUME), 1, SystemTime::now()).unwrap();

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use vivarium_fail_point::passed;
 use vivarium_store::Store;
 use vivarium_sys::btrfs;
 
@@ -130,7 +131,10 @@ impl Journal {
         self.local = Some(local);
         if let Some(attempt) = attempt {
             match self.log.append(attempt.position.sequence, &attempt.path, attempt.length, attempt.content).await? {
-                Appended::Yes => self.with_local(move |local| local.settle(&attempt)).await?,
+                Appended::Yes => {
+                    passed("left-over-in-store");
+                    self.with_local(move |local| local.settle(&attempt)).await?;
+                }
                 Appended::Taken => return Ok(None),
             }
         }
@@ -149,7 +153,10 @@ impl Journal {
             let (_, summary) = writer.finish(&vivarium_journal::touched::Touched::default().changes()).map_err(io)?;
             let sequence = tail.sequence + 1;
             match self.log.append(sequence, &file.path(), summary.length, summary.content).await? {
-                Appended::Yes => return Ok(Position { sequence, epoch: self.epoch, digest: summary.digest }),
+                Appended::Yes => {
+                    passed("barrier-in-store");
+                    return Ok(Position { sequence, epoch: self.epoch, digest: summary.digest });
+                }
                 // The former owner added one more while we looked.
                 Appended::Taken => tail = self.log.tail(sequence).await?,
             }
@@ -172,11 +179,14 @@ impl Journal {
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         blocking(&self.id, move || Local::retire(&volumes, &id)).await?;
         let restored = restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?;
+        passed("volume-restored");
         if restored.empty {
             let (volumes, id) = (self.volumes.clone(), self.id.clone());
             blocking(&self.id, move || Ok(volumes.create(&id, size).map(drop)?)).await?;
+            passed("volume-made");
         }
         self.with_local(move |local| local.start_from(barrier, restored.empty)).await?;
+        passed("journal-started");
         if restored.empty {
             return Ok(Origin::New);
         }

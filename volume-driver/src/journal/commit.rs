@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use vivarium_fail_point::passed;
 use vivarium_journal::touched::Touched;
 use vivarium_journal::write::Writer;
 use vivarium_journal::{Header, Kind};
@@ -84,6 +85,7 @@ impl Journal {
         let position = attempt.position;
         match self.log.append(position.sequence, &attempt.path, attempt.length, attempt.content).await? {
             Appended::Yes => {
+                passed("transaction-in-store");
                 self.with_local(move |local| local.settle(&attempt)).await?;
                 Ok(position)
             }
@@ -120,6 +122,7 @@ impl Journal {
                 let partial = local.partial()?;
                 let captured = capture(&difference, &header, &partial);
                 let captured = captured.map_err(|source| JournalError::Capture { volume: id.clone(), source })?;
+                passed("change-captured");
                 if captured.is_some() {
                     return Ok((Some(local.persist(&partial)?), clean));
                 }

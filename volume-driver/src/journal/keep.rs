@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
+use vivarium_fail_point::passed;
 use vivarium_journal::Kind;
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
@@ -130,6 +131,7 @@ pub async fn keep(
     if let Some(wanted) = wanted {
         // Whoever was faster raised it to something that is as good.
         log.raise_boundary(memory.boundary, wanted).await?;
+        passed("boundary-raised");
         memory.boundary = log.boundary().await?;
     }
     let deleted = collect(log, &mut inventory, memory, policy, directory).await?;
@@ -247,6 +249,7 @@ async fn collect(
         }
     }
     log.delete_whole(&whole).await?;
+    passed("objects-deleted");
     for object in &doomed {
         inventory.remove(*object);
         if let Object::Transaction(number) = object {
@@ -312,8 +315,10 @@ async fn make_checkpoint(
         })
     });
     let replayed = replayed.await?;
+    passed("checkpoint-written");
     let Some(summary) = receiver.try_recv().ok().flatten().filter(|_| !replayed.empty) else { return Ok(false) };
     let added = log.add_checkpoint(tail.sequence, &file.path(), summary.length, summary.content).await?;
+    passed("checkpoint-in-store");
     tracing::info!(%volume, sequence = tail.sequence, bytes = summary.length, ?added, "made a checkpoint");
     Ok(added == Appended::Yes)
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use vivarium_fail_point::passed;
 use vivarium_journal::Digest;
 use vivarium_journal::read::Transaction;
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
@@ -149,12 +150,13 @@ impl Local {
             Err(JournalError::Volume(VolumeError::NotFound(_))) => return Ok(None),
             Err(error) => return Err(error),
         };
-        match epoch {
-            Some(epoch) => {
-                tracing::warn!(volume = %id, epoch, "what was written here last is in no journal and is set aside");
-                volumes.set_aside(id, epoch, SystemTime::now())?;
-            }
-            None => volumes.delete(id)?,
+        if let Some(epoch) = epoch {
+            tracing::warn!(volume = %id, epoch, "what was written here last is in no journal and is set aside");
+            volumes.set_aside(id, epoch, SystemTime::now())?;
+            passed("diverged-set-aside");
+        } else {
+            volumes.delete(id)?;
+            passed("superseded-deleted");
         }
         Ok(epoch)
     }
@@ -220,6 +222,7 @@ impl Local {
     pub fn take(&self) -> Result<Snapshot, JournalError> {
         self.destroy(NEXT)?;
         self.snap(NEXT)?;
+        passed("snapshot-taken");
         self.snapshot(NEXT)
     }
 
@@ -246,8 +249,11 @@ impl Local {
     /// The pool fails.
     pub fn persist(&self, partial: &File) -> Result<Attempt, JournalError> {
         partial.sync_data().map_err(self.io("write out a transaction"))?;
+        passed("transaction-written-out");
         std::fs::rename(self.path.join(PARTIAL), self.path.join(ATTEMPT)).map_err(self.io("name a transaction"))?;
+        passed("attempt-named");
         self.sync()?;
+        passed("attempt-persisted");
         self.attempt()?.ok_or_else(|| invalid(&self.id, "the transaction that was just written is gone"))
     }
 
@@ -258,6 +264,7 @@ impl Local {
     pub fn discard(&self) -> Result<(), JournalError> {
         files::remove(&self.path.join(PARTIAL)).map_err(self.io("remove a transaction"))?;
         files::remove(&self.path.join(ATTEMPT)).map_err(self.io("remove a transaction"))?;
+        passed("empty-transaction-removed");
         self.destroy(NEXT)
     }
 
@@ -298,12 +305,14 @@ impl Local {
                 // It was done by a call that was cut off.
                 Err(rustix::io::Errno::NOENT) => drop(self.snapshot(&name)?),
                 Err(error) => return Err(self.io("name the base")(error.into())),
-                Ok(()) => {}
+                Ok(()) => passed("base-named"),
             }
             base = Some(number);
         }
         self.store(attempt.position, base)?;
+        passed("head-moved");
         files::remove(&attempt.path).map_err(self.io("remove a transaction"))?;
+        passed("attempt-removed");
         Ok(())
     }
 
@@ -318,6 +327,7 @@ impl Local {
             let name = format!("{BASE}{number}");
             self.destroy(&name)?;
             self.snap(&name)?;
+            passed("restored-base-taken");
         }
         self.store(head, base)
     }
@@ -331,7 +341,9 @@ impl Local {
             base,
         };
         files::write_json(&self.path.join(STATE), &stored).map_err(self.io("write the state"))?;
+        passed("state-written");
         self.sync()?;
+        passed("state-persisted");
         let old = std::mem::replace(&mut self.base, base).filter(|old| Some(*old) != base);
         self.head = head;
         if let Some(old) = old {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode};
+use vivarium_fail_point::passed;
 use vivarium_sys::btrfs::{self, Qgroup, SubvolumeInfo};
 
 use crate::ids::VolumeId;
@@ -287,7 +288,9 @@ impl Volumes {
             btrfs::limit_qgroup(self.pool.root(), group, limit_on_the_way(size)).map_err(failed("set the size", id))?;
         }
         rustix::fs::fchmod(&live, Mode::from_raw_mode(0o755)).map_err(failed("set the mode", id))?;
+        passed("subvolume-made");
         fill(&live)?;
+        passed("subvolume-filled");
         if self.pool.quota() == Quota::Simple {
             btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), limit_for(size))
                 .map_err(failed("set the size", id))?;
@@ -363,7 +366,7 @@ impl Volumes {
         let deleted = format!("{DELETED}{id}");
         self.destroy(&deleted).map_err(failed("remove the remains", id))?;
         match rustix::fs::renameat(parent, id.as_str(), parent, &deleted) {
-            Ok(()) => {}
+            Ok(()) => passed("volume-unnamed"),
             Err(rustix::io::Errno::NOENT) => return Ok(()),
             Err(error) => return Err(failed("set aside the directory", id)(error)),
         }

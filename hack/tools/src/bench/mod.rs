@@ -3,21 +3,43 @@
 
 pub mod measure;
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::install::{self, Error, Installation};
+use crate::workspace;
 
 /// Arguments of `hack/bench`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Runs of each kind.
     #[arg(long, default_value_t = 20)]
     runs: usize,
+}
+
+/// What else can be measured.
+#[derive(Subcommand)]
+enum What {
+    /// What journals cost a tenant and a node, on this machine as root, without a lab.
+    Journal {
+        /// Where the pools are made; several GB are needed.
+        #[arg(long, default_value = "/var/tmp")]
+        directory: PathBuf,
+        /// Runs of each workload.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Transactions of which a volume is restored.
+        #[arg(long, default_value_t = 10_000)]
+        transactions: u64,
+    },
 }
 
 const NAMESPACE: &str = "bench";
@@ -29,6 +51,21 @@ const PEER_IMAGE: &str = "docker.io/library/busybox:lab";
 
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
+    if let Some(What::Journal { directory, runs, transactions }) = &arguments.what {
+        let mut command = Command::new("cargo");
+        command.args([
+            "run",
+            "--release",
+            "--quiet",
+            "--locked",
+            "-p",
+            "vivarium-oracle",
+            "--bin",
+            "vivarium-oracle-bench",
+        ]);
+        command.arg("--").arg(directory).args([runs.to_string(), transactions.to_string()]);
+        return install::check(command.current_dir(workspace::root()?));
+    }
     let cluster = Cluster { installation: install::connect()? };
     let node = cluster.installation.nodes()?.first().cloned().unwrap_or_default();
     cluster.fresh_namespace()?;

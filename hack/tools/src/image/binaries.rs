@@ -11,6 +11,9 @@ use crate::{cache, progress::Step, workspace};
 /// The target whose executables can be linked statically while build scripts and macros stay as they are.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The variable that makes a process die at a point of the code. Only programs of tests may know it.
+const FAIL_POINT: &[u8] = b"VIVARIUM_FAIL_POINT";
+
 /// Where each executable is.
 #[derive(Debug)]
 pub struct Binaries {
@@ -31,6 +34,10 @@ pub fn build() -> Result<Binaries, BuildError> {
     let _step =
         Step::begin("building operator, node driver, runtime shim and plugin (some minutes when nothing is cached)");
     let folder = cargo(&["vivarium-operator", "vivarium-node", "vivarium-shim", "vivarium-cli"])?;
+    let node = std::fs::read(folder.join("vivarium-node")).map_err(BuildError::Unreadable)?;
+    if node.windows(FAIL_POINT.len()).any(|window| window == FAIL_POINT) {
+        return Err(BuildError::Armed);
+    }
     Ok(Binaries {
         operator: folder.join("vivarium-operator"),
         node: folder.join("vivarium-node"),
@@ -74,6 +81,14 @@ pub enum BuildError {
     /// The build failed.
     #[error("the programs could not be built; the compiler's messages are above")]
     Failed,
+    /// A program could not be looked at.
+    #[error("cannot read what was built: {0}")]
+    Unreadable(#[source] std::io::Error),
+    /// A program for tests would be shipped.
+    #[error(
+        "the node driver was built with fail points: no package that it is built with may have the feature `armed`"
+    )]
+    Armed,
     /// The checkout was not found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),

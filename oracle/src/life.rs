@@ -1,0 +1,249 @@
+//! One life of a node with one volume, from the opening of an epoch to the end that somebody makes.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use vivarium_journal::Digest;
+use vivarium_node::journal::JournalError;
+use vivarium_node::journal::begin;
+use vivarium_node::journal::commit::Journal;
+use vivarium_store::faults::Faults;
+
+use crate::application::{Application, Home};
+use crate::place::{self, Conditions, Error, Place};
+use crate::rng::Rng;
+use crate::said::{Mouth, Origin, Said};
+use crate::template;
+use crate::workload::Workload;
+
+/// Changes that no life reaches, so that each has numbers of its own.
+pub const CHANGES: u32 = 100_000;
+/// How often an epoch is opened over a store that fails, before the store is called broken.
+const TRIES: u32 = 50;
+/// From one commit to the next, where a program is to get something done between them.
+const PACE: Duration = Duration::from_millis(100);
+/// Stream of random numbers of a life; the streams of changes are below.
+const STREAM: u64 = 1 << 40;
+
+/// Which life of which volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// Of the case.
+    pub seed: u64,
+    /// Number in the case.
+    pub number: u32,
+    /// Epoch that the volume is held under.
+    pub epoch: u64,
+}
+
+impl Life {
+    /// What the volume of the case is like, and what the store does in this life.
+    #[must_use]
+    pub fn conditions(self, volume: &str) -> Conditions {
+        let mut rng = self.rng(0);
+        let faults = match rng.below(6) {
+            0 | 1 => Faults::NONE,
+            2 => Faults { slow: 0.1, answer_late: 0.1, ..Faults::NONE },
+            3 => Faults { full: 0.2, loser_told_500: 0.5, stale_list: 0.5, ..Faults::NONE },
+            _ => Faults {
+                fails: 0.1,
+                answer_lost: 0.2,
+                stale_list: 0.3,
+                full: 0.05,
+                loser_told_500: 0.3,
+                ..Faults::NONE
+            },
+        };
+        let mut of_case = Rng::new(self.seed, STREAM - 1);
+        let overlaid = self.is_overlaid();
+        Conditions {
+            volume: volume.into(),
+            layered: overlaid || of_case.once_in(3),
+            part: if of_case.once_in(4) { 16 << 10 } else { vivarium_store::PART_SIZE },
+            pool: place::POOL_SIZE,
+            seed: rng.number(),
+            faults,
+            held_up: if rng.once_in(3) { 6 } else { 0 },
+        }
+    }
+
+    /// Whether the store does all that it is asked to in this life.
+    #[must_use]
+    pub fn is_well(self) -> bool {
+        let Conditions { faults, held_up, .. } = self.conditions("");
+        faults == Faults::NONE && held_up == 0
+    }
+
+    /// One case in four is what an environment does: it sees the volume through overlayfs only.
+    fn is_overlaid(self) -> bool {
+        self.seed % 4 == 3
+    }
+
+    fn rng(self, part: u64) -> Rng {
+        Rng::new(self.seed, STREAM + (u64::from(self.number) << 8) + part)
+    }
+}
+
+/// Opens the epoch, if the store lets it be opened.
+///
+/// # Errors
+/// As [`Journal::begin`].
+pub async fn begin(place: &Place, epoch: u64) -> Result<(Journal, begin::Origin), JournalError> {
+    let mut tries = 0;
+    loop {
+        match place.begin(epoch).await {
+            Err(JournalError::Store { .. }) if tries < TRIES => tries += 1,
+            begun => return begun,
+        }
+    }
+}
+
+/// As the judge hears it.
+#[must_use]
+pub fn origin(origin: begin::Origin) -> Origin {
+    match origin {
+        begin::Origin::Here => Origin::Here,
+        begin::Origin::New => Origin::New,
+        begin::Origin::Restored(_) => Origin::Restored,
+    }
+}
+
+/// Step by step: some changes, then a commit, again and again; all of it follows from the seed.
+///
+/// # Errors
+/// What should not be.
+pub async fn step_by_step(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    let (mut journal, from) = begin(place, life.epoch).await?;
+    mouth.say(Said::Begun(origin(from), tree(place)?))?;
+    let mut rng = life.rng(1);
+    let tenant = Tenant::of(place, life)?;
+    let mut workload = tenant.workload(place, life);
+    let mut number = life.number * CHANGES;
+    for _ in 0..rng.between(2, 5) {
+        let (least, most) = *rng.pick(&[(0, 1), (1, 4), (4, 15)]).unwrap_or(&(1, 2));
+        for _ in 0..rng.between(least, most) {
+            workload.change(number)?;
+            number += 1;
+        }
+        mouth.say(Said::Wrote(tree(place)?))?;
+        mouth.say(Said::Tick)?;
+        place.pool.sync()?;
+        match journal.commit().await {
+            Ok(committed) => mouth.say(Said::Acked(committed.head.sequence))?,
+            Err(JournalError::Store { .. }) => mouth.say(Said::Failed)?,
+            Err(error) => return Err(error.into()),
+        }
+        if rng.once_in(2) {
+            match place.keep().await {
+                Ok(_) | Err(JournalError::Store { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    // What nobody commits any more.
+    if rng.once_in(2) {
+        workload.change(number)?;
+    }
+    Ok(mouth.say(Said::Wrote(tree(place)?))?)
+}
+
+/// A node that has lost the volume to another and does not know it: it changes something and commits that.
+///
+/// # Errors
+/// What should not be. [`JournalError::Superseded`] is what should.
+pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    let mut journal = place.resume(life.epoch)?;
+    std::fs::write(place.live().join("data/undead"), "it is not mine any more")?;
+    place.pool.sync()?;
+    for _ in 0..TRIES {
+        match journal.commit().await {
+            Ok(committed) => return Ok(mouth.say(Said::Acked(committed.head.sequence))?),
+            Err(JournalError::Store { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Committing while the tenant writes, until the process is killed.
+///
+/// # Errors
+/// What should not be.
+pub async fn race(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    let (journal, from) = begin(place, life.epoch).await?;
+    mouth.say(Said::Begun(origin(from), "unknown".into()))?;
+    crate::records::write(&place.live().join("data/records"), life.rng(2), mouth)?;
+    let tenant = Tenant::of(place, life)?;
+    let (mut rng, first) = (life.rng(1), life.number * CHANGES);
+    std::thread::spawn(move || {
+        let mut workload = Workload::new(tenant.root.as_fd(), "upper/".len(), &[], life.seed);
+        for number in first.. {
+            if let Err(error) = workload.change(number) {
+                eprintln!("change {number}: {error}");
+                std::process::exit(3);
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(4000)));
+        }
+    });
+    commit_for_ever(place, journal, mouth, Duration::ZERO).await
+}
+
+/// Committing while a real program works, until the process is killed. Its transactions are told as records are.
+///
+/// # Errors
+/// What should not be.
+pub async fn work(place: &Place, life: Life, mouth: Mouth, application: Application) -> Result<(), Error> {
+    let (journal, from) = begin(place, life.epoch).await?;
+    let mut home = Home::open(application, &place.live().join("data"), &place.aside())?;
+    let mut last = home.verify()?;
+    mouth.say(Said::Begun(origin(from), "unknown".into()))?;
+    std::thread::spawn(move || {
+        loop {
+            last += 1;
+            if let Err(error) = home.step(last).and_then(|()| mouth.say(Said::Synced(last))) {
+                eprintln!("transaction {last}: {error}");
+                std::process::exit(3);
+            }
+        }
+    });
+    commit_for_ever(place, journal, mouth, PACE).await
+}
+
+async fn commit_for_ever(place: &Place, mut journal: Journal, mouth: Mouth, pace: Duration) -> Result<(), Error> {
+    loop {
+        mouth.say(Said::Tick)?;
+        place.pool.sync()?;
+        match journal.commit().await {
+            Ok(committed) => mouth.say(Said::Acked(committed.head.sequence))?,
+            Err(JournalError::Store { .. }) => mouth.say(Said::Failed)?,
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(pace).await;
+    }
+}
+
+/// What the tenant sees as its root.
+struct Tenant {
+    root: OwnedFd,
+}
+
+impl Tenant {
+    fn of(place: &Place, life: Life) -> io::Result<Self> {
+        let root = if life.is_overlaid() {
+            template::overlay(&place.layers, place.directory("")?.as_fd())?
+        } else {
+            place.directory("upper")?
+        };
+        Ok(Self { root })
+    }
+
+    fn workload<'a>(&'a self, place: &'a Place, life: Life) -> Workload<'a> {
+        Workload::new(self.root.as_fd(), "upper/".len(), &place.layers, life.seed)
+    }
+}
+
+/// Digest of what the tenant sees.
+fn tree(place: &Place) -> Result<String, Error> {
+    Ok(Digest(*blake3::hash(place.tree()?.join("\n").as_bytes()).as_bytes()).to_string())
+}

@@ -1,0 +1,89 @@
+//! The simplest program that needs what it was promised: it appends records to a file, calls fsync(2) now and then, and
+//! says so. What is found later must be an unbroken beginning of what it wrote.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::rng::Rng;
+use crate::said::{Mouth, Said};
+
+/// Bytes of a record: a page holds a whole number of them.
+const LENGTH: usize = 16;
+
+/// Records that are in the file, which may be missing: they are numbered from 1.
+///
+/// # Errors
+/// It cannot be read, or what is in it are not the records 1, 2, 3 and so on.
+pub fn read(path: &Path) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(mut file) => file.read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut last = 0;
+    for record in bytes.chunks(LENGTH) {
+        if record != line(last + 1).as_bytes() {
+            let shown = String::from_utf8_lossy(record);
+            return Err(io::Error::other(format!("after record {last} of {} comes {shown:?}", path.display())));
+        }
+        last += 1;
+    }
+    Ok(last)
+}
+
+/// Appends records from now on, on a thread of its own, until the process ends.
+///
+/// # Errors
+/// What is there cannot be read, or not be appended to.
+pub fn write(path: &Path, mut rng: Rng, mouth: Mouth) -> io::Result<()> {
+    let mut last = read(path)?;
+    let mut file = File::options().create(true).append(true).open(path)?;
+    std::thread::spawn(move || {
+        let written = loop {
+            last += 1;
+            let written = file.write_all(line(last).as_bytes()).and_then(|()| {
+                if rng.once_in(3) {
+                    file.sync_all()?;
+                    mouth.say(Said::Synced(last))?;
+                }
+                Ok(())
+            });
+            if written.is_err() {
+                break written;
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(3000)));
+        };
+        eprintln!("record {last}: {written:?}");
+        std::process::exit(3);
+    });
+    Ok(())
+}
+
+fn line(number: u64) -> String {
+    format!("{number:015}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unbroken_beginning_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        assert_eq!(read(&path).unwrap(), 0);
+        let all: String = (1..=1000).map(line).collect();
+        for length in [0, 1, 999] {
+            std::fs::write(&path, &all[..length * LENGTH]).unwrap();
+            assert_eq!(read(&path).unwrap(), length as u64);
+        }
+        let hole = all.replace(&line(500), &"\0".repeat(LENGTH));
+        for bad in [&all[..40], &all[LENGTH..], &hole, &all.replace(&line(7), "")] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(read(&path).is_err());
+        }
+    }
+}

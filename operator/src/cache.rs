@@ -119,11 +119,11 @@ mod tests {
             node
         };
         let (one, two) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z");
-        let none = serde_json::json!([]);
+        let untainted = serde_json::json!([]);
         let taint = serde_json::json!([{"key": "k", "effect": "NoSchedule"}]);
-        assert_eq!(room(&node(one, "True", none.clone())), room(&node(two, "True", none.clone())));
-        assert_ne!(room(&node(one, "True", none.clone())), room(&node(one, "False", none.clone())));
-        assert_ne!(room(&node(one, "True", none)), room(&node(one, "True", taint)));
+        assert_eq!(room(&node(one, "True", untainted.clone())), room(&node(two, "True", untainted.clone())));
+        assert_ne!(room(&node(one, "True", untainted.clone())), room(&node(one, "False", untainted.clone())));
+        assert_ne!(room(&node(one, "True", untainted)), room(&node(one, "True", taint)));
     }
 
     #[test]

@@ -113,13 +113,11 @@ async fn ask(
     say(leases, nodes, Some(question)).await?;
     tracing::info!(nodes = nodes.len(), question, "waits until the nodes have answered");
     let mut waiting = nodes.clone();
-    match tokio::time::timeout(deadline, until_answered(leases.clone(), &mut waiting, answer)).await {
-        Ok(done) => done.map(|()| String::new()),
-        Err(_) => {
-            let nodes: Vec<_> = waiting.iter().filter_map(|lease| names::node_of_lease(lease)).collect();
-            Ok(nodes.join(", "))
-        }
+    if let Ok(done) = tokio::time::timeout(deadline, until_answered(leases.clone(), &mut waiting, answer)).await {
+        return done.map(|()| String::new());
     }
+    let nodes: Vec<_> = waiting.iter().filter_map(|lease| names::node_of_lease(lease)).collect();
+    Ok(nodes.join(", "))
 }
 
 async fn say(leases: &Api<Lease>, nodes: &BTreeSet<String>, word: Option<&str>) -> Result<(), Error> {

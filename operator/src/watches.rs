@@ -17,7 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{
     EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment,
@@ -123,24 +123,10 @@ pub async fn run(
     });
     let noting = Arc::clone(&context);
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
-    let of_volume = environments.clone();
-    let of_template = environments.clone();
+    let (of_volume, of_template) = (environments.clone(), environments.clone());
     let of_store = (environments.clone(), volumes.clone());
     let (of_lease, of_node) = (pods.clone(), pods.clone());
-    let of_death = (environments.clone(), volumes.clone(), pods.clone());
-    // Whoever waits for a node to die looks again at every news of it.
-    let news = WatchStream::from_changes(known).flat_map(move |known| {
-        let concerned = concerned_by(&of_death.0, &of_death.1, &of_death.2, &known);
-        let groups = futures::stream::iter(concerned.into_iter().enumerate()).then(async |(number, group)| {
-            tokio::time::sleep(NEXT_PRIORITY * u32::from(number > 0)).await;
-            futures::stream::iter(group)
-        });
-        groups.flatten()
-    });
-
-    let mut for_environments = stop.clone();
-    let mut for_restores = stop.clone();
-    let mut for_volumes = stop;
+    let news = news(known, environments.clone(), volumes.clone(), pods.clone());
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
@@ -157,25 +143,43 @@ pub async fn run(
             move |_| unplaced(&of_node),
         )
         .reconcile_on(news)
-        .graceful_shutdown_on(async move { drop(for_environments.wait_for(|stop| *stop).await) })
+        .graceful_shutdown_on(told(stop.clone()))
         .run(controller::reconcile, controller::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
-    let doomed_volumes = futures::stream::unfold(doomed_volumes, |mut receiver| async move {
-        receiver.recv().await.map(|volume| (Ok(volume), receiver))
-    });
+    let doomed_volumes = UnboundedReceiverStream::new(doomed_volumes).map(Ok);
     let volume_controller = Controller::for_stream(doomed_volumes, volumes)
-        .graceful_shutdown_on(async move { drop(for_volumes.wait_for(|stop| *stop).await) })
+        .graceful_shutdown_on(told(stop.clone()))
         .run(volume::reconcile, volume::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
-    let woken_restores = futures::stream::unfold(woken_restores, |mut receiver| async move {
-        receiver.recv().await.map(|restore| (restore, receiver))
-    });
     let restore_controller = Controller::for_stream(restore_stream, restores)
-        .reconcile_on(woken_restores)
-        .graceful_shutdown_on(async move { drop(for_restores.wait_for(|stop| *stop).await) })
+        .reconcile_on(UnboundedReceiverStream::new(woken_restores))
+        .graceful_shutdown_on(told(stop))
         .run(restore::controller::reconcile, restore::controller::on_error, context)
         .for_each(|_| future::ready(()));
     future::join3(environment_controller, volume_controller, restore_controller).await;
+}
+
+/// Environments that news of dead nodes concern: whoever waits for a node to die looks again at every one. Those of a lower
+/// priority come a little later.
+fn news(
+    known: Receiver<Known>,
+    environments: Store<Guarded>,
+    volumes: Store<GuardedVolume>,
+    pods: Store<Pod>,
+) -> impl Stream<Item = ObjectRef<Guarded>> {
+    WatchStream::from_changes(known).flat_map(move |known| {
+        let concerned = concerned_by(&environments, &volumes, &pods, &known);
+        let groups = futures::stream::iter(concerned.into_iter().enumerate()).then(async |(number, group)| {
+            tokio::time::sleep(NEXT_PRIORITY * u32::from(number > 0)).await;
+            futures::stream::iter(group)
+        });
+        groups.flatten()
+    })
+}
+
+/// Waits until it is time to stop.
+async fn told(mut stop: Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// A watch that fills a cache with pruned objects and passes on each that changed, deleted ones included.

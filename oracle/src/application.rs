@@ -410,7 +410,7 @@ mod tests {
             assert_eq!(home.verify().unwrap(), 5, "{application:?}");
             match application {
                 Application::Sqlite | Application::SqliteLog => {
-                    output(home.sqlite().arg("DELETE FROM t WHERE n = 3")).map(drop).unwrap()
+                    output(home.sqlite().arg("DELETE FROM t WHERE n = 3")).map(drop).unwrap();
                 }
                 Application::Postgres => {
                     let server = Server::start(&home).unwrap();

@@ -210,7 +210,7 @@ pub async fn work(place: &Place, life: Life, mouth: Mouth, application: Applicat
     commit_for_ever(place, journal, mouth, PACE).await
 }
 
-async fn commit_for_ever(place: &Place, mut journal: Journal, mouth: Mouth, pace: Duration) -> Result<(), Error> {
+async fn commit_for_ever(place: &Place, mut journal: Journal, mouth: Mouth, every: Duration) -> Result<(), Error> {
     loop {
         mouth.say(Said::Tick)?;
         place.pool.sync()?;
@@ -219,7 +219,7 @@ async fn commit_for_ever(place: &Place, mut journal: Journal, mouth: Mouth, pace
             Err(JournalError::Store { .. }) => mouth.say(Said::Failed)?,
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(pace).await;
+        tokio::time::sleep(every).await;
     }
 }
 

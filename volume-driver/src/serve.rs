@@ -267,6 +267,8 @@ fn start_witnesses(
         }
     };
     let lease = lease::keep(client.clone(), identity, publisher.promises.clone(), is_well.clone(), uninstall);
+    // Large, because it holds a removal of the runtime.
+    let lease = Box::pin(lease);
     tasks.spawn(async move {
         lease.await;
         ServeError::Ended("lease", "its watch ended".into())

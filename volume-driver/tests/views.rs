@@ -2,6 +2,7 @@
 //! node that runs it and on another one; nobody can write to it; nothing stays.
 
 #![allow(
+    clippy::unused_self,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use rustix::fs::{FileType, Mode};
+use rustix::fs::{FileType, Mode, StatVfsMountFlags as Flags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use support::cluster::Cluster;
 use support::registry::{Packing, Registry};
@@ -232,11 +233,11 @@ fn picture(root: &Path) -> Vec<String> {
         if name == Path::new("marker") {
             continue;
         }
-        let mut line = format!("{name:?} {:o} {}:{}", stat.mode(), stat.uid(), stat.gid());
+        let mut line = format!("{} {:o} {}:{}", name.display(), stat.mode(), stat.uid(), stat.gid());
         if stat.is_dir() {
             open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         } else if stat.is_symlink() {
-            write!(line, " -> {:?}", fs::read_link(&path).unwrap()).unwrap();
+            write!(line, " -> {}", fs::read_link(&path).unwrap().display()).unwrap();
         } else if stat.is_file() {
             write!(line, " {} {:?} {}", stat.nlink(), fs::read(&path).unwrap(), stat.mtime_nsec()).unwrap();
         } else {
@@ -326,7 +327,6 @@ async fn what_is_shown_cannot_be_written_and_gives_no_rights() {
                 Some(rustix::io::Errno::ACCESS.raw_os_error())
             );
             let flags = rustix::fs::statvfs(&directory).unwrap().f_flag;
-            use rustix::fs::StatVfsMountFlags as Flags;
             assert!(flags.contains(Flags::NOSUID | Flags::NODEV | Flags::RDONLY), "{flags:?}");
         }
         let error = fs::write(target.join("file"), b"y").unwrap_err();

@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    fn node(name: &str, change: serde_json::Value) -> Node {
+    fn node(name: &str, change: &serde_json::Value) -> Node {
         let mut node = json!({"metadata": {"name": name, "labels": {"disk": "fast"}}, "spec": {},
             "status": {"allocatable": {"memory": "2Gi", "cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]}});
         for (pointer, value) in change.as_object().unwrap() {
@@ -169,25 +169,25 @@ mod tests {
         let set = |name: &str| BTreeSet::from([name.to_owned()]);
         let taint = |key: &str, effect: &str| json!({"/spec": {"taints": [{"key": key, "effect": effect}]}});
         for (node, expected) in [
-            (node("full", json!({})), "full: insufficient memory: 1Gi requested, at most 548Mi free of 2Gi"),
-            (node("silent", json!({})), "silent: is silent"),
-            (node("left", json!({})), "left: the environment shall leave it"),
-            (node("down", json!({"/status/conditions/0/status": "Unknown"})), "down: is not ready"),
-            (node("cordoned", json!({"/spec": {"unschedulable": true}})), "cordoned: is cordoned"),
-            (node("tainted", taint("gpu", "NoSchedule")), "tainted: has the taint gpu"),
+            (node("full", &json!({})), "full: insufficient memory: 1Gi requested, at most 548Mi free of 2Gi"),
+            (node("silent", &json!({})), "silent: is silent"),
+            (node("left", &json!({})), "left: the environment shall leave it"),
+            (node("down", &json!({"/status/conditions/0/status": "Unknown"})), "down: is not ready"),
+            (node("cordoned", &json!({"/spec": {"unschedulable": true}})), "cordoned: is cordoned"),
+            (node("tainted", &taint("gpu", "NoSchedule")), "tainted: has the taint gpu"),
             (
-                node("slow", json!({"/metadata/labels": {}})),
+                node("slow", &json!({"/metadata/labels": {}})),
                 "slow: does not have the label disk=fast of spec.placement.nodeSelector",
             ),
             (
-                node("room", taint("gpu", "PreferNoSchedule")),
+                node("room", &taint("gpu", "PreferNoSchedule")),
                 "room: has room beside environments; other pods or other rules of the scheduler are in the way",
             ),
         ] {
             let candidate = Candidate::new(&node, others.iter());
             assert_eq!(explain(&wanted, &[candidate], &set("silent"), &set("left")), expected);
         }
-        let many: Vec<_> = (0..8).map(|n| Candidate::new(&node(&format!("n{n}"), json!({})), others.iter())).collect();
+        let many: Vec<_> = (0..8).map(|n| Candidate::new(&node(&format!("n{n}"), &json!({})), others.iter())).collect();
         assert!(explain(&wanted, &many, &set("x"), &set("x")).ends_with("; 2 more nodes"));
     }
 }

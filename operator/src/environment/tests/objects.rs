@@ -108,7 +108,7 @@ fn a_service_has_the_ports_of_the_spec() {
     assert_eq!(service["metadata"]["name"], "shop");
     assert_eq!(
         service["spec"],
-        json!({"type": "ClusterIP", "selector": {"vivarium.dev/environment": "shop"}, "ports": [
+        json!({"type": "ClusterIP", "selector": {"vivarium.dev/environment": "shop"}, "publishNotReadyAddresses": true, "ports": [
             {"name": "web", "port": 80, "targetPort": 8080, "protocol": "TCP"},
             {"name": "dns", "port": 53, "targetPort": 53, "protocol": "UDP"}]})
     );

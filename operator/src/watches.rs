@@ -15,7 +15,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{
     EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment,
@@ -120,20 +120,10 @@ pub async fn run(
     });
     let noting = Arc::clone(&context);
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
-    let of_volume = environments.clone();
-    let of_template = environments.clone();
+    let (of_volume, of_template, of_lease) = (environments.clone(), environments.clone(), pods.clone());
     let of_store = (environments.clone(), volumes.clone());
-    let of_lease = pods.clone();
-    let of_death = (environments.clone(), volumes.clone());
-    // Whoever waits for a node to die looks again at every news of it.
-    let news = WatchStream::from_changes(deaths).flat_map(move |deaths| {
-        let concerned = concerned_by(&of_death.0, &of_death.1, &deaths);
-        futures::stream::iter(concerned)
-    });
+    let news = news(deaths, environments.clone(), volumes.clone());
 
-    let mut for_environments = stop.clone();
-    let mut for_restores = stop.clone();
-    let mut for_volumes = stop;
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
@@ -147,25 +137,35 @@ pub async fn run(
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
         .watches_stream(node_stream.predicate_filter(predicates::labels, PredicateConfig::default()), |_| None)
         .reconcile_on(news)
-        .graceful_shutdown_on(async move { drop(for_environments.wait_for(|stop| *stop).await) })
+        .graceful_shutdown_on(told(stop.clone()))
         .run(controller::reconcile, controller::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
-    let doomed_volumes = futures::stream::unfold(doomed_volumes, |mut receiver| async move {
-        receiver.recv().await.map(|volume| (Ok(volume), receiver))
-    });
+    let doomed_volumes = UnboundedReceiverStream::new(doomed_volumes).map(Ok);
     let volume_controller = Controller::for_stream(doomed_volumes, volumes)
-        .graceful_shutdown_on(async move { drop(for_volumes.wait_for(|stop| *stop).await) })
+        .graceful_shutdown_on(told(stop.clone()))
         .run(volume::reconcile, volume::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
-    let woken_restores = futures::stream::unfold(woken_restores, |mut receiver| async move {
-        receiver.recv().await.map(|restore| (restore, receiver))
-    });
     let restore_controller = Controller::for_stream(restore_stream, restores)
-        .reconcile_on(woken_restores)
-        .graceful_shutdown_on(async move { drop(for_restores.wait_for(|stop| *stop).await) })
+        .reconcile_on(UnboundedReceiverStream::new(woken_restores))
+        .graceful_shutdown_on(told(stop))
         .run(restore::controller::reconcile, restore::controller::on_error, context)
         .for_each(|_| future::ready(()));
     future::join3(environment_controller, volume_controller, restore_controller).await;
+}
+
+/// Environments that news of dead nodes concern: whoever waits for a node to die looks again at every one.
+fn news(
+    deaths: Receiver<Deaths>,
+    environments: Store<Guarded>,
+    volumes: Store<GuardedVolume>,
+) -> impl Stream<Item = ObjectRef<Guarded>> {
+    WatchStream::from_changes(deaths)
+        .flat_map(move |deaths| futures::stream::iter(concerned_by(&environments, &volumes, &deaths)))
+}
+
+/// Waits until it is time to stop.
+async fn told(mut stop: Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// A watch that fills a cache with pruned objects and passes on each that changed, deleted ones included.

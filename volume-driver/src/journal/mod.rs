@@ -140,15 +140,15 @@ impl JournalError {
     /// is there was not touched.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Damaged { .. }
-            | Self::Read { .. }
-            | Self::Apply { .. }
-            | Self::Capture { .. }
-            | Self::LayerMissing { .. }
-            | Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => true,
-            _ => false,
-        }
+                | Self::Read { .. }
+                | Self::Apply { .. }
+                | Self::Capture { .. }
+                | Self::LayerMissing { .. }
+                | Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
+        )
     }
 
     /// As one word of the runbook.

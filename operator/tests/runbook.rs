@@ -47,6 +47,7 @@ const OTHER_WORDS: &[&[&str]] = &[
     &["Booted", "False", "PodResizeInProgress", "PodResizePending", "PodScheduled", "Ready", "Reconciling", "Stalled"],
     &["Complete", "StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.
+    &["ContainersReady", "ReadinessGatesNotReady"],
     &["Bound", "ClusterIP", "ContainerCreating", "Exists", "Filesystem", "IfNotPresent", "In", "Infeasible", "Lost"],
     &[
         "NamespaceTerminating",

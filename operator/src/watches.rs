@@ -93,7 +93,8 @@ pub async fn run(
         touched::<PersistentVolume>(Api::all(client.clone()), labelled.clone(), persistent_volume_writer, prune);
     let config_map_stream = touched::<ConfigMap>(Api::all(client.clone()), labelled.clone(), config_map_writer, prune);
     let service_stream = touched::<Service>(Api::all(client.clone()), labelled.clone(), service_writer, prune);
-    let node_stream = touched::<Node>(Api::all(client.clone()), every(), node_writer, prune_node);
+    let node_stream = touched::<Node>(Api::all(client.clone()), every(), node_writer, prune_node)
+        .predicate_filter(|node: &Node| Some(room(node)), PredicateConfig::default());
     let lease_stream =
         touched::<Lease>(Api::namespaced(client.clone(), install_namespace), every(), lease_writer, prune)
             .predicate_filter(predicates::annotations, PredicateConfig::default());
@@ -121,11 +122,9 @@ pub async fn run(
         known: known.clone(),
         client,
     });
-    let noting = Arc::clone(&context);
+    let (noting, of_volume, of_template) = (Arc::clone(&context), environments.clone(), environments.clone());
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
-    let (of_volume, of_template) = (environments.clone(), environments.clone());
-    let of_store = (environments.clone(), volumes.clone());
-    let (of_lease, of_node) = (pods.clone(), pods.clone());
+    let (of_store, of_lease, of_node) = ((environments.clone(), volumes.clone()), pods.clone(), pods.clone());
     let news = news(known, environments.clone(), volumes.clone(), pods.clone());
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -138,10 +137,7 @@ pub async fn run(
         .watches_stream(service_stream, |service| labelled_environment(&service))
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
-        .watches_stream(
-            node_stream.predicate_filter(|node: &Node| Some(room(node)), PredicateConfig::default()),
-            move |_| unplaced(&of_node),
-        )
+        .watches_stream(node_stream, move |_| unplaced(&of_node))
         .reconcile_on(news)
         .graceful_shutdown_on(told(stop.clone()))
         .run(controller::reconcile, controller::on_error, Arc::clone(&context))

@@ -116,8 +116,8 @@ impl Case {
         let (last, acked) = (barrier - 1, self.acked);
         assert!(last >= acked, "{what}: transaction {acked} was acknowledged, and {last} is the last");
         let found = records::read(&heir.live().join("data/records")).unwrap();
-        let lost = self.records.restored(found).unwrap_or_else(|violation| panic!("{what}: {violation}"));
-        self.window = self.window.max(lost.unwrap_or_default());
+        let gone = self.records.restored(found).unwrap_or_else(|violation| panic!("{what}: {violation}"));
+        self.window = self.window.max(gone.unwrap_or_default());
         // Nothing was ever there: the dead one did not even live to make the volume.
         if matches!(origin, Origin::New) {
             return;

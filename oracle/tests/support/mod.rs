@@ -60,11 +60,11 @@ impl Cluster {
         }
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
-        let (hears, out) = (said.clone(), child.stdout.take().unwrap());
+        let (sink, out) = (said.clone(), child.stdout.take().unwrap());
         let ear = std::thread::spawn(move || {
             for text in BufReader::new(out).lines() {
                 let heard = text.unwrap().parse().unwrap();
-                hears.lock().unwrap_or_else(PoisonError::into_inner).push(heard);
+                sink.lock().unwrap_or_else(PoisonError::into_inner).push(heard);
             }
         });
         Running { child, said, ear: Some(ear) }

@@ -27,7 +27,8 @@ use crate::{build, command};
 /// Processes of the control plane.
 pub const PROCESSES: &[&str] = &["ceph-mon", "ceph-gateway"];
 const MON_PORT: u16 = 6789;
-const GATEWAY_PORT: u16 = 7480;
+/// Where the gateway listens at the control plane's address.
+pub const GATEWAY_PORT: u16 = 7480;
 /// What Vivarium is told.
 const BUCKET: &str = "vivarium";
 const USER: &str = "vivarium";

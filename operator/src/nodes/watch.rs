@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Node;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
@@ -20,7 +19,7 @@ use vivarium_api::lease::content;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_ownership::Timing;
-use vivarium_ownership::book::{Book, Holder, Holdings, Task};
+use vivarium_ownership::book::{Book, Task};
 use vivarium_store::{Key, Name, Prefix, Source, Store};
 
 use super::stores::Stores;
@@ -34,9 +33,6 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the stores are opened anew, if anything about them changed.
 const STORES_AGAIN: Duration = Duration::from_secs(30);
 
-/// Label of a node with its zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
-
 /// `CLOCK_BOOTTIME`, so that a suspended machine does not take its own sleep for that of others.
 fn now() -> vivarium_ownership::Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -45,7 +41,7 @@ fn now() -> vivarium_ownership::Instant {
 
 /// What came of a task.
 enum Found {
-    Holders(Holdings),
+    Stores { session: String, stores: BTreeSet<String> },
     Beat { node: String, session: String, number: u64 },
     Fenced { session: String, store: String },
     Closed { session: String, duration: Duration },
@@ -122,7 +118,6 @@ impl Watch {
                 Ok(Err(error)) => tracing::warn!("the stores of journals cannot be listed: {}", brief(&error)),
                 Err(_) => tracing::warn!("the stores of journals cannot be listed: the API server does not answer"),
             }
-            self.look_at_zones().await;
         }
         let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
         let leases = match tokio::time::timeout(TIMEOUT, api.list(&ListParams::default())).await {
@@ -137,25 +132,10 @@ impl Watch {
         self.book.saw_leases(of_nodes, now());
     }
 
-    /// Where nodes are changes rarely, and matters only when many fall silent.
-    async fn look_at_zones(&mut self) {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        match tokio::time::timeout(TIMEOUT, nodes.list_metadata(&ListParams::default())).await {
-            Ok(Ok(nodes)) => self.book.zones(
-                nodes.iter().filter_map(|node| Some((node.name_any(), node.labels().get(ZONE)?.clone()))).collect(),
-            ),
-            Ok(Err(error)) => tracing::warn!("the zones of nodes are not known: {}", brief(&error)),
-            Err(_) => tracing::warn!("the zones of nodes are not known: the API server does not answer"),
-        }
-    }
-
     async fn ask(&mut self, task: Task) {
         self.asked.insert(task.clone(), Asked { at: Instant::now(), answered: false });
         let found: futures::future::BoxFuture<'static, Found> = match task.clone() {
-            Task::FindHolders => {
-                let shared = self.shared.iter().map(|store| store.name().to_owned()).collect();
-                Box::pin(find_holders(self.client.clone(), shared))
-            }
+            Task::FindStores { session } => Box::pin(find_stores(self.client.clone(), session)),
             Task::LookForBeats { node, session } => Box::pin(look_for_beats(self.shared.clone(), node, session)),
             Task::CreateFence { session, store } => match self.stores.get(&store).await {
                 Ok(opened) => Box::pin(create_fence(opened, session)),
@@ -194,7 +174,7 @@ impl Watch {
         };
         self.answered(&task);
         match found {
-            Found::Holders(holdings) => self.book.holds(&holdings, now()),
+            Found::Stores { session, stores } => self.book.holds(&session, stores),
             Found::Beat { node, session, number } => self.book.saw_beat(&node, &session, number, now()),
             Found::Fenced { session, store } => {
                 tracing::warn!(session, store, "the session is fenced");
@@ -209,32 +189,21 @@ impl Watch {
     }
 }
 
-/// Who has which volumes. Those in a store that no other node reaches cannot be taken over, so nobody is asked for them.
-async fn find_holders(client: Client, shared: BTreeSet<String>) -> Found {
+async fn find_stores(client: Client, session: String) -> Found {
     let volumes: Api<EnvironmentVolume> = Api::all(client);
     match volumes.list(&ListParams::default()).await {
-        Ok(volumes) => Found::Holders(holdings(volumes.items, &shared)),
+        Ok(volumes) => {
+            let held = volumes.into_iter().filter(|volume| {
+                let holder = volume.status.as_ref().and_then(|status| status.holder.as_ref());
+                holder.is_some_and(|holder| holder.session == session)
+            });
+            Found::Stores { stores: held.filter_map(|volume| volume.spec.store).collect(), session }
+        }
         Err(error) => {
-            tracing::warn!("the volumes of sessions that are ended cannot be listed: {}", brief(&error));
+            tracing::warn!(session, "the volumes of a silent node cannot be listed: {}", brief(&error));
             Found::Nothing
         }
     }
-}
-
-fn holdings(volumes: Vec<EnvironmentVolume>, shared: &BTreeSet<String>) -> Holdings {
-    let mut all = Holdings::new();
-    for volume in volumes {
-        let (Some(store), Some(status)) = (volume.spec.store, volume.status) else { continue };
-        let holder = match (status.holder, status.node) {
-            (Some(holder), _) => Holder { node: holder.node, session: Some(holder.session) },
-            (None, Some(node)) if status.released_epoch < status.epoch => Holder { node, session: None },
-            _ => continue,
-        };
-        if shared.contains(&store) {
-            all.entry(holder).or_default().insert(store);
-        }
-    }
-    all
 }
 
 async fn look_for_beats(stores: Vec<Arc<Store>>, node: String, session: String) -> Found {
@@ -317,35 +286,5 @@ async fn close_lease(api: Api<Lease>, session: String, node: String, timing: Tim
             tracing::warn!(node, "the lease of a silent node cannot be closed: {}", brief(&error));
             Found::Nothing
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn who_has_a_volume_is_whoever_holds_it_or_did_not_commit_it_to_the_end() {
-        let volume = |store: &str, status: serde_json::Value| -> EnvironmentVolume {
-            serde_json::from_value(json!({
-                "apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume", "metadata": {"name": "v"},
-                "spec": {"template": {"name": "t", "image": "i", "layers": []}, "size": "1Gi", "store": store},
-                "status": status,
-            }))
-            .unwrap()
-        };
-        let held = json!({"holder": {"node": "n1", "session": "s1"}, "node": "n1", "epoch": 3, "releasedEpoch": 2});
-        let volumes = vec![
-            volume("a", held.clone()),
-            volume("local", held),
-            volume("b", json!({"node": "n1", "epoch": 3, "releasedEpoch": 2})),
-            volume("c", json!({"node": "n1", "epoch": 3, "releasedEpoch": 3})),
-        ];
-        let all = holdings(volumes, &["a", "b", "c"].map(str::to_owned).into());
-        let holder = |session: Option<&str>| Holder { node: "n1".into(), session: session.map(str::to_owned) };
-        let expected = [(holder(Some("s1")), "a"), (holder(None), "b")];
-        assert_eq!(all, expected.map(|(holder, store)| (holder, [store.to_owned()].into())).into());
     }
 }

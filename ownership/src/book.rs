@@ -1,10 +1,6 @@
 //! What one replica of the operator knows of the nodes and their sessions, and what it has to do next (rules 5 and 7 to 9):
 //! the [`Observer`] of each node and the [`Fencing`] of each session that is being ended, put together.
 //!
-//! A session is ended because its node is suspect, because somebody has begun to end it or asks for it, or because it holds
-//! volumes and is not what its node acts under. What a session holds is looked up for all of them at once: when one begins
-//! to be ended, and now and then.
-//!
 //! `W` is a time for people, which is kept and given back and never looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +9,9 @@ use std::time::Duration;
 use crate::fence::{Fencing, Step};
 use crate::node::Lease;
 use crate::observer::Observer;
-use crate::storm;
 use crate::{Instant, Timing};
 
-#[cfg(test)]
-mod tests;
-
-/// A session that is being ended, for good: its fence is in a store, or its node has begun another one.
+/// A session that is being ended, for good: its fence is in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death<W> {
     /// Name of the node.
@@ -34,19 +26,6 @@ pub struct Death<W> {
 
 /// Sessions that are over or being ended, by session.
 pub type Deaths<W> = BTreeMap<String, Death<W>>;
-
-/// Who has a volume.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Holder {
-    /// Name of the node.
-    pub node: String,
-    /// The session that holds it; none: whatever session the node acts under, since nobody holds it any more but what was
-    /// written last may be on that node alone.
-    pub session: Option<String>,
-}
-
-/// The stores that volumes are in, by who has them.
-pub type Holdings = BTreeMap<Holder, BTreeSet<String>>;
 
 /// The machine that a session is of: a session is `<random id>.<machine id>.<boot id>`.
 fn machine(session: &str) -> Option<&str> {
@@ -64,20 +43,8 @@ pub fn is_superseded(then: &str, now: &str) -> bool {
 struct Node<W> {
     observer: Observer,
     lease: Lease,
-    /// The lease was fenced when this replica saw its session first: nobody knows since when.
-    found_fenced: bool,
-    /// Since when it is suspect, or fenced, without a break.
+    /// Since when it is suspect without a break.
     suspect: Option<(Instant, W)>,
-}
-
-impl<W> Node<W> {
-    fn state(&self, now: Instant) -> storm::State {
-        match &self.suspect {
-            None => storm::State::Heard,
-            Some((since, _)) if !self.found_fenced && now.since(*since) < storm::MEMORY => storm::State::Silent,
-            Some(_) => storm::State::Dead,
-        }
-    }
 }
 
 /// The end of one session.
@@ -86,27 +53,20 @@ struct Ending<W> {
     detected: W,
     fencing: Fencing,
     stores: BTreeMap<String, Option<W>>,
-    /// Whether it holds anything, as far as that was looked up.
-    holds: Option<bool>,
-    /// Somebody asked for it, so that it goes on although the node lives.
-    asked_for: bool,
+    /// When it was last asked which stores the volumes are in.
+    asked: Option<Instant>,
     /// A fence is in a store: the node will end the session itself as soon as it can.
     irrevocable: bool,
-}
-
-/// A session that holds volumes and is not what its node acts under.
-struct Stranger {
-    node: String,
-    since: Instant,
-    /// How often the leases were seen since.
-    seen: u32,
 }
 
 /// What has to be done, and then told to the [`Book`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
-    /// Find out who has which volumes, of those whose stores other nodes reach too, and call [`Book::holds`].
-    FindHolders,
+    /// Find out in which stores the volumes are that a session holds, and call [`Book::holds`].
+    FindStores {
+        /// The session.
+        session: String,
+    },
     /// Look for the newest beat of a session in all stores, and call [`Book::saw_beat`].
     LookForBeats {
         /// The node.
@@ -134,33 +94,22 @@ pub enum Task {
 pub struct Book<W> {
     timing: Timing,
     nodes: BTreeMap<String, Node<W>>,
-    zones: BTreeMap<String, String>,
     endings: BTreeMap<String, Ending<W>>,
-    strangers: BTreeMap<String, Stranger>,
-    /// Nodes of which somebody who knows says that they are off.
-    off: BTreeSet<String>,
-    /// When it was last learnt who has which volumes.
-    looked: Option<Instant>,
 }
 
-/// How often it is looked up who has which volumes while a session is being ended: one may be given to it late.
-const AGAIN: Duration = Duration::from_secs(10);
-/// How often otherwise: a volume can be in the hands of a session that nobody ended.
-const SELDOM: Duration = Duration::from_secs(30);
+/// Share of the nodes that may fall silent at once before it is taken for a storm rather than for dead nodes.
+const STORM_SHARE: usize = 3;
+/// How much longer is waited then: an outage that hits many nodes mostly passes, and so much would have to be restarted.
+const STORM_WAIT: Duration = Duration::from_secs(10);
+
+/// How often it is asked again which stores the volumes of an ended session are in: one may have been given to it late.
+const STORES_AGAIN: Duration = Duration::from_secs(10);
 
 impl<W: Copy> Book<W> {
     /// Nothing is known.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
-        Self {
-            timing,
-            nodes: BTreeMap::new(),
-            zones: BTreeMap::new(),
-            endings: BTreeMap::new(),
-            strangers: BTreeMap::new(),
-            off: BTreeSet::new(),
-            looked: None,
-        }
+        Self { timing, nodes: BTreeMap::new(), endings: BTreeMap::new() }
     }
 
     /// The API server gave all leases: node, version, content. The question was asked after the answer before it.
@@ -171,14 +120,10 @@ impl<W: Copy> Book<W> {
             let node = self.nodes.entry(name.clone()).or_insert_with(|| Node {
                 observer: Observer::new(self.timing),
                 lease: lease.clone(),
-                found_fenced: lease.fenced,
                 suspect: None,
             });
             if node.lease.session != lease.session {
                 node.observer.new_session(now);
-                node.found_fenced = false;
-                // What the former one held has to be taken from it.
-                self.looked = None;
             }
             node.observer.saw_lease(&version, lease.duration, now);
             node.lease = lease;
@@ -190,16 +135,6 @@ impl<W: Copy> Book<W> {
             }
         }
         self.nodes.retain(|name, _| seen.contains(name));
-        let nodes = &self.nodes;
-        self.strangers.retain(|session, stranger| {
-            stranger.seen += 1;
-            nodes.get(&stranger.node).is_none_or(|node| node.lease.session != *session)
-        });
-    }
-
-    /// The zones that nodes are in, by node.
-    pub fn zones(&mut self, zones: BTreeMap<String, String>) {
-        self.zones = zones;
     }
 
     /// The newest beat of a node's session.
@@ -209,29 +144,12 @@ impl<W: Copy> Book<W> {
         }
     }
 
-    /// Who has which volumes.
-    pub fn holds(&mut self, holdings: &Holdings, now: Instant) {
-        self.looked = Some(now);
-        for (session, ending) in &mut self.endings {
-            let current = self.nodes.get(&ending.node).is_none_or(|node| node.lease.session == *session);
-            let own = holdings.iter().filter(|(holder, _)| {
-                let of_node = holder.session.is_none() && holder.node == ending.node && current;
-                of_node || holder.session.as_ref() == Some(session)
-            });
-            ending.holds = Some(false);
-            for store in own.flat_map(|(_, stores)| stores) {
-                ending.holds = Some(true);
-                ending.fencing.add_store(store);
-                ending.stores.entry(store.clone()).or_default();
-            }
-        }
-        let mut before = std::mem::take(&mut self.strangers);
-        for (node, session) in holdings.keys().filter_map(|holder| Some((&holder.node, holder.session.as_ref()?))) {
-            let current = self.nodes.get(node).is_some_and(|node| node.lease.session == *session);
-            if !current && !self.endings.contains_key(session) {
-                let known = before.remove(session);
-                let new = || Stranger { node: node.clone(), since: now, seen: 0 };
-                self.strangers.insert(session.clone(), known.unwrap_or_else(new));
+    /// The stores that volumes are in which a session holds.
+    pub fn holds(&mut self, session: &str, stores: impl IntoIterator<Item = String>) {
+        if let Some(ending) = self.endings.get_mut(session) {
+            for store in stores {
+                ending.fencing.add_store(&store);
+                ending.stores.entry(store).or_default();
             }
         }
     }
@@ -251,58 +169,47 @@ impl<W: Copy> Book<W> {
         }
     }
 
-    /// Ends the present session of a node without waiting for silence: somebody asked for it.
+    /// Ends a session without waiting for silence: somebody asked for it.
     pub fn end(&mut self, node: &str, wall: W) {
         if let Some(known) = self.nodes.get(node) {
-            let session = known.lease.session.clone();
-            self.begin(node, &session, wall);
-            if let Some(ending) = self.endings.get_mut(&session) {
-                ending.asked_for = true;
-            }
+            begin(&mut self.endings, self.timing, node, &known.lease.session, wall);
         }
-    }
-
-    /// The session that a node has now.
-    #[must_use]
-    pub fn session(&self, node: &str) -> Option<&str> {
-        self.nodes.get(node).map(|node| node.lease.session.as_str())
-    }
-
-    /// The nodes of which somebody who knows says that they are off; all others are not. It is believed of nodes that
-    /// are silent, and spares the wait: what is heard is not off.
-    pub fn are_off(&mut self, nodes: impl IntoIterator<Item = String>) {
-        self.off = nodes.into_iter().collect();
-    }
-
-    /// Nodes on which nothing can be started, for all that is known: those that are silent, also before anything is done
-    /// to them, and those whose present session is being ended.
-    #[must_use]
-    pub fn silent(&self) -> BTreeSet<String> {
-        let ended = |session: &str| self.endings.contains_key(session);
-        let silent = self.nodes.iter().filter(|(_, node)| node.suspect.is_some() || ended(&node.lease.session));
-        let gone = self.endings.values().map(|ending| &ending.node).filter(|node| !self.nodes.contains_key(*node));
-        silent.map(|(name, _)| name).chain(gone).cloned().collect()
     }
 
     /// What has to be done now. `wall` is for people.
     pub fn next(&mut self, now: Instant, wall: W) -> Vec<Task> {
         let mut tasks = Vec::new();
-        for (node, session, detected) in self.condemned(now, wall, &mut tasks) {
-            self.begin(&node, &session, detected);
+        for node in self.nodes.values_mut() {
+            node.suspect = node.observer.is_suspect(now).then(|| node.suspect.unwrap_or((now, wall)));
         }
-        let nodes = &self.nodes;
-        self.endings.retain(|session, ending| !is_done_with(session, ending, nodes.get(&ending.node)));
-        let pause = if self.endings.is_empty() { SELDOM } else { AGAIN };
-        let unknown = self.endings.values().any(|ending| ending.holds.is_none());
-        if unknown || self.looked.is_none_or(|looked| now.since(looked) > pause) {
-            tasks.push(Task::FindHolders);
-        }
-        for (session, ending) in &mut self.endings {
-            if self.off.contains(&ending.node) && nodes.get(&ending.node).is_none_or(|node| node.suspect.is_some()) {
-                ending.fencing.is_off();
+        let silent = self.nodes.values().filter(|node| node.suspect.is_some()).count();
+        let storm = silent > 1 && silent * STORM_SHARE > self.nodes.len();
+        for (name, node) in &self.nodes {
+            let session = &node.lease.session;
+            if node.observer.wants_beats(now) {
+                tasks.push(Task::LookForBeats { node: name.clone(), session: session.clone() });
             }
-            // What holds nothing that another node could take over is ended only if somebody wants that.
-            if ending.stores.is_empty() && !(ending.asked_for && ending.holds.is_some()) {
+            // One that somebody else began to end, or this replica before it was started anew, is ended here too.
+            let condemned = node.lease.fenced.then_some(wall);
+            let suspect = node.suspect.filter(|(since, _)| !storm || now.since(*since) >= STORM_WAIT);
+            if let Some(detected) = condemned.or(suspect.map(|(_, wall)| wall)) {
+                begin(&mut self.endings, self.timing, name, session, detected);
+            }
+        }
+        // A node that is heard again before anything was done to it lives.
+        let nodes = &self.nodes;
+        self.endings.retain(|session, ending| {
+            let lives = nodes
+                .get(&ending.node)
+                .is_some_and(|node| node.lease.session == *session && !node.lease.fenced && node.suspect.is_none());
+            ending.irrevocable || !lives
+        });
+        for (session, ending) in &mut self.endings {
+            if ending.asked.is_none_or(|asked| now.since(asked) > STORES_AGAIN) {
+                ending.asked = Some(now);
+                tasks.push(Task::FindStores { session: session.clone() });
+            }
+            if ending.stores.is_empty() {
                 continue;
             }
             for (store, over) in &mut ending.stores {
@@ -310,65 +217,21 @@ impl<W: Copy> Book<W> {
                     *over = Some(wall);
                 }
             }
-            let session = || session.clone();
-            tasks.extend(ending.fencing.steps().into_iter().map(|step| match step {
-                Step::CreateFence { store } => Task::CreateFence { session: session(), store },
-                Step::CloseLease => Task::CloseLease { session: session(), node: ending.node.clone() },
-            }));
+            match ending.fencing.next(now) {
+                Step::CreateFence { store } => tasks.push(Task::CreateFence { session: session.clone(), store }),
+                Step::CloseLease => {
+                    tasks.push(Task::CloseLease { session: session.clone(), node: ending.node.clone() });
+                }
+                Step::WaitUntil(_) | Step::Done => {}
+            }
         }
         tasks
-    }
-
-    /// The sessions whose end has to begin: node, session, and when that was found.
-    fn condemned(&mut self, now: Instant, wall: W, tasks: &mut Vec<Task>) -> Vec<(String, String, W)> {
-        for node in self.nodes.values_mut() {
-            // Who marks the lease of a silent node changes it, which is no sign of life.
-            let suspect = node.lease.fenced || node.observer.is_suspect(now);
-            node.suspect = suspect.then(|| node.suspect.unwrap_or((now, wall)));
-        }
-        let zone = |name: &String| self.zones.get(name).map(String::as_str);
-        let storm = storm::is_storm(self.nodes.iter().map(|(name, node)| (node.state(now), zone(name))));
-        let mut ends = Vec::new();
-        for (name, node) in &self.nodes {
-            let session = &node.lease.session;
-            if node.observer.wants_beats(now) {
-                tasks.push(Task::LookForBeats { node: name.clone(), session: session.clone() });
-            }
-            // One that somebody else began to end, or this replica before it was started anew, is ended here too.
-            let fenced = node.lease.fenced.then_some(wall);
-            let suspect = node.suspect.filter(|(since, _)| !storm || now.since(*since) >= storm::WAIT);
-            if let Some(detected) = fenced.or(suspect.map(|(_, wall)| wall)) {
-                ends.push((name.clone(), session.clone(), detected));
-            }
-        }
-        // A session was in its node's lease before any volume was given to it. So one that is not there when the leases are
-        // asked for after the volumes is there no more. A lease that somebody deleted comes back at once if its node lives.
-        let strange = |stranger: &&Stranger| stranger.seen > 1 && now.since(stranger.since) > self.timing.silence;
-        let strangers = self.strangers.iter().filter(|(_, stranger)| strange(stranger));
-        ends.extend(strangers.map(|(session, stranger)| (stranger.node.clone(), session.clone(), wall)));
-        ends
-    }
-
-    fn begin(&mut self, node: &str, session: &str, detected: W) {
-        let ending = self.endings.entry(session.to_owned()).or_insert_with(|| Ending {
-            node: node.into(),
-            detected,
-            fencing: Fencing::new(self.timing, []),
-            stores: BTreeMap::new(),
-            holds: None,
-            asked_for: false,
-            irrevocable: false,
-        });
-        if self.nodes.get(node).is_some_and(|node| is_superseded(session, &node.lease.session)) {
-            ending.fencing.prove();
-        }
-        self.strangers.remove(session);
     }
 
     /// Sessions whose end cannot be stopped any more.
     #[must_use]
     pub fn deaths(&self) -> Deaths<W> {
-        let ended = self.endings.iter().filter(|(_, ending)| ending.irrevocable || ending.fencing.is_proven());
+        let ended = self.endings.iter().filter(|(_, ending)| ending.irrevocable);
         let death = |session: &str, ending: &Ending<W>| Death {
             node: ending.node.clone(),
             is_back: self.nodes.get(&ending.node).is_some_and(|node| node.lease.session != session),
@@ -379,12 +242,168 @@ impl<W: Copy> Book<W> {
     }
 }
 
-/// Whether nothing is left to be done about a session, nor to be known of it. `node`: what is known of its node, if that
-/// has a lease.
-fn is_done_with<W>(session: &str, ending: &Ending<W>, node: Option<&Node<W>>) -> bool {
-    match node.filter(|node| node.lease.session == session) {
-        // A node that is heard again before anything was done to it lives.
-        Some(node) => !ending.irrevocable && !ending.asked_for && !node.lease.fenced && node.suspect.is_none(),
-        None => ending.holds == Some(false) && ending.stores.values().all(Option::is_some),
+fn begin<W>(endings: &mut BTreeMap<String, Ending<W>>, timing: Timing, node: &str, session: &str, detected: W) {
+    endings.entry(session.to_owned()).or_insert_with(|| Ending {
+        node: node.into(),
+        detected,
+        fencing: Fencing::new(timing, []),
+        stores: BTreeMap::new(),
+        asked: None,
+        irrevocable: false,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(tenths: u64) -> Instant {
+        Instant(tenths * 100_000_000)
+    }
+
+    fn wall(tenths: u64) -> u64 {
+        tenths
+    }
+
+    fn lease(session: &str, fenced: bool) -> Lease {
+        Lease { session: session.into(), duration: Duration::from_secs(4), fenced }
+    }
+
+    /// Nodes n0, n1, ... of which those in `silent` never renew; looked at twice a second.
+    struct Cluster {
+        book: Book<u64>,
+        nodes: usize,
+        silent: Vec<usize>,
+        now: u64,
+    }
+
+    impl Cluster {
+        fn new(nodes: usize, silent: &[usize]) -> Self {
+            Self { book: Book::new(Timing::default()), nodes, silent: silent.to_vec(), now: 0 }
+        }
+
+        fn look(&mut self) -> Vec<Task> {
+            let (now, silent) = (self.now, &self.silent);
+            let leases = (0..self.nodes).map(|number| {
+                let version = if silent.contains(&number) { 0 } else { now };
+                (format!("n{number}"), version.to_string(), lease(&format!("s{number}.m{number}.b"), false))
+            });
+            self.book.saw_leases(leases.collect::<Vec<_>>(), at(now));
+            self.now += 5;
+            self.book.next(at(now), wall(now))
+        }
+
+        fn until(&mut self, wanted: impl Fn(&[Task]) -> bool) -> (u64, Vec<Task>) {
+            for _ in 0..200 {
+                let now = self.now;
+                let tasks = self.look();
+                if wanted(&tasks) {
+                    return (now, tasks);
+                }
+            }
+            panic!("nothing happened");
+        }
+    }
+
+    fn ends(tasks: &[Task]) -> bool {
+        tasks.iter().any(|task| matches!(task, Task::FindStores { .. }))
+    }
+
+    #[test]
+    fn a_silent_node_is_fenced_store_first_and_dead_once_everything_is_waited_out() {
+        let mut cluster = Cluster::new(3, &[1]);
+        let (now, tasks) = cluster.until(ends);
+        assert_eq!(now, 40);
+        let session = "s1.m1.b".to_owned();
+        assert!(tasks.contains(&Task::LookForBeats { node: "n1".into(), session: session.clone() }));
+        assert!(tasks.contains(&Task::FindStores { session: session.clone() }));
+        cluster.book.holds(&session, ["a".to_owned()]);
+        assert!(cluster.look().contains(&Task::CreateFence { session: session.clone(), store: "a".into() }));
+        assert!(cluster.book.deaths().is_empty(), "nothing was done to it yet");
+        cluster.book.fenced(&session, "a", at(50));
+        assert!(cluster.look().contains(&Task::CloseLease { session: session.clone(), node: "n1".into() }));
+        assert_eq!(cluster.book.deaths()[&session].over["a"], None);
+        cluster.book.closed(&session, Duration::from_secs(4), at(60));
+        while cluster.now <= 105 {
+            cluster.look();
+            assert_eq!(cluster.book.deaths()[&session].over["a"], None, "at {}", cluster.now);
+        }
+        cluster.look();
+        let death = cluster.book.deaths()[&session].clone();
+        assert_eq!((death.node.as_str(), death.detected, death.over["a"]), ("n1", wall(40), Some(wall(110))));
+    }
+
+    #[test]
+    fn a_node_that_is_heard_again_in_time_lives() {
+        let mut cluster = Cluster::new(3, &[1]);
+        cluster.until(ends);
+        cluster.silent.clear();
+        assert_eq!(cluster.look(), []);
+        // Once a fence is there, there is no way back.
+        cluster.silent = vec![1];
+        cluster.until(ends);
+        cluster.book.holds("s1.m1.b", ["a".to_owned()]);
+        cluster.book.fenced("s1.m1.b", "a", at(cluster.now));
+        cluster.silent.clear();
+        cluster.look();
+        assert_eq!(cluster.look(), [Task::CloseLease { session: "s1.m1.b".into(), node: "n1".into() }]);
+    }
+
+    #[test]
+    fn beats_keep_a_node_that_the_api_server_does_not_hear() {
+        let mut cluster = Cluster::new(3, &[1]);
+        for _ in 0..100 {
+            let now = cluster.now;
+            let tasks = cluster.look();
+            assert!(!ends(&tasks), "at {now}");
+            if tasks.iter().any(|task| matches!(task, Task::LookForBeats { .. })) {
+                cluster.book.saw_beat("n1", "s1.m1.b", now, at(now));
+            }
+        }
+    }
+
+    #[test]
+    fn a_storm_is_waited_out_a_while() {
+        let (one, _) = Cluster::new(4, &[1]).until(ends);
+        let (storm, _) = Cluster::new(4, &[1, 2]).until(ends);
+        assert_eq!((one, storm), (40, 140));
+    }
+
+    #[test]
+    fn a_new_session_of_the_same_machine_is_proof_and_a_fence_that_is_found_is_brought_to_its_end() {
+        let mut book = Book::<u64>::new(Timing::default());
+        book.saw_leases([("n1".to_owned(), "1".to_owned(), lease("s.m.b", true))], at(0));
+        assert_eq!(book.next(at(0), wall(0)), [Task::FindStores { session: "s.m.b".into() }]);
+        book.holds("s.m.b", ["a".to_owned()]);
+        book.fenced("s.m.b", "a", at(1));
+        book.saw_leases([("n1".to_owned(), "2".to_owned(), lease("t.m.c", false))], at(2));
+        assert_eq!(book.next(at(2), wall(2)), []);
+        let death = &book.deaths()["s.m.b"];
+        assert_eq!((death.over["a"], death.is_back), (Some(wall(2)), true));
+    }
+
+    #[test]
+    fn only_a_session_of_the_same_machine_supersedes() {
+        for (then, now, expected) in [
+            ("a.m.b", "c.m.d", true),
+            ("a.m.b", "c.m.b", true),
+            ("a.m.b", "a.m.b", false),
+            ("a.m.b", "c.n.d", false),
+            ("a..b", "c..d", false),
+            ("a", "b", false),
+        ] {
+            assert_eq!(is_superseded(then, now), expected, "{then} {now}");
+        }
+    }
+
+    #[test]
+    fn another_machine_under_the_same_name_proves_nothing() {
+        let mut book = Book::<u64>::new(Timing::default());
+        book.saw_leases([("n1".to_owned(), "1".to_owned(), lease("s.m.b", true))], at(0));
+        book.next(at(0), wall(0));
+        book.holds("s.m.b", ["a".to_owned()]);
+        book.fenced("s.m.b", "a", at(1));
+        book.saw_leases([("n1".to_owned(), "2".to_owned(), lease("t.other.c", false))], at(2));
+        assert_eq!(book.next(at(2), wall(2)), [Task::CloseLease { session: "s.m.b".into(), node: "n1".into() }]);
     }
 }

@@ -1,10 +1,8 @@
 //! The end of a session (rules 8 and 9): both witnesses are closed, and then every promise is waited out that was made
 //! before.
 //!
-//! A store comes first. During an outage of the store nothing happens then, and the environments of a node that only
-//! the API server has lost go on; the other way round the node would lose its last witness by our doing. The first fence
-//! ends the session as a whole, so from then on the `Lease` and all other stores are closed at the same time, and one that
-//! does not answer holds up only what is in it.
+//! The store comes first. During an outage of the store nothing happens then, and the environments of a node that only
+//! the API server has lost go on; the other way round the node would lose its last witness by our doing.
 //!
 //! Every step can be repeated and done by several at once. One who begins in the middle begins with the first step: it
 //! finds the fences there, and waits all the same, because it does not know since when.
@@ -14,7 +12,7 @@ use std::time::Duration;
 
 use crate::{Instant, Timing};
 
-/// What is to be done.
+/// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Create the fence of the session in this store; one that is there is as good.
@@ -24,6 +22,10 @@ pub enum Step {
     },
     /// Mark the node's `Lease` as fenced, by compare-and-swap, if it is still of this session.
     CloseLease,
+    /// Nothing before this instant.
+    WaitUntil(Instant),
+    /// The session is over in every store that was asked for: nothing runs under it, and its volumes may be taken over.
+    Done,
 }
 
 /// The end of one session.
@@ -36,8 +38,6 @@ pub struct Fencing {
     lease: Option<(Instant, Duration)>,
     /// The session is known to be over without waiting.
     proven: bool,
-    /// The machine is known to be off: nothing has to be waited for once both witnesses are closed.
-    off: bool,
 }
 
 impl Fencing {
@@ -45,7 +45,7 @@ impl Fencing {
     #[must_use]
     pub fn new(timing: Timing, stores: impl IntoIterator<Item = String>) -> Self {
         let stores = stores.into_iter().map(|store| (store, None)).collect();
-        Self { timing, stores, lease: None, proven: false, off: false }
+        Self { timing, stores, lease: None, proven: false }
     }
 
     /// Volumes in this store are to be taken over too.
@@ -53,19 +53,23 @@ impl Fencing {
         self.stores.entry(store.into()).or_default();
     }
 
-    /// What is to be done for the session to be over in all stores, all at the same time. None: only time has to pass. Where
-    /// no store is asked for, the `Lease` alone is closed.
+    /// What is to be done at `now` for the session to be over in all stores.
     #[must_use]
-    pub fn steps(&self) -> Vec<Step> {
+    pub fn next(&self, now: Instant) -> Step {
         if self.proven {
-            return Vec::new();
+            return Step::Done;
         }
-        let open = self.stores.iter().filter(|(_, closed)| closed.is_none());
-        let mut steps: Vec<Step> = open.map(|(store, _)| Step::CreateFence { store: store.clone() }).collect();
-        if self.lease.is_none() && (steps.len() < self.stores.len() || self.stores.is_empty()) {
-            steps.push(Step::CloseLease);
+        if let Some((store, _)) = self.stores.iter().find(|(_, closed)| closed.is_none()) {
+            return Step::CreateFence { store: store.clone() };
         }
-        steps
+        if self.lease.is_none() {
+            return Step::CloseLease;
+        }
+        let last = self.stores.keys().filter_map(|store| self.over_at(store)).max();
+        match last {
+            Some(last) if now < last => Step::WaitUntil(last),
+            _ => Step::Done,
+        }
     }
 
     /// The fence is in the store; `now` is when that was learnt.
@@ -81,21 +85,9 @@ impl Fencing {
     }
 
     /// Everything that ran under the session is known to be dead: its node has begun another boot or, having killed
-    /// everything, another session.
+    /// everything, another session; or somebody who knows says that the machine is off.
     pub fn prove(&mut self) {
         self.proven = true;
-    }
-
-    /// Somebody who knows says that the machine is off. The witnesses are closed all the same, so that the session stays
-    /// over when the machine is on again; only the wait is left out.
-    pub fn is_off(&mut self) {
-        self.off = true;
-    }
-
-    /// Whether [`Self::prove`] was called.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.proven
     }
 
     /// Whether nothing runs any more on volumes in this store.
@@ -109,8 +101,7 @@ impl Fencing {
     fn over_at(&self, store: &str) -> Option<Instant> {
         let fence = (*self.stores.get(store)?)?;
         let (lease, duration) = self.lease?;
-        let wait = if self.off { Duration::ZERO } else { self.timing.wait_out(duration) };
-        Some(fence.max(lease).after(wait))
+        Some(fence.max(lease).after(self.timing.wait_out(duration)))
     }
 }
 
@@ -122,21 +113,18 @@ mod tests {
         Instant(tenths * 100_000_000)
     }
 
-    fn fence(store: &str) -> Step {
-        Step::CreateFence { store: store.into() }
-    }
-
     #[test]
     fn the_store_is_closed_first_and_the_longest_promise_waited_out_from_the_later_answer() {
         let mut fencing = Fencing::new(Timing::default(), ["a".to_owned()]);
-        assert_eq!(fencing.steps(), [fence("a")]);
+        assert_eq!(fencing.next(at(0)), Step::CreateFence { store: "a".into() });
         fencing.fence_created("a", at(5));
-        assert_eq!(fencing.steps(), [Step::CloseLease]);
+        assert_eq!(fencing.next(at(5)), Step::CloseLease);
         fencing.lease_closed(Duration::from_secs(4), at(10));
         // 4 s, 2 % of them, and half a second.
         let over = at(10).after(Duration::from_millis(4580));
-        assert_eq!(fencing.steps(), []);
+        assert_eq!(fencing.next(at(11)), Step::WaitUntil(over));
         assert!(!fencing.is_over("a", Instant(over.0 - 1)) && fencing.is_over("a", over));
+        assert_eq!(fencing.next(over), Step::Done);
         assert!(!fencing.is_over("b", over), "nobody closed that store");
     }
 
@@ -149,38 +137,16 @@ mod tests {
         fencing.lease_closed(Duration::from_secs(4), at(100));
         assert!(!fencing.is_over("a", at(208)) && fencing.is_over("a", at(209)));
         fencing.add_store("b");
-        assert_eq!(fencing.steps(), [fence("b")]);
+        assert_eq!(fencing.next(at(210)), Step::CreateFence { store: "b".into() });
         fencing.fence_created("b", at(210));
         assert!(fencing.is_over("a", at(210)) && !fencing.is_over("b", at(210)), "b's promises are waited out too");
-    }
-
-    #[test]
-    fn a_store_that_does_not_answer_holds_up_only_what_is_in_it() {
-        let mut fencing = Fencing::new(Timing::default(), ["a".to_owned(), "b".to_owned()]);
-        assert_eq!(fencing.steps(), [fence("a"), fence("b")]);
-        fencing.fence_created("b", at(0));
-        assert_eq!(fencing.steps(), [fence("a"), Step::CloseLease]);
-        fencing.lease_closed(Duration::from_secs(4), at(10));
-        assert!(fencing.is_over("b", at(56)) && !fencing.is_over("a", at(56)));
-    }
-
-    #[test]
-    fn a_machine_that_is_off_is_fenced_and_not_waited_for() {
-        let mut fencing = Fencing::new(Timing::default(), ["a".to_owned()]);
-        fencing.is_off();
-        assert_eq!(fencing.steps(), [fence("a")]);
-        fencing.fence_created("a", at(1));
-        assert_eq!(fencing.steps(), [Step::CloseLease]);
-        assert!(!fencing.is_over("a", at(1)), "it could renew its lease when it is on again");
-        fencing.lease_closed(Duration::from_secs(4), at(2));
-        assert!(fencing.is_over("a", at(2)) && fencing.steps().is_empty());
     }
 
     #[test]
     fn proof_needs_no_wait() {
         let mut fencing = Fencing::new(Timing::default(), ["a".to_owned()]);
         fencing.prove();
-        assert_eq!(fencing.steps(), []);
+        assert_eq!(fencing.next(at(0)), Step::Done);
         assert!(fencing.is_over("a", at(0)));
     }
 }

@@ -7,22 +7,14 @@
 //! | machine | runs in | rules |
 //! |---|---|---|
 //! | [`node::Authority`] | node driver | 1 to 6: how long environments may run on its node |
-//! | [`shim::judge`] | each shim | 2: whether its environment runs, stands still or ends |
-//! | [`mount::Mount`] | node driver, per volume | 12: what stands between holding a volume and starting on it |
 //! | [`observer::Observer`] | each operator replica, per node | 5, 7: when a node is suspect |
 //! | [`fence::Fencing`] | each operator replica, per session | 8, 9: when a session is certainly over |
-//! | [`storm::is_storm`] | each operator replica | whether many nodes fell silent at once |
-//! | [`book::Book`] | each operator replica | all of that, for all nodes |
-//! | [`holder`] | operator, node driver | 9 to 12: who gets a volume, and who holds it |
+//! | [`book::Book`] | each operator replica | both of them, for all nodes |
 
 pub mod book;
 pub mod fence;
-pub mod holder;
-pub mod mount;
 pub mod node;
 pub mod observer;
-pub mod shim;
-pub mod storm;
 pub mod time;
 
 pub use time::{Instant, Timing};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use vivarium_ownership::book::{Book, Holder, Holdings, Task, is_superseded};
+use vivarium_ownership::book::{Book, Task, is_superseded};
 use vivarium_ownership::node::Authority;
 use vivarium_ownership::{Instant, Timing};
 
@@ -845,14 +845,15 @@ impl World {
                     book.closed(session, Duration::from_secs(4), now);
                     continue;
                 }
-                (Task::FindHolders, _) => vec![Request::ReadVolumes],
+                (Task::FindStores { .. }, Some(Mutation::LeaseFirst)) => {
+                    let Task::FindStores { session } = &task else { continue };
+                    let node = session.split('.').nth(1).map_or(0, |m| m.trim_start_matches('m').parse().unwrap_or(0));
+                    vec![Request::CloseLease { node, session: session.clone() }, Request::ReadVolumes]
+                }
+                (Task::FindStores { .. }, _) => vec![Request::ReadVolumes],
                 (Task::LookForBeats { node, session }, _) => (0..2)
                     .map(|store| Request::NewestBeat { store, node: number(node), session: session.clone() })
                     .collect(),
-                (Task::CreateFence { session, .. }, Some(Mutation::LeaseFirst)) => {
-                    let node = session.split('.').nth(1).map_or(0, |m| m.trim_start_matches('m').parse().unwrap_or(0));
-                    vec![Request::CloseLease { node, session: session.clone() }]
-                }
                 (Task::CreateFence { session, store }, _) => {
                     vec![Request::CreateFence { store: index(store), session: session.clone() }]
                 }
@@ -893,15 +894,12 @@ impl World {
                     it.book.saw_leases(leases, now);
                 }
             }
-            (Request::ReadVolumes, Some(Answer::Volumes(volumes, _)), Some(Task::FindHolders)) => {
-                let mut all = Holdings::new();
-                for (volume, object) in volumes.iter().enumerate() {
-                    if let Some((node, session)) = &object.holder {
-                        let holder = Holder { node: format!("n{node}"), session: Some(session.clone()) };
-                        all.entry(holder).or_default().insert(store_name(store_of(volume)));
-                    }
-                }
-                it.book.holds(&all, now);
+            (Request::ReadVolumes, Some(Answer::Volumes(volumes, _)), Some(Task::FindStores { session })) => {
+                let held = volumes
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, volume)| volume.holder.as_ref().is_some_and(|(_, holder)| holder == session));
+                it.book.holds(session, held.map(|(volume, _)| store_name(store_of(volume))).collect::<Vec<_>>());
             }
             (Request::ReadVolumes, Some(Answer::Volumes(volumes, leases)), None) => {
                 let leases = leases.into_iter().map(|(node, (_, lease))| (node, lease)).collect();

@@ -145,7 +145,7 @@ impl Environment {
 
     /// Runs a command inside with something on its standard input.
     #[must_use]
-    pub fn exec_with(&self, command: &[&str], input: &str) -> Ran {
+    pub fn exec_with(&self, command: &[&str], input: impl AsRef<[u8]>) -> Ran {
         let pod = self.pod();
         let mut all = vec!["-n", &self.namespace, "exec", "-i", &pod, "--"];
         all.extend(command);

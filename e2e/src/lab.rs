@@ -37,7 +37,7 @@ pub fn in_network(command: &[&str]) -> Ran {
 
 /// Like [`in_network`] with something on its standard input.
 #[must_use]
-pub fn in_network_with(command: &[&str], input: &str) -> Ran {
+pub fn in_network_with(command: &[&str], input: impl AsRef<[u8]>) -> Ran {
     let mut all = vec!["lab", "run", "--"];
     all.extend(command);
     run_with(&program(), &all, input)

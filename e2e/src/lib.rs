@@ -12,8 +12,10 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod drill;
 pub mod environment;
 pub mod lab;
+pub mod story;
 pub mod terminal;
 pub mod witness;
 
@@ -57,7 +59,7 @@ impl From<Output> for Ran {
 
 /// Runs a program to its end, with something on its standard input.
 #[must_use]
-pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Ran {
+pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Ran {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -66,7 +68,7 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Ran {
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
     // A program that does not read its input closes the pipe: no fault of the test.
-    let _ = child.stdin.take().expect("stdin is piped").write_all(input.as_bytes());
+    let _ = child.stdin.take().expect("stdin is piped").write_all(input.as_ref());
     child.wait_with_output().unwrap_or_else(|error| panic!("{program}: {error}")).into()
 }
 
@@ -87,7 +89,7 @@ pub fn kubectl_ok(arguments: &[&str]) -> String {
 #[must_use]
 pub fn apply(objects: &[Value]) -> Ran {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    run_with("kubectl", &["apply", "-f", "-"], &list.to_string())
+    run_with("kubectl", &["apply", "-f", "-"], list.to_string())
 }
 
 /// An object as JSON; `None` if there is none of that name.
@@ -123,14 +125,25 @@ impl Namespace {
     /// Makes a namespace called `e2e-<test>`; what an earlier, interrupted run left of it is deleted first.
     #[must_use]
     pub fn new(test: &str) -> Self {
+        kubectl_ok(&["delete", "namespace", &format!("e2e-{test}"), "--ignore-not-found", "--timeout=180s"]);
+        Self::kept(test)
+    }
+
+    /// The same with what an earlier run left of it.
+    #[must_use]
+    pub fn kept(test: &str) -> Self {
         let name = format!("e2e-{test}");
-        kubectl_ok(&["delete", "namespace", &name, "--ignore-not-found", "--timeout=180s"]);
         // `baseline` is what tenants usually get: environments must run under it.
         let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
         let made =
             apply(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})]);
         assert!(made.ok, "{}", made.stderr);
         Self { name }
+    }
+
+    /// Leaves it and what is in it to whoever comes next.
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 
     /// Starts to describe an environment of this namespace.

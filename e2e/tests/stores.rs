@@ -113,7 +113,7 @@ fn a_node_speaks_of_a_store_for_itself_alone() {
         entries.push(json!({"name": name, "observedGeneration": 1, "proven": proven, "reason": "NotAtomic"}));
         let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={own}");
         let arguments = ["replace", "--subresource=status", "--dry-run=server", "-f", "-", DRIVER, &extra];
-        run_with("kubectl", &arguments, &store.to_string())
+        run_with("kubectl", &arguments, store.to_string())
     };
     let ran = replace(own, false);
     assert!(ran.ok, "{}", ran.stderr);

@@ -1,11 +1,13 @@
 //! `hack/drill`: disasters in a lab that is up (`hack/quickstart` or `hack/test --only install --keep-lab`), one by one or
-//! again and again. Each is a test of `e2e/tests/drills.rs`; it prints how long environments were silent and what they lost.
+//! again and again. Each is a test of `e2e/tests/drill_*.rs`; it tells what was seen, how long environments were silent and
+//! what they lost. Those that take long are not among the tests that `hack/test` runs.
 
 use std::process::Command;
 
 use clap::{Args, Subcommand};
 
 use crate::install;
+use crate::test::DRILLS;
 use crate::workspace;
 
 /// Arguments of `hack/drill`.
@@ -23,17 +25,21 @@ enum What {
     Run {
         /// Its name.
         name: String,
-        /// How many environments are on the node that is hit.
-        #[arg(long, default_value_t = 3)]
-        environments: usize,
+        /// How many environments are on the node that is hit; by itself each drill has what it needs.
+        #[arg(long)]
+        environments: Option<usize>,
+        /// Fail it also when it takes longer than promised. The machine must have nothing else to do.
+        #[arg(long)]
+        judge: bool,
     },
-    /// Cut the power of a node again and again.
+    /// Cut the power of a node again and again. Fails when two incarnations ran at once, when more was lost than promised,
+    /// and when 1 of 100 environments took longer than promised to answer.
     Soak {
         /// How often.
         #[arg(default_value_t = 100)]
         times: usize,
         /// How many environments are on the node that is hit.
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 10)]
         environments: usize,
     },
 }
@@ -50,46 +56,83 @@ pub enum Error {
     /// cargo could not be run.
     #[error("cannot run cargo: {0}")]
     Cargo(std::io::Error),
+    /// Another name.
+    #[error("there is no drill `{0}`; hack/drill list prints them")]
+    NoSuchDrill(String),
     /// The drill was not passed.
-    #[error("drill `{name}` failed in round {round} of {rounds}; its messages are above")]
-    Failed {
-        /// Which.
-        name: String,
-        /// In which round.
-        round: usize,
-        /// Of how many.
-        rounds: usize,
-    },
+    #[error("drill `{0}` failed; its messages are above")]
+    Failed(String),
+}
+
+/// What a drill is told beside its name, by variables that `e2e/src/drill.rs` reads.
+#[derive(Default)]
+struct Told {
+    environments: Option<usize>,
+    rounds: Option<usize>,
+    judge: bool,
 }
 
 /// Runs drills.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     match &arguments.what {
         What::List => {
-            cargo(&["--list"], 0)?;
+            for name in names()? {
+                println!("{name}");
+            }
             Ok(())
         }
-        What::Run { name, environments } => repeat(name, *environments, 1),
-        What::Soak { times, environments } => repeat("power_cut", *environments, *times),
+        What::Run { name, environments, judge } => {
+            drill(name, &Told { environments: *environments, judge: *judge, ..Told::default() })
+        }
+        What::Soak { times, environments } => {
+            drill("power_cuts", &Told { environments: Some(*environments), rounds: Some(*times), judge: true })
+        }
     }
 }
 
-fn repeat(name: &str, environments: usize, rounds: usize) -> Result<(), Error> {
-    for round in 1..=rounds {
-        if rounds > 1 {
-            println!("=== {name}: {round} of {rounds}");
-        }
-        if !cargo(&["--exact", name, "--nocapture", "--test-threads=1"], environments)? {
-            return Err(Error::Failed { name: name.into(), round, rounds });
+fn drill(name: &str, told: &Told) -> Result<(), Error> {
+    if !names()?.iter().any(|known| known == name) {
+        return Err(Error::NoSuchDrill(name.into()));
+    }
+    let mut command = cargo()?;
+    command.args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"]);
+    for (variable, number) in [
+        ("VIVARIUM_DRILL_ENVIRONMENTS", told.environments),
+        ("VIVARIUM_DRILL_ROUNDS", told.rounds),
+        ("VIVARIUM_DRILL_JUDGE", told.judge.then_some(1)),
+    ] {
+        if let Some(number) = number {
+            command.env(variable, number.to_string());
         }
     }
-    Ok(())
+    let status = command.status().map_err(Error::Cargo)?;
+    if status.success() { Ok(()) } else { Err(Error::Failed(name.into())) }
 }
 
-fn cargo(arguments: &[&str], environments: usize) -> Result<bool, Error> {
-    let root = workspace::root()?;
-    let mut command: Command = install::connect()?.command("cargo");
-    command.args(["test", "--quiet", "-p", "vivarium-e2e", "--locked", "--test", "drills", "--"]).args(arguments);
-    command.env("VIVARIUM_DRILL_ENVIRONMENTS", environments.to_string()).current_dir(root);
-    command.status().map(|status| status.success()).map_err(Error::Cargo)
+fn names() -> Result<Vec<String>, Error> {
+    let mut command = cargo()?;
+    let printed = install::output(command.args(["--list", "--include-ignored"]))?;
+    Ok(listed(&printed))
+}
+
+/// Names in what a test program lists.
+fn listed(printed: &str) -> Vec<String> {
+    printed.lines().filter_map(|line| line.strip_suffix(": test")).map(Into::into).collect()
+}
+
+fn cargo() -> Result<Command, Error> {
+    let mut command = install::connect()?.command("cargo");
+    command.args(["test", "--quiet", "-p", "vivarium-e2e", "--locked"]);
+    command.args(DRILLS.iter().flat_map(|file| ["--test", file])).arg("--").current_dir(workspace::root()?);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_tests() {
+        assert_eq!(listed("power_cuts: test\nb: benchmark\n\n1 test, 0 benchmarks\n"), ["power_cuts"]);
+    }
 }

@@ -17,7 +17,7 @@ use super::decision::{Action, Decision};
 use super::dereference;
 use super::lifecycle::{Settings, decide};
 use super::misunderstood;
-use super::status::{Note, notes};
+use super::status::{Note, must_come_first, notes};
 use super::validate;
 use super::world::{Met, World};
 use crate::cache::Caches;
@@ -152,7 +152,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
             write_status(context, &world, &decision.status).await?;
             return Ok(after(&decision));
         }
-        if must_come_first(&world, &decision.status) {
+        if must_come_first(world.environment.status.as_ref(), &decision.status) {
             write_status(context, &world, &decision.status).await?;
         }
         match act(context, &world, &decision).await {
@@ -224,13 +224,6 @@ async fn write_status(context: &Context, world: &World, status: &VirtualEnvironm
 /// Nothing is written that would change nothing.
 fn changed(world: &World, status: &VirtualEnvironmentStatus) -> bool {
     world.environment.status.as_ref() != Some(status)
-}
-
-/// What later decisions rely on is written before an action that removes its cause: a failed pod is counted before it is
-/// deleted.
-fn must_come_first(world: &World, status: &VirtualEnvironmentStatus) -> bool {
-    let counted = |s: &VirtualEnvironmentStatus| (s.failures, s.failed_epoch);
-    world.environment.status.as_ref().map(counted).unwrap_or_default() != counted(status)
 }
 
 fn after(decision: &Decision) -> Requeue {

@@ -200,6 +200,16 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     }
 }
 
+/// Whether a status is written before the actions that were decided with it, which remove the cause of something that later
+/// decisions rely on: a failed pod is counted before it is deleted, a failover is noted before its pod is made.
+#[must_use]
+pub fn must_come_first(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentStatus) -> bool {
+    let noted = |s: &VirtualEnvironmentStatus| {
+        (s.failures, s.failed_epoch, s.last_failover.as_ref().map(|failover| failover.epoch))
+    };
+    old.map(noted).unwrap_or_default() != noted(new)
+}
+
 /// Notes the instants of a failover that were reached since. What was noted stays.
 fn follow(world: &World, failover: LastFailover, ready: bool, now: Timestamp) -> LastFailover {
     let Some(pod) = world.newest_pod().filter(|pod| world.epoch_of(pod) == failover.epoch) else { return failover };

@@ -27,7 +27,8 @@ use crate::{build, command};
 /// Processes of the control plane.
 pub const PROCESSES: &[&str] = &["ceph-mon", "ceph-gateway"];
 const MON_PORT: u16 = 6789;
-const GATEWAY_PORT: u16 = 7480;
+/// Where the gateway listens at the control plane's address.
+pub const GATEWAY_PORT: u16 = 7480;
 /// What Vivarium is told.
 const BUCKET: &str = "vivarium";
 const USER: &str = "vivarium";
@@ -232,6 +233,9 @@ fn words(layout: &Layout, program: &str, arguments: &[&str]) -> Vec<String> {
         "env".to_owned(),
         format!("LD_LIBRARY_PATH={0}:{0}/ceph:{1}", lib.display(), old.display()),
         format!("CEPH_CONF={}", configuration_file(layout).display()),
+        // What tells the lives of a daemon apart is by default its pid, which is the same after each start of a node: the
+        // monitor would take one that starts within the grace for the former, and then for dead.
+        "CEPH_USE_RANDOM_NONCE=1".to_owned(),
     ];
     if program == "ceph" {
         words.push(format!("PYTHONPATH={}", root.join("lib/python3/dist-packages").display()));
@@ -376,6 +380,7 @@ mod tests {
              osd crush add osd.0 1.0 root=default host=n1\nosd crush add osd.1 1.0 root=default host=n2\n"
         );
         let words = osd(&Layout::at(Path::new("/lab")), Node::new(2)).join(" ");
+        assert!(words.contains("CEPH_USE_RANDOM_NONCE=1"), "{words}");
         assert!(words.contains("-i 1 -f --osd-data /lab/nodes/n2/ceph-osd --public-addr 10.250.0.12"), "{words}");
     }
 }

@@ -11,11 +11,13 @@ mod control_plane;
 mod down;
 mod error;
 mod forward;
+mod hurt;
 mod images;
 mod loops;
 mod network;
 mod node;
 mod node_init;
+mod partition;
 mod pki;
 mod process;
 mod state;
@@ -34,6 +36,7 @@ use std::{
 pub use error::Error;
 use error::{io, refused};
 use node::Node;
+use partition::Direction;
 use state::{Cluster, Layout, StoreKind};
 
 use crate::build;
@@ -103,9 +106,24 @@ enum Switch {
     PowerOff { name: String },
     /// Switch it on again.
     PowerOn { name: String },
-    /// Pull the network cable: what runs goes on.
-    Partition { name: String },
-    /// Put the network cable back.
+    /// Pull the network cable, or drop a part of what goes through it: what runs goes on.
+    Partition {
+        name: String,
+        /// Drop only what the node is sent.
+        #[arg(long = "in")]
+        incoming: bool,
+        /// Drop only what the node sends.
+        #[arg(long = "out")]
+        outgoing: bool,
+        /// Cut it off from these alone; may be repeated.
+        #[arg(long, value_enum)]
+        from: Vec<partition::Peer>,
+    },
+    /// Kill a daemon of the node and keep it dead; until `heal` nothing that ends on the node is started again.
+    Stop { name: String, daemon: hurt::Daemon },
+    /// Make everything that writes to the pool of the node wait.
+    HangDisk { name: String },
+    /// Undo it: the cable is put back, nothing is dropped, daemons are started, the disk goes on.
     Heal { name: String },
     /// Run a command on the node; a shell if there is none.
     Shell {
@@ -184,8 +202,17 @@ fn node(layout: &Layout, switch: Switch) -> Result<(), Error> {
             node::power_off(layout, node)?;
         }
         Switch::PowerOn { name } => node::power_on(layout, &cluster, cluster.node(&name)?)?,
-        Switch::Partition { name } => network::link(cluster.node(&name)?, false)?,
-        Switch::Heal { name } => network::link(cluster.node(&name)?, true)?,
+        Switch::Partition { name, incoming, outgoing, from } => {
+            let (node, direction) = (cluster.node(&name)?, Direction::of(incoming, outgoing));
+            if from.is_empty() && direction == Direction::Both {
+                network::link(node, false)?;
+            } else {
+                partition::cut(node, &from, direction, &cluster.nodes().collect::<Vec<_>>())?;
+            }
+        }
+        Switch::Stop { name, daemon } => hurt::stop(layout, cluster.node(&name)?, daemon)?,
+        Switch::HangDisk { name } => hurt::hang_disk(layout, cluster.node(&name)?)?,
+        Switch::Heal { name } => node::heal(layout, cluster.node(&name)?)?,
         Switch::Shell { name, command } => {
             let shell = if command.is_empty() { vec!["/bin/bash".to_owned()] } else { command };
             return Err(replace(node::inside(layout, cluster.node(&name)?, &shell)?));

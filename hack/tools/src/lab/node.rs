@@ -4,11 +4,13 @@
 
 use std::{fmt, path::PathBuf, process::Command, time::Duration};
 
+use rustix::process::Signal;
+
 use super::{
     cgroup,
     config::CONTAINERD_SOCKET,
     error::{Error, io, refused},
-    loops, network,
+    hurt, loops, network, partition,
     process::{self, Record},
     state::{self, Cluster, Layout},
     wait,
@@ -104,13 +106,29 @@ pub fn power_off(layout: &Layout, node: Node) -> Result<(), Error> {
         network::link(node, false)?;
     }
     cgroup::thaw(node)?;
+    let pool = hurt::Pool::of(layout, node)?;
+    let mut records = Vec::new();
     for name in [node.init(), node.holder()] {
-        if let Some(record) = Record::load(layout, &name)? {
-            record.kill(POWER_CUT)?;
-        }
+        records.extend(Record::load(layout, &name)?);
     }
+    // What waits for a disk that hangs dies only when the disk goes on.
+    records.iter().try_for_each(|record| record.signal(Signal::KILL))?;
+    pool.go_on();
+    records.iter().try_for_each(|record| record.kill(POWER_CUT))?;
     // The kernel keeps a loop device when its user is killed; a machine without power has none.
     loops::detach_below(&layout.node(node))
+}
+
+/// Whether nothing of its network is cut.
+pub fn is_connected(node: Node) -> bool {
+    network::is_linked(node) && !partition::is_cut(node)
+}
+
+/// Undoes what was done to a node that is on.
+pub fn heal(layout: &Layout, node: Node) -> Result<(), Error> {
+    hurt::heal(layout, node)?;
+    partition::heal(node)?;
+    network::link(node, true)
 }
 
 /// Waits until the node's containerd answers.

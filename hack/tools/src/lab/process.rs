@@ -79,10 +79,7 @@ impl Record {
     /// Kills it and waits until it is gone.
     pub fn kill(&self, limit: Duration) -> Result<(), Error> {
         let Some(handle) = self.handle()? else { return Ok(()) };
-        match pidfd_send_signal(&handle, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(errno("kill", format!("process {}", self.pid))(error)),
-        }
+        self.send(&handle, Signal::KILL)?;
         let mut waiting = [PollFd::new(&handle, PollFlags::IN)];
         let limit_spec = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
         let ended =
@@ -92,6 +89,23 @@ impl Record {
             return Err(Error::Late { what: format!("the end of process {}", self.pid), limit, hint });
         }
         Ok(())
+    }
+
+    /// Sends it a signal; one that is gone needs none.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        self.handle()?.map_or(Ok(()), |handle| self.send(&handle, signal))
+    }
+
+    fn send(&self, handle: &OwnedFd, signal: Signal) -> Result<(), Error> {
+        match pidfd_send_signal(handle, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(errno("send a signal to", format!("process {}", self.pid))(error)),
+        }
+    }
+
+    /// Whether a signal has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        self.is_alive() && stat(&self.pid.to_string()).is_some_and(|stat| stat.state == 'T')
     }
 
     /// A handle on exactly this process; none when it is gone.
@@ -185,12 +199,13 @@ pub fn expect_alive(layout: &Layout, name: &str) -> Result<(), Error> {
     Err(Error::Died { program: name.to_owned(), log: log.display().to_string(), said })
 }
 
-/// Names of the programs that are children of a process.
+/// Names of the programs that are children of a process, without those that have ended and were not waited for.
 pub fn children(record: &Record) -> Vec<(String, i32)> {
     let path = format!("/proc/{0}/task/{0}/children", record.pid);
     let pids = fs::read_to_string(path).unwrap_or_default();
     let name = |pid: &str| Some((fs::read_to_string(format!("/proc/{pid}/comm")).ok()?, pid.parse().ok()?));
-    pids.split_whitespace().filter_map(name).map(|(name, pid)| (name.trim().to_owned(), pid)).collect()
+    let runs = |pid: &&str| stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    pids.split_whitespace().filter(runs).filter_map(name).map(|(name, pid)| (name.trim().to_owned(), pid)).collect()
 }
 
 #[cfg(test)]

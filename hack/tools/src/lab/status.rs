@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     ceph, control_plane,
     error::{Error, io, refused},
-    network,
+    node,
     process::{self, Record},
     state::{Layout, StoreKind},
 };
@@ -52,13 +52,14 @@ pub fn print(layout: &Layout) -> Result<bool, Error> {
         let init = node.running(layout)?;
         let children = init.as_ref().map(process::children).unwrap_or_default();
         let child = |name: &str| pid(children.iter().find(|child| child.0 == name).map(|child| child.1));
-        let linked = network::is_linked(node);
+        let linked = node::is_connected(node);
+        let stopped = init.as_ref().is_some_and(Record::is_stopped);
         let ready = ready.get(&node.name()).map_or("unknown", String::as_str);
-        well &= init.is_some() && linked && ready == "True";
+        well &= init.is_some() && !stopped && linked && ready == "True";
         table.push(row([
             node.name(),
             if init.is_some() { ready } else { "off" }.to_owned(),
-            if linked { "up" } else { "down" }.to_owned(),
+            if linked { "up" } else { "cut" }.to_owned(),
             pid(init.map(|record| record.pid())),
             child("containerd"),
             child("kubelet"),

@@ -91,9 +91,11 @@ fn complete(layout: &Layout, cluster: &Cluster, size: Option<u8>, store: Option<
         if node.running(layout)?.is_none() {
             println!("node {node} is off; switching it on");
             node::power_on(layout, cluster, node)?;
-        } else if !network::is_linked(node) {
-            println!("node {node} is cut off; putting its cable back");
-            network::link(node, true)?;
+        } else {
+            if !node::is_connected(node) {
+                println!("node {node} is cut off; putting its cable back");
+            }
+            node::heal(layout, node)?;
         }
     }
     route_services(layout, cluster)?;
@@ -192,7 +194,7 @@ fn make(
 /// Service addresses go through the first node that is on and connected.
 pub fn route_services(layout: &Layout, cluster: &Cluster) -> Result<(), Error> {
     for node in cluster.nodes() {
-        if node.running(layout)?.is_some() && network::is_linked(node) {
+        if node.running(layout)?.is_some() && node::is_connected(node) {
             return network::route_services(node);
         }
     }

@@ -12,6 +12,7 @@ use super::fixtures::{
 };
 use crate::environment::build;
 use crate::environment::decision::Action;
+use crate::environment::status::must_come_first;
 use crate::environment::world::{Tenure, World};
 use crate::nodes::Death;
 
@@ -66,6 +67,19 @@ fn the_next_incarnation_is_made_elsewhere_while_the_time_of_the_dead_node_is_wai
         affinity,
         json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": fields}]}}})
     );
+}
+
+/// Once the pod is there, nothing tells any more that it is one of a failover.
+#[test]
+fn a_failover_is_noted_before_its_pod_is_made() {
+    let world = with_death(world(), death(None));
+    let begun = decided(&world);
+    assert!(must_come_first(world.environment.status.as_ref(), &begun.status));
+    let mut after = with_next(world);
+    change(&mut after, |e| e.status = Some(begun.status.clone()));
+    let later = decided(&after);
+    assert_eq!(later.status.last_failover.as_ref().map(|failover| failover.epoch), Some(4));
+    assert!(!must_come_first(Some(&begun.status), &later.status));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use vivarium_api::v1alpha1::environment::{Phase, RunMode};
 use super::fixtures::*;
 use crate::environment::decision::{Action, ChildKind};
 use crate::environment::lifecycle::decide;
+use crate::environment::status::must_come_first;
 use crate::environment::world::{NodeState, World};
 
 /// What can happen.
@@ -118,8 +119,7 @@ impl Cluster {
     /// One round of the controller with what it saw.
     fn reconcile(&mut self, seen: &World, actions: usize) {
         let decision = decide(seen, self.now, &settings()).unwrap();
-        let count = |s: &vivarium_api::v1alpha1::VirtualEnvironmentStatus| (s.failures, s.failed_epoch);
-        if decision.actions.is_empty() || seen.environment.status.as_ref().map(count) != Some(count(&decision.status)) {
+        if decision.actions.is_empty() || must_come_first(seen.environment.status.as_ref(), &decision.status) {
             change(&mut self.world, |e| e.status = Some(decision.status.clone()));
         }
         for action in decision.actions.iter().take(actions) {

@@ -78,11 +78,22 @@ impl Observer {
     /// Whether the node is suspect.
     #[must_use]
     pub fn is_suspect(&self, now: Instant) -> bool {
+        self.is_silent(now, self.timing.silence)
+    }
+
+    /// Whether the node will be suspect soon, unless it is heard. Nodes that fall silent at the same instant renewed their
+    /// leases at different ones: when the first of them is suspect, this is so of all.
+    #[must_use]
+    pub fn falls_silent(&self, now: Instant) -> bool {
+        self.is_silent(now, self.timing.silence.saturating_sub(self.timing.renew * 3 / 2))
+    }
+
+    fn is_silent(&self, now: Instant, silence: Duration) -> bool {
         let in_contact = self.contact.is_some_and(|last| now.since(last) <= self.timing.contact);
         let extension = self.duration.saturating_sub(self.timing.lease);
         in_contact
-            && self.silent_for(now) > self.timing.silence + extension
-            && self.beat.as_ref().is_none_or(|beat| now.since(beat.since) > self.timing.silence)
+            && self.silent_for(now) > silence + extension
+            && self.beat.as_ref().is_none_or(|beat| now.since(beat.since) > silence)
     }
 }
 

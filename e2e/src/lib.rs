@@ -133,6 +133,11 @@ impl Namespace {
     #[must_use]
     pub fn kept(test: &str) -> Self {
         let name = format!("e2e-{test}");
+        // One that goes takes along whatever is made in it.
+        let phase = kubectl_ok(&["get", "namespace", &name, "--ignore-not-found", "-o", "jsonpath={.status.phase}"]);
+        if phase == "Terminating" {
+            kubectl_ok(&["wait", "--for=delete", &format!("namespace/{name}"), "--timeout=240s"]);
+        }
         // `baseline` is what tenants usually get: environments must run under it.
         let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
         let made =

@@ -13,6 +13,7 @@
 //! | [`report`] | tells the node driver how the guest is |
 
 pub mod config;
+pub mod egress;
 pub mod hostdir;
 pub mod identify;
 pub mod lease;

@@ -19,6 +19,7 @@ use super::freezer::Freezer;
 use super::guest::Guest;
 use super::{Pod, Sandbox, lease, lock};
 use crate::cgroup::{Group, Layout, oom};
+use crate::environment::egress::Egress;
 use crate::environment::notify::Listener;
 use crate::environment::profile::config_source;
 use crate::environment::report::{self, Reporter};
@@ -207,7 +208,8 @@ async fn make(
         guest.set_init(pid);
         guest.begin(Reporter::new(&sandbox.id, sandbox.pod, volume, pid)?);
         if let Some(lease) = lease::of(volume)? {
-            let following = lease::follow(lease, guest.clone(), freezer.clone(), group.clone());
+            let egress = Egress::of(pid)?;
+            let following = lease::follow(lease, guest.clone(), freezer.clone(), group.clone(), egress);
             watchers.push(tokio::spawn(following));
         }
     }

@@ -44,7 +44,17 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Used",
     ],
     // Types and states of conditions.
-    &["Booted", "False", "PodResizeInProgress", "PodResizePending", "PodScheduled", "Ready", "Reconciling", "Stalled"],
+    &[
+        "Booted",
+        "False",
+        "PodResizeInProgress",
+        "PodResizePending",
+        "PodScheduled",
+        "Ready",
+        "Reconciling",
+        "Restorable",
+        "Stalled",
+    ],
     &["Complete", "StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.
     &["ContainersReady", "ReadinessGatesNotReady"],

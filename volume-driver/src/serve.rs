@@ -293,6 +293,7 @@ fn start_cluster_tasks(
         client: client.clone(),
         node: args.node_name.clone(),
         cache: templates,
+        stores: publisher.stores.clone(),
         collect: collect.clone(),
     });
     tasks.spawn({

@@ -413,7 +413,7 @@ async fn what_cannot_be_shown_is_refused_with_the_reason() {
     let publisher = &world.there.publisher;
     let object = world.cluster_object();
     let layers: Vec<_> = object.iter().map(|layer| vivarium_node::ids::LayerDigest::parse(layer).unwrap()).collect();
-    publisher.templates.ensure(&world.image(), &layers).await.unwrap();
+    publisher.templates.ensure(&world.image(), &layers, &[]).await.unwrap();
     let now = Policy {
         bytes: 1,
         transactions: 1,

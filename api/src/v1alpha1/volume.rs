@@ -148,7 +148,7 @@ pub struct EnvironmentVolumeStatus {
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
-    /// Conditions, by type: Journaled (whether what is written reaches the store), Published (False with a reason when the node driver could not hand it to the pod).
+    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Published (False with a reason when the node driver could not hand it to the pod).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]

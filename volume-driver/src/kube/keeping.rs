@@ -12,10 +12,13 @@ use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
+use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::{DivergedStatus, EnvironmentVolumeStatus, KeptStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
 
+use super::directory::apply;
 use super::{ApiError, failed, is_gone};
+use crate::directory::VolumeName;
 use crate::ids::{IdError, LayerDigest, VolumeId};
 use crate::journal::JournalError;
 use crate::journal::keep::{Kept, Memory, Policy, Subject, chosen, keep};
@@ -29,6 +32,9 @@ use crate::volume::diverged::Diverged;
 const PACE: Duration = Duration::from_mins(1);
 /// A node whose lease is older than this keeps nothing. Clocks of nodes need not agree better.
 const GONE_AFTER: Duration = Duration::from_mins(5);
+
+/// Type of the condition that says whether any node can bring the volume back with the store alone.
+const RESTORABLE: &str = "Restorable";
 
 /// Why a journal was not kept; it is tried again in the next round.
 #[derive(Debug, thiserror::Error)]
@@ -164,12 +170,44 @@ impl Keeping {
             room: status.map_or(0, EnvironmentVolumeStatus::in_use),
             known: journal.map_or(0, |journal| journal.sequence),
         };
-        let log = Log::new(&id, opened)?;
+        let log = Log::new(&id, opened.clone())?;
         let (volumes, templates) = (&self.publisher.volumes, &self.publisher.templates);
         // Only a checkpoint needs them, and most rounds make none; they are mostly here already.
-        templates.ensure(&template.image, &subject.layers).await?;
+        templates.ensure(&template.image, &subject.layers, std::slice::from_ref(&opened)).await?;
+        if opened.is_shared() {
+            let kept = templates.keep_in(&opened, &template.image, &subject.layers).await;
+            self.tell_restorable(volume, kept).await;
+        }
         let kept = keep(volumes, templates, &log, &subject, memory, &self.policy).await?;
         self.tell(volume, kept, &log).await
+    }
+
+    /// Tells whether the store has all that a node needs to bring the volume back.
+    async fn tell_restorable(&self, volume: &EnvironmentVolume, kept: Result<(), TemplateError>) {
+        let (holds, reason, message) = match kept {
+            Ok(()) => (true, "TemplateKept", "the store has the layers of the template as well".to_owned()),
+            Err(error) => (false, "TemplateNotKept", error.to_string()),
+        };
+        let condition = Condition {
+            type_: RESTORABLE.into(),
+            status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+            observed_generation: volume.metadata.generation,
+            last_transition_time: Timestamp::now(),
+            reason: reason.into(),
+            message,
+        };
+        let before = volume.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        let mut after = before.clone();
+        condition::set(&mut after, condition);
+        if after == before {
+            return;
+        }
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        let api = Api::namespaced(self.client.clone(), &name.namespace);
+        let new = json!({"conditions": condition::find(&after, RESTORABLE).into_iter().collect::<Vec<_>>()});
+        if let Err(error) = apply(&api, &name, volume, "template", new).await {
+            tracing::info!(%error, volume = %name, "whether it can be restored is told later");
+        }
     }
 
     /// Tells how much there is. A volume that was deleted meanwhile leaves nothing behind.

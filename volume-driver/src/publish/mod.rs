@@ -131,8 +131,10 @@ impl Publisher {
     async fn stage_object(&self, call: &StageCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
         let template = &object.spec.template;
         let layers = layers(object)?;
+        // Whether the registry answers does not matter where the store has the layers.
+        let stores: Vec<_> = object.spec.store.iter().filter_map(|store| self.stores.get(store)).collect();
         self.templates
-            .ensure(&template.image, &layers)
+            .ensure(&template.image, &layers, &stores)
             .await
             .map_err(|error| Refusal::Template { name: call.name.clone(), source: error.into() })?;
         let object =

@@ -237,9 +237,10 @@ impl Views {
         // From here on the layers are not collected, and after this call as long as it is shown.
         self.pin(&call.handle, &volume.layers);
         let shown = async {
+            let stores: Vec<_> = publisher.stores.get(&volume.store).into_iter().collect();
             publisher
                 .templates
-                .ensure(&volume.image, &volume.layers)
+                .ensure(&volume.image, &volume.layers, &stores)
                 .await
                 .map_err(|error| Refusal::Template { name: volume.name.clone(), source: error.into() })?;
             // Held until the record says that the copy is in use.

@@ -108,6 +108,14 @@ fn a_driver_writes_the_volumes_of_its_node_only_and_never_who_holds_them() {
         let ran = patch(Some(&own), &object, true, &json!({"status": status}));
         refused(&ran, "a node driver may not say who holds a volume");
     }
+    // Nor does it say where a copy is, or how one is that is not its own.
+    let mut conditions = namespace.get("evol", "shop").unwrap()["status"]["conditions"].as_array().cloned().unwrap();
+    conditions.push(json!({"type": "Standby", "status": "True", "reason": "CaughtUp", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}));
+    for status in [json!({"standby": {"node": other, "sequence": 1}}), json!({"conditions": conditions})] {
+        let ran = patch(Some(&other), &object, true, &json!({"status": status}));
+        refused(&ran, "no node driver chooses one");
+    }
     let spec = json!({"spec": {"size": "2Gi"}});
     refused(&patch(Some(&own), &object, false, &spec), "a node driver may not change the spec of a volume");
     refused(&patch(None, &object, true, &usage), "must use the token of its pod");

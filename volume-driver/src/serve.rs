@@ -24,6 +24,7 @@ use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::keeping::Keeping;
 use crate::kube::lease::{self, IsWell};
+use crate::kube::standby::Standbys;
 use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
@@ -329,6 +330,12 @@ fn start_cluster_tasks(
     tasks.spawn(async move {
         keeping.run().await;
         ServeError::Ended("keeping of journals", String::new())
+    });
+
+    let standbys = Standbys { client: client.clone(), publisher: publisher.clone() };
+    tasks.spawn(async move {
+        standbys.run().await;
+        ServeError::Ended("standby copies", "their watch ended".into())
     });
 
     let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });

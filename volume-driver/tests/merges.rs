@@ -24,10 +24,13 @@ use vivarium_journal::op::{Op, Time};
 use vivarium_journal::touched::Touched;
 use vivarium_journal::write::Writer;
 use vivarium_journal::{Digest, Header, Kind, TreePath};
+use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::{Appended, Log, Unnamed};
 use vivarium_node::journal::pieces::{MILESTONE, Piece};
+use vivarium_node::journal::standby::{Followed, Follower};
+use vivarium_node::journal::tree::describe;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Prefix, Sizes, Store};
 
@@ -124,10 +127,39 @@ impl Chain {
         self.kept_in(&self.store, policy).await.unwrap()
     }
 
-    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy) -> Result<Kept, vivarium_node::journal::JournalError> {
+    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy) -> Result<Kept, JournalError> {
         let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
         let log = Log::new(&id("v1"), store.clone()).unwrap();
         keep(&self.place.volumes, &self.place.templates, &log, &subject, &mut Memory::default(), policy).await
+    }
+
+    /// Brings the copy of a node on, or makes it, until there is nothing more; tells how many objects were carried out.
+    async fn followed(&self, place: &Place) -> Result<usize, JournalError> {
+        let (volumes, log) = (place.volumes.clone(), self.log.clone());
+        let follower = Follower { volumes, id: id("v1"), size: 64 << 20, log, layers: vec![] };
+        let mut carried_out = 0;
+        loop {
+            match follower.step(&place.templates, 0, 0).await? {
+                Followed::Same(at) => {
+                    assert_eq!(at.sequence, self.last);
+                    return Ok(carried_out);
+                }
+                Followed::Moved { to, count, more } => {
+                    assert!(more || to.sequence == self.last, "it takes {} for the end", to.sequence);
+                    carried_out += count;
+                }
+                Followed::Made(_) => {}
+                Followed::Nothing => panic!("there is nothing to follow"),
+            }
+        }
+    }
+
+    /// What a node has that is given the volume; the barrier is taken away again.
+    async fn given(&self, place: &Place) -> (Vec<String>, Origin) {
+        let (_, origin) = place.begin(&self.store, 1_000_000).await.unwrap();
+        let barrier = Key::Transaction { volume: Name::new("v1").unwrap(), seq: self.last + 1 };
+        self.log.delete(&barrier).await.unwrap();
+        (place.tree(), origin)
     }
 
     async fn listed(&self, prefix: Prefix) -> Vec<Key> {
@@ -151,14 +183,11 @@ impl Chain {
 
     /// What a restore gives, and from how many objects. The barrier that it adds is taken away again.
     async fn restored(&self) -> (Vec<String>, u64) {
-        let place = Place::new();
         let begun = Instant::now();
-        let (_, origin) = place.begin(&self.store, 1_000_000).await.unwrap();
+        let (tree, origin) = self.given(&Place::new()).await;
         let Origin::Restored(restored) = origin else { panic!("{origin:?}") };
         println!("{} objects: restored in {:?}", restored.transactions, begun.elapsed());
-        let barrier = Key::Transaction { volume: Name::new("v1").unwrap(), seq: self.last + 1 };
-        self.log.delete(&barrier).await.unwrap();
-        (place.tree(), restored.transactions)
+        (tree, restored.transactions)
     }
 }
 
@@ -247,6 +276,45 @@ async fn a_merged_transaction_that_is_damaged_counts_as_absent() {
     assert!((65..=128).chain(257..=320).all(|number| left.contains(&number)), "{left:?}");
     assert!(!left.contains(&10) && !left.contains(&401), "{left:?}");
     assert!(chain.restored().await.0 == tree, "another tree");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_fell_behind_goes_on_with_merged_transactions_or_is_made_anew() {
+    let (mut chain, places) = (Chain::new(), [Place::new(), Place::new(), Place::new(), Place::new()]);
+    let [follows, is_given, follows_between, is_given_between] = &places;
+    // Two stop where merged transactions begin, and two where none does.
+    for (last, of) in [(64, [follows, is_given]), (70, [follows_between, is_given_between])] {
+        chain.grow(last).await;
+        for place in of {
+            chain.followed(place).await.unwrap();
+        }
+    }
+    chain.grow(700).await;
+    chain.kept(&COARSEN).await;
+    assert!(!chain.transactions().await.contains(&71));
+    let (tree, _) = chain.restored().await;
+    let copy = |place: &Place| {
+        let copy = std::fs::File::open(place.pool.volumes_path().join(".standby-v1/live")).unwrap();
+        let mut lines = Vec::new();
+        describe(std::os::fd::AsFd::as_fd(&copy), &mut |line| lines.push(line.to_owned())).unwrap();
+        lines
+    };
+
+    // Seven merged ones up to the milestone, and the rest one by one.
+    assert_eq!(chain.followed(follows).await.unwrap(), 7 + 700 - 512);
+    assert!(copy(follows) == tree, "another tree");
+    let error = chain.followed(follows_between).await.unwrap_err();
+    assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
+    assert_eq!(chain.followed(follows_between).await.unwrap(), 0, "it is made from the log");
+    assert!(copy(follows_between) == tree, "another tree");
+
+    let (taken, origin) = chain.given(is_given).await;
+    let Origin::TakenOver(how) = origin else { panic!("{origin:?}") };
+    assert!(how.transactions <= 9 + 60, "{how:?}");
+    assert!(taken == tree, "another tree");
+    let (restored, origin) = chain.given(is_given_between).await;
+    assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
+    assert!(restored == tree, "another tree");
 }
 
 /// The store fails and loses answers, lists lack what is there, and the process dies: all can be restored at any time.

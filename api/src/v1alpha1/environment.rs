@@ -75,7 +75,6 @@ pub struct VirtualEnvironmentSpec {
     pub volume: VolumePolicy,
     /// What its changes must survive. It is decided when the volume is made; if not given, the `JournalStore` with the name `default` keeps them, or, where there is none, the node alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the durability of an environment cannot be changed: set it back"))]
     pub durability: Option<Durability>,
 }
 
@@ -83,6 +82,8 @@ pub struct VirtualEnvironmentSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.store) || !has(self.tolerate)").message("give either the store or what it must tolerate"))]
+#[x_kube(validation = Rule::new("(has(self.store) ? self.store : '') == (has(oldSelf.store) ? oldSelf.store : '')").message("the store of an environment cannot be changed: set it back"))]
+#[x_kube(validation = Rule::new("has(self.tolerate) == has(oldSelf.tolerate) && (!has(self.tolerate) || self.tolerate == oldSelf.tolerate)").message("what an environment must survive cannot be changed: set it back"))]
 pub struct Durability {
     /// What the store must survive; the one that survives least among those that survive this is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +92,10 @@ pub struct Durability {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub store: Option<String>,
+    /// How many other nodes keep a copy that follows the changes, so that the environment can be started there at once: 0 (if not given) or 1. It costs the room of the disk there.
+    #[serde(default, skip_serializing_if = "super::volume::is_zero")]
+    #[schemars(range(max = 1))]
+    pub standby: u32,
 }
 
 /// Reference to an `EnvironmentTemplate`.
@@ -327,6 +332,9 @@ pub struct VirtualEnvironmentStatus {
     /// Its journal, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalSummary>,
+    /// The last time that it was moved because the annotation `vivarium.dev/move-to` asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_move: Option<LastMove>,
     /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -411,6 +419,29 @@ pub struct LastFailover {
     /// When the volume was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<MicroTime>,
+    /// When the operating system began to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
+    /// When it answered again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<MicroTime>,
+}
+
+/// One planned move, by its instants. One that is absent has not come yet. It did not answer from `stopping` to `ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastMove {
+    /// Number of the incarnation that was stopped for it.
+    pub epoch: u64,
+    /// The node that it ran on.
+    pub from_node: String,
+    /// The node that it was to run on.
+    pub to_node: String,
+    /// When the copy there was ready, and the environment was told to shut down.
+    pub stopping: MicroTime,
+    /// When it was shut down and all that it had written was in the journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<MicroTime>,
     /// When the operating system began to boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<MicroTime>,

@@ -16,6 +16,7 @@ use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStor
 
 use super::incarnation;
 use super::placement::Candidate;
+use super::standby::Host;
 use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
 use crate::cache::Caches;
 use crate::error::brief;
@@ -205,6 +206,7 @@ fn explain_nodes(world: &mut World, caches: &Caches) {
     let pinned = world.volume.as_ref().filter(|volume| !world.is_movable(volume));
     let of_volume = pinned.and_then(|v| v.status.as_ref()?.node.clone());
     world.nodes.of_volume = of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref()));
+    world.nodes.hosts = hosts(world, nodes);
     // Only a pod without a node needs an explanation.
     let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
     if !unplaced {
@@ -216,6 +218,16 @@ fn explain_nodes(world: &mut World, caches: &Caches) {
     world.nodes.candidates = with_pool.map(candidate).collect();
     world.nodes.candidates.sort_by(|a, b| a.name.cmp(&b.name));
     world.nodes.any_pool = !world.nodes.candidates.is_empty();
+}
+
+/// Nodes that an environment could be moved to, or its copy be made on, if there is to be such a thing.
+fn hosts(world: &World, nodes: &Store<Node>) -> Vec<Host> {
+    let moves = world.environment.annotations().contains_key(names::ANNOTATION_MOVE_TO);
+    if !moves && world.own_volume().is_none_or(|volume| volume.spec.standby == 0) {
+        return Vec::new();
+    }
+    let with_pool = nodes.state().into_iter().filter(|node| has_pool(node));
+    with_pool.map(|node| Host::of(&node, world)).collect()
 }
 
 /// Whether a node has a pool.

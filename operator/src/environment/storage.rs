@@ -33,6 +33,8 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
     }
     if let Some(grown) = build::grown(&world.environment, volume) {
         actions.push(Action::ReplaceVolume(Box::new(grown), VolumeChange::Grown));
+    } else if let Some(copied) = build::copied(&world.environment, volume) {
+        actions.push(Action::ReplaceVolume(Box::new(copied), VolumeChange::Copied));
     }
     Ok(volume)
 }

@@ -11,6 +11,7 @@ use super::commit::Journal;
 use super::local::Local;
 use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{Restored, layer_roots, restore};
+use super::standby::take_over;
 use super::{JournalError, blocking};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
@@ -44,6 +45,8 @@ pub enum Origin {
     New,
     /// From the log.
     Restored(Restored),
+    /// From the standby copy that was here, and what was added to the log since.
+    TakenOver(Restored),
 }
 
 impl Journal {
@@ -178,7 +181,14 @@ impl Journal {
         self.local = None;
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         blocking(&self.id, move || Local::retire(&volumes, &id)).await?;
-        let restored = restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?;
+        let again = roots.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        let again =
+            again.map_err(|source| JournalError::Io { attempt: "open a layer", volume: self.id.clone(), source })?;
+        let taken = take_over(&self.volumes, &self.id, size, &self.log, barrier, again).await?;
+        let restored = match taken {
+            Some(taken) => taken,
+            None => restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?,
+        };
         passed("volume-restored");
         if restored.empty {
             let (volumes, id) = (self.volumes.clone(), self.id.clone());
@@ -201,7 +211,7 @@ impl Journal {
             })
         })
         .await?;
-        Ok(Origin::Restored(restored))
+        Ok(if taken.is_some() { Origin::TakenOver(restored) } else { Origin::Restored(restored) })
     }
 }
 

@@ -9,9 +9,9 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! restoring it if it does not. [`revert`] makes a former state the newest one. [`commit`] adds to the log; [`keeper`] does
-//! that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
-//! transactions become merged ones ([`pieces`]).
+//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one.
+//! [`commit`] adds to the log; [`keeper`] does that for all volumes of a node, about once a second. [`keep`] keeps the log
+//! short: [`inventory`] decides, and transactions become merged ones ([`pieces`]).
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
 //! - A transaction counts from the moment in which its object is in the store. Only then the base moves.
@@ -35,6 +35,7 @@ mod merge;
 pub mod pieces;
 pub mod restore;
 pub mod revert;
+pub mod standby;
 pub mod tree;
 
 use std::io;

@@ -6,6 +6,7 @@ pub mod guests;
 pub mod keeping;
 pub mod lease;
 pub mod restores;
+pub mod standby;
 pub mod stores;
 pub mod templates;
 pub mod volumes;

@@ -286,15 +286,16 @@ impl Templates {
         }
     }
 
-    /// Layers of every template, and of every volume that is on this node or may come to be.
+    /// Layers of every template, and of every volume that is on this node, may come to be, or has its standby copy here.
     async fn needed(&self) -> Result<HashSet<LayerDigest>, ApiError> {
         let templates = self.api().list(&ListParams::default()).await.map_err(failed("list", "templates"))?;
         let volumes: Api<EnvironmentVolume> = Api::all(self.client.clone());
         let volumes = volumes.list(&ListParams::default()).await.map_err(failed("list", "volumes"))?;
         let of_templates = templates.items.into_iter().flat_map(|t| t.status.unwrap_or_default().layers);
         let of_volumes = volumes.items.into_iter().filter_map(|volume| {
-            let node = volume.status.and_then(|status| status.node);
-            node.is_none_or(|node| node == self.node).then_some(volume.spec.template.layers)
+            let (node, standby) = volume.status.map(|status| (status.node, status.standby)).unwrap_or_default();
+            let follows = standby.is_some_and(|standby| standby.node == self.node);
+            (follows || node.is_none_or(|node| node == self.node)).then_some(volume.spec.template.layers)
         });
         Ok(of_templates.chain(of_volumes.flatten()).filter_map(|layer| LayerDigest::parse(&layer).ok()).collect())
     }

@@ -144,6 +144,7 @@ mod tests {
                 environment: Some("shop".into()),
                 store: None,
                 restore: None,
+                standby: 0,
             },
         );
         object.metadata.uid = Some("u1".into());

@@ -32,6 +32,7 @@ impl Cluster {
                 environment: Some("shop".into()),
                 store: None,
                 restore: None,
+                standby: 0,
             },
         );
         object.metadata.uid = Some(uid.into());

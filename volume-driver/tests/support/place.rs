@@ -16,7 +16,7 @@ use super::{TestNode, id};
 
 /// A node with its pool, and the one store of all nodes.
 pub struct Place {
-    _node: TestNode,
+    pub node: TestNode,
     pub pool: Arc<Pool>,
     pub volumes: Volumes,
     pub templates: Arc<TemplateCache>,
@@ -27,7 +27,7 @@ impl Place {
         let node = TestNode::new();
         let pool = node.pool();
         let templates = node.templates(&pool, "127.0.0.1:1");
-        Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, _node: node }
+        Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, node }
     }
 
     pub async fn begin(&self, store: &Arc<Store>, epoch: u64) -> Result<(Journal, Origin), JournalError> {

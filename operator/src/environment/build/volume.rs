@@ -32,6 +32,7 @@ pub fn volume(
         environment: environment.metadata.name.clone(),
         store,
         restore: None,
+        standby: standby(environment),
     };
     let metadata = ObjectMeta {
         name: Some(volume_name(environment).to_owned()),
@@ -41,6 +42,11 @@ pub fn volume(
         ..ObjectMeta::default()
     };
     Some(EnvironmentVolume { metadata, spec, status: None })
+}
+
+/// How many copies the environment wants.
+fn standby(environment: &VirtualEnvironment) -> u32 {
+    environment.spec.durability.as_ref().map_or(0, |durability| durability.standby)
 }
 
 /// `registry/repository@digest` of a reference with a tag, a digest, or neither.
@@ -61,6 +67,17 @@ pub fn adopted(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> 
     volume.spec.environment.clone_from(&environment.metadata.name);
     volume.metadata.labels.get_or_insert_default().extend(labels(environment));
     volume
+}
+
+/// The volume with as many copies as the environment asks for, if that is something else than it has.
+#[must_use]
+pub fn copied(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> Option<EnvironmentVolume> {
+    let wanted = standby(environment);
+    (wanted != volume.spec.standby).then(|| {
+        let mut volume = volume.clone();
+        volume.spec.standby = wanted;
+        volume
+    })
 }
 
 /// The volume with the size that the environment asks for, if that is more than it has.

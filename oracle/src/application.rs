@@ -295,6 +295,8 @@ fn unprivileged(program: &str) -> Command {
         "--map-group=1000",
         "--kill-child",
         "--pid",
+        // The segment by which postgres knows that another server runs goes with the processes.
+        "--ipc",
         "--fork",
         program,
     ]);

@@ -183,6 +183,14 @@ impl Place {
         keep(&self.volumes, &self.templates, &log, &subject, &mut Memory::default(), &policy).await
     }
 
+    /// Number of the newest transaction in the log.
+    ///
+    /// # Errors
+    /// As [`Log::tail`].
+    pub async fn tail(&self) -> Result<u64, JournalError> {
+        Ok(Log::new(&self.id, self.store.clone())?.tail(0).await?.sequence)
+    }
+
     /// Path of what a tenant may write to.
     #[must_use]
     pub fn live(&self) -> PathBuf {

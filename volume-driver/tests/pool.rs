@@ -183,6 +183,22 @@ fn a_block_device_is_formatted_once_adopted_again_and_grown_while_it_is_mounted(
 }
 
 #[test]
+fn two_trees_of_a_volume_can_be_set_aside_in_one_second() {
+    let node = TestNode::new();
+    let volumes = volumes(&node.pool());
+    let now = std::time::SystemTime::now();
+    for content in ["one", "two"] {
+        volumes.create(&id("v1"), 40 << 20).unwrap();
+        fs::write(volumes.live_path(&id("v1")).join("upper/file"), content).unwrap();
+        volumes.set_aside(&id("v1"), 3, now).unwrap();
+    }
+    let aside = volumes.diverged().unwrap();
+    let contents =
+        aside.iter().map(|one| fs::read_to_string(volumes.diverged_path(one).join("live/upper/file")).unwrap());
+    assert_eq!(contents.collect::<Vec<_>>(), ["one", "two"]);
+}
+
+#[test]
 fn a_pool_that_is_too_small_is_refused() {
     let node = TestNode::new();
     let refused = Pool::open("n1", &PoolSource::File { size: 1 << 20 }, &node.state()).unwrap_err();

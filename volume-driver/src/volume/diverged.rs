@@ -7,6 +7,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
 use super::{VolumeError, Volumes, failed};
 use crate::ids::VolumeId;
 use crate::pool::PoolError;
@@ -44,10 +47,16 @@ impl Volumes {
     /// # Errors
     /// The pool fails.
     pub fn set_aside(&self, id: &VolumeId, epoch: u64, now: SystemTime) -> Result<(), VolumeError> {
-        let since = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let name = Diverged { since, volume: id.clone(), epoch }.name();
         let parent = self.pool.volumes();
-        rustix::fs::renameat(parent, id.as_str(), parent, &name).map_err(failed("set aside the directory", id))
+        let mut since = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        loop {
+            let name = Diverged { since, volume: id.clone(), epoch }.name();
+            match rustix::fs::renameat_with(parent, id.as_str(), parent, &name, RenameFlags::NOREPLACE) {
+                // One of the same volume and second is there already, so this one counts as a second younger.
+                Err(Errno::EXIST) => since += 1,
+                done => return done.map_err(failed("set aside the directory", id)),
+            }
+        }
     }
 
     /// Everything that was set aside, oldest first.

@@ -68,10 +68,7 @@ pub async fn run(
 
     let every = watcher::Config::default;
     let environment_stream = touched::<Guarded>(Api::all(client.clone()), every(), environment_writer, prune)
-        .predicate_filter(
-            predicates::generation.combine(predicates::finalizers).combine(predicates::annotations),
-            PredicateConfig::default(),
-        );
+        .predicate_filter(wishes, PredicateConfig::default());
     let (doomed, doomed_volumes) = mpsc::unbounded_channel();
     let (woken, woken_restores) = mpsc::unbounded_channel();
     let of_restores: Store<GuardedRestore> = restores.clone();
@@ -174,6 +171,11 @@ fn news(
         });
         groups.flatten()
     })
+}
+
+/// What has to change about an environment for it to be looked at. Its status is written by whoever looks.
+fn wishes(environment: &Guarded) -> Option<u64> {
+    predicates::generation.combine(predicates::finalizers).combine(predicates::annotations).hash_property(environment)
 }
 
 /// Waits until it is time to stop.

@@ -33,6 +33,9 @@ use vivarium_store::{Backend, Config, Store};
 
 const ROOM: u64 = 1 << 20;
 
+/// Makes a copy useless.
+type Spoil = Box<dyn Fn()>;
+
 fn store() -> Arc<Store> {
     Arc::new(Store::memory("test"))
 }
@@ -72,7 +75,7 @@ async fn change(place: &Place, journal: &mut Journal, round: u32) {
     if round > 1 {
         let _ = fs::rename(upper.join(format!("file{}", round - 1)), upper.join("renamed"));
     }
-    if round % 3 == 0 {
+    if round.is_multiple_of(3) {
         fs::create_dir_all(upper.join(format!("dir{round}/below"))).unwrap();
         let _ = fs::remove_file(upper.join("renamed"));
     }
@@ -135,7 +138,7 @@ async fn a_copy_that_was_cut_off_or_does_not_fit_is_made_anew_and_never_taken_ov
         change(&a, &mut journal, round).await;
     }
     let state = copy(&b).join("standby.json");
-    let spoil: [(&str, Box<dyn Fn()>); 4] = [
+    let spoil: [(&str, Spoil); 4] = [
         ("cut off half way", {
             let state = state.clone();
             Box::new(move || fs::remove_file(&state).unwrap())

@@ -3,7 +3,8 @@
 //! The kernel renames directories around while it sends, so the names in its stream are those of a moment. This follows
 //! them in a tree of the touched names alone: a rename moves a branch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 
 use crate::op::{Op, Range};
 use crate::path::{MAX_PATH, TreePath};
@@ -245,44 +246,48 @@ fn tell<E>(node: &Node, path: &[u8], visit: &mut impl FnMut(Change<'_>) -> Resul
     visit(Change { path, what: node.what, zeros, cloned })
 }
 
-/// What is below a name, sorted by the bytes of whole paths: between `a` and `a/b` there is `a-c`.
+/// What is below a name, sorted by the bytes of whole paths: between `a` and `a/b` there is `a-c`. With a list of its own
+/// instead of the stack, which is short, and a tenant makes directories as deep as a path allows.
 fn below<E>(node: &Node, path: &mut Vec<u8>, visit: &mut impl FnMut(Change<'_>) -> Result<(), E>) -> Result<(), E> {
-    let Some(children) = &node.children else { return Ok(()) };
-    let length = path.len();
-    // Names that were told, and what is below them was not: each begins with the one before it.
-    let mut open: Vec<(&[u8], &Node)> = Vec::new();
-    for (name, child) in children.iter() {
-        while let Some((before, _)) = open.last()
-            && name.strip_prefix(*before).is_none_or(|rest| rest > &b"/"[..])
+    let mut levels = Vec::from_iter(Level::below(node, path.len()));
+    while let Some(level) = levels.last_mut() {
+        path.truncate(level.length);
+        let next = level.children.peek();
+        if let Some(&(before, node)) = level.open.last()
+            && next.and_then(|(name, _)| name.strip_prefix(before)).is_none_or(|rest| rest > &b"/"[..])
         {
-            descend(&mut open, path, visit)?;
-        }
-        join(path, name);
-        if path.len() <= MAX_PATH {
-            tell(child, path, visit)?;
-            if child.children.is_some() {
-                open.push((name, child));
+            level.open.pop();
+            join(path, before);
+            levels.extend(Level::below(node, path.len()));
+        } else if let Some((name, child)) = level.children.next() {
+            join(path, name);
+            if path.len() <= MAX_PATH {
+                tell(child, path, visit)?;
+                level.open.push((name, child));
             }
+        } else {
+            levels.pop();
         }
-        path.truncate(length);
-    }
-    while !open.is_empty() {
-        descend(&mut open, path, visit)?;
     }
     Ok(())
 }
 
-fn descend<E>(
-    open: &mut Vec<(&[u8], &Node)>,
-    path: &mut Vec<u8>,
-    visit: &mut impl FnMut(Change<'_>) -> Result<(), E>,
-) -> Result<(), E> {
-    let Some((name, node)) = open.pop() else { return Ok(()) };
-    let length = path.len();
-    join(path, name);
-    below(node, path, visit)?;
-    path.truncate(length);
-    Ok(())
+/// The names in one directory that are being told.
+struct Level<'a> {
+    /// Those to come.
+    children: Peekable<btree_map::Iter<'a, Box<[u8]>, Node>>,
+    /// Those that were told, and what is below them was not: each begins with the one before it.
+    open: Vec<(&'a [u8], &'a Node)>,
+    /// Of the path of the directory.
+    length: usize,
+}
+
+impl<'a> Level<'a> {
+    /// `None` if nothing is below.
+    fn below(node: &'a Node, length: usize) -> Option<Self> {
+        let children = node.children.as_ref()?.iter().peekable();
+        Some(Self { children, open: Vec::new(), length })
+    }
 }
 
 fn join(path: &mut Vec<u8>, name: &[u8]) {

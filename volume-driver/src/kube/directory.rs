@@ -152,12 +152,18 @@ fn journal_part(volume: &EnvironmentVolume, journaled: &Journaled, now: Timestam
             message: message.into(),
         },
     );
-    json!({
+    let mut part = json!({
         "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
-        "journal": journaled.journal.clone().or(status.journal),
-        "lag": journaled.lag,
         "releasedEpoch": journaled.released.unwrap_or_default().max(status.released_epoch),
-    })
+    });
+    // The API server refuses a null; what is not named is no longer there.
+    if let Some(journal) = journaled.journal.clone().or(status.journal) {
+        part["journal"] = json!(journal);
+    }
+    if let Some(lag) = &journaled.lag {
+        part["lag"] = json!(lag);
+    }
+    part
 }
 
 /// Applies a part of the status of the very object that was seen, not of one made later under its name.
@@ -229,6 +235,7 @@ mod tests {
                 "{released:?}"
             );
             assert_eq!(part["conditions"][0]["status"], "True");
+            assert_eq!(part.get("lag"), None, "nothing is null");
         }
     }
 }

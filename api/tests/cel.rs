@@ -113,6 +113,17 @@ fn what_is_fixed_cannot_be_changed() {
 }
 
 #[test]
+fn a_source_names_a_state_and_is_fixed() {
+    let from = |at: &str| json!({"source": {"environment": "first", "at": at}});
+    accepted("shop", &from("2026-11-25T18:00:00Z"));
+    refused("shop", &from("yesterday"), "in quotes");
+    refused("shop", &json!({"source": from("1")["source"], "volume": {"name": "v"}}), "either a source or the name");
+    update_refused(&from("1"), &from("2"), "source of an environment cannot");
+    update_refused(&from("1"), &json!({}), "source of an environment cannot");
+    update_refused(&json!({}), &from("1"), "source of an environment cannot");
+}
+
+#[test]
 fn a_disk_grows_and_never_shrinks_also_from_its_default() {
     update_refused(&json!({"resources": {"disk": "1Gi"}}), &json!({"resources": {"disk": "1023Mi"}}), "cannot shrink");
     update_refused(&json!({}), &json!({"resources": {"disk": "5Gi"}}), "cannot shrink");

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress};
+use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress, SourceStatus};
 
 use crate::ids::VolumeId;
 
@@ -97,6 +97,9 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes how far the restore of a volume is, if it is the one that the object orders and is not settled yet.
     async fn restore(&self, volume: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError>;
+
+    /// Writes that a volume has the state of its source in its own journal.
+    async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError>;
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ fn faulty() -> (Arc<Faulty>, Arc<Store>) {
 }
 
 async fn open(keeper: &Keeper, store: &Arc<Store>, volume: &str, epoch: u64) {
-    let opening = Opening { id: id(volume), size: 16 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None };
+    let opening = Opening { id: id(volume), size: 16 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None, source: None };
     let name = VolumeName::parse("team-a/shop").unwrap();
     keeper.open(&name, store.clone(), &opening, async || true).await.unwrap();
 }

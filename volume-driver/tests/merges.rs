@@ -128,7 +128,7 @@ impl Chain {
     }
 
     async fn kept_in(&self, store: &Arc<Store>, policy: &Policy) -> Result<Kept, JournalError> {
-        let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
+        let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted: vec![] };
         let log = Log::new(&id("v1"), store.clone()).unwrap();
         keep(&self.place.volumes, &self.place.templates, &log, &subject, &mut Memory::default(), policy).await
     }

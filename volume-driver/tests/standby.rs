@@ -212,7 +212,7 @@ async fn a_log_that_was_collected_below_a_copy_makes_it_anew() {
         deletions: usize::MAX,
         merges: 0,
     };
-    let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
+    let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted: vec![] };
     let log = Log::new(&id("v1"), store.clone()).unwrap();
     let kept = keep(&a.volumes, &a.templates, &log, &subject, &mut Memory::default(), &all).await.unwrap();
     assert!(kept.deleted > 0, "{kept:?}");

@@ -37,6 +37,8 @@ use crate::node::boot::{ResourceLimit, Sysctl};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1"),
     printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", priority = "1", description = "Whether its changes survive what they should"),
     printcolumn(name = "Journal", type_ = "integer", json_path = ".status.journal.head", priority = "1", description = "Number of the newest transaction, as of some minutes ago"),
+    validation = Rule::new("has(self.spec.source) == has(oldSelf.spec.source)").message("the source of an environment cannot be changed: create another environment"),
+    validation = Rule::new("!has(self.spec.source) || !has(self.spec.volume) || !has(self.spec.volume.name)").message("give either a source or the name of a volume: a volume that exists has its tree already"),
     validation = Rule::new("self.metadata.name.size() <= 50").message("the name is too long: use at most 50 characters, so that '<name>-<number>' still is the name of a pod"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("the name must be one DNS label: lower-case letters, digits and '-', beginning with a letter and without dots, because it becomes the host name and the name of a Service")
 )]
@@ -45,6 +47,11 @@ pub struct VirtualEnvironmentSpec {
     /// Template that the file tree starts from. It is fixed for the life of the environment.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the template of an environment cannot be changed: create a new environment from the other template"))]
     pub template: TemplateReference,
+    /// A state of another environment that the file tree begins with, instead of the bare template. Both have the same
+    /// template. It is fixed for the life of the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the source of an environment cannot be changed: create another environment"))]
+    pub source: Option<Source>,
     /// What the environment should be doing: `Running` (if not given) or `Stopped`.
     #[serde(default)]
     pub run_mode: RunMode,
@@ -104,6 +111,19 @@ pub struct TemplateReference {
     /// Name of the `EnvironmentTemplate`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+}
+
+/// A state of another environment of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct Source {
+    /// Name of the environment.
+    #[schemars(length(min = 1, max = 50))]
+    pub environment: String,
+    /// Which state: a time such as `2026-11-25T18:00:00Z` (the last state that is not younger), or the number of a
+    /// transaction (the state after it), as text.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,17}$') || self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$')").message("the state is a time like 2026-11-25T18:00:00Z or the number of a transaction like \"1234\", in quotes"))]
+    pub at: String,
 }
 
 /// What an environment should be doing.

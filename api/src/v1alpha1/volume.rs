@@ -87,6 +87,10 @@ pub struct EnvironmentVolumeSpec {
     /// alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// A state of another volume that this one begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a volume cannot be changed"))]
+    pub source: Option<VolumeSource>,
     /// The newest `EnvironmentRestore` of the environment that was let through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreOrder>,
@@ -94,6 +98,17 @@ pub struct EnvironmentVolumeSpec {
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(max = 1))]
     pub standby: u32,
+}
+
+/// A state of another volume of the same namespace, which lies on the same template layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeSource {
+    /// UID of the volume.
+    pub volume: String,
+    /// Name of the `JournalStore` that keeps its journal.
+    pub store: String,
+    /// Which state: a time (RFC 3339), or the number of a transaction.
+    pub at: String,
 }
 
 /// A former state that the volume is to be brought back to, before the next incarnation starts.
@@ -160,6 +175,9 @@ pub struct EnvironmentVolumeStatus {
     /// What the store keeps of the volume, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptStatus>,
+    /// The state of `spec.source` that the volume began with; until it has it, the source keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceStatus>,
     /// How far the restore is that `spec.restore` orders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreProgress>,
@@ -179,6 +197,13 @@ pub struct EnvironmentVolumeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// A state that a volume began with, and has in its own journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceStatus {
+    /// Transaction of the source after which it was in that state; 0: not known any more.
+    pub sequence: u64,
 }
 
 /// How far a restore is.

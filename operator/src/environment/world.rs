@@ -22,6 +22,8 @@ pub struct World {
     pub template: Option<Arc<EnvironmentTemplate>>,
     /// The volume that it names, whosever it is.
     pub volume: Option<Arc<EnvironmentVolume>>,
+    /// The volume of the environment that `spec.source` names, while the volume is still to be made.
+    pub source: Option<Arc<EnvironmentVolume>>,
     /// Persistent volume of that volume.
     pub persistent_volume: Option<Arc<PersistentVolume>>,
     /// Claim of that volume.

@@ -12,6 +12,7 @@ use super::local::Local;
 use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{Restored, layer_roots, restore};
 use super::standby::take_over;
+use super::wanted::Wanted;
 use super::{JournalError, blocking};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
@@ -34,6 +35,23 @@ pub struct Opening {
     pub known: u64,
     /// Transaction whose state the volume is to have then, whatever it has now; none: it stays as it is.
     pub revert: Option<u64>,
+    /// The state of another volume that it begins with while its own log holds nothing.
+    pub source: Option<Source>,
+}
+
+/// A state of another volume with the same layers.
+#[derive(Clone)]
+pub struct Source {
+    /// Its log.
+    pub log: Log,
+    /// Which state.
+    pub wanted: Wanted,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of volume {}", self.wanted, self.log.volume())
+    }
 }
 
 /// How a volume came to be on this node.
@@ -47,6 +65,8 @@ pub enum Origin {
     Restored(Restored),
     /// From the standby copy that was here, and what was added to the log since.
     TakenOver(Restored),
+    /// From the log of another volume, after this transaction of it; 0: it was so before.
+    Branched(u64),
 }
 
 impl Journal {
@@ -86,6 +106,12 @@ impl Journal {
                 return Err(JournalError::Lost { volume: id });
             }
             journal.bring_here(opening, barrier, roots).await?
+        };
+        let origin = match &opening.source {
+            Some(source) if journal.is_bare().await? => journal.branch(templates, source, opening.size).await?,
+            // It was told, and nobody has noted it yet.
+            Some(_) => Origin::Branched(0),
+            None => origin,
         };
         Ok((journal, origin))
     }

@@ -57,6 +57,9 @@ pub struct Opened {
     pub reverted: Option<Outcome>,
 }
 
+/// A journal that a former process opened.
+const HERE: Opened = Opened { origin: Origin::Here, reverted: None };
+
 /// A journal that is open.
 struct Held {
     name: VolumeName,
@@ -65,7 +68,7 @@ struct Held {
     /// None once it was closed. Whoever has waited for the lock finds that out, so that nothing is committed beside the
     /// journal of the next epoch, which works with the same files.
     journal: AsyncMutex<Option<Journal>>,
-    reverted: Option<Outcome>,
+    opened: Opened,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
     /// What was written before is in the store.
@@ -154,7 +157,7 @@ impl Keeper {
         if let Some(held) = self.get(&opening.id) {
             let mut journal = held.journal.lock().await;
             if journal.as_ref().is_some_and(|journal| journal.epoch() == opening.epoch) {
-                return Ok(Opened { origin: Origin::Here, reverted: held.reverted.clone() });
+                return Ok(held.opened.clone());
             }
             // A round that waits for the lock finds nothing.
             *journal = None;
@@ -169,8 +172,9 @@ impl Keeper {
                 Err(error) => return Err(error),
             };
         }
-        self.keep(name, journal, reverted.clone());
-        Ok(Opened { origin, reverted })
+        let opened = Opened { origin, reverted };
+        self.keep(name, journal, opened.clone());
+        Ok(opened)
     }
 
     /// Goes on with an epoch that a former process opened.
@@ -179,7 +183,7 @@ impl Keeper {
     /// The volume is not here, or a layer of it is not.
     pub fn resume(&self, name: &VolumeName, store: Arc<Store>, opening: &Opening) -> Result<(), JournalError> {
         if self.get(&opening.id).is_none() {
-            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, None);
+            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, HERE);
         }
         Ok(())
     }
@@ -323,11 +327,11 @@ impl Keeper {
         super::blocking(id, move || Ok(pool.sync().map_err(crate::volume::VolumeError::from)?)).await
     }
 
-    fn keep(&self, name: &VolumeName, journal: Journal, reverted: Option<Outcome>) {
+    fn keep(&self, name: &VolumeName, journal: Journal, opened: Opened) {
         let (id, store) = (journal.volume().clone(), journal.store().to_owned());
         let (told, pause, at_work) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let (journal, safe) = (AsyncMutex::new(Some(journal)), Mutex::new(Instant::now()));
-        let held = Held { name: name.clone(), store, journal, reverted, told, pause, safe, at_work };
+        let held = Held { name: name.clone(), store, journal, opened, told, pause, safe, at_work };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 

@@ -9,9 +9,10 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one.
-//! [`commit`] adds to the log; [`keeper`] does that for all volumes of a node, about once a second. [`keep`] keeps the log
-//! short: [`inventory`] decides, and transactions become merged ones ([`pieces`]).
+//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
+//! [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
+//! does that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
+//! transactions become merged ones ([`pieces`]).
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
 //! - A transaction counts from the moment in which its object is in the store. Only then the base moves.
@@ -23,6 +24,7 @@
 
 pub mod apply;
 pub mod begin;
+pub mod branch;
 pub mod capture;
 pub mod commit;
 pub mod inventory;
@@ -37,6 +39,7 @@ pub mod restore;
 pub mod revert;
 pub mod standby;
 pub mod tree;
+pub mod wanted;
 
 use std::io;
 
@@ -103,6 +106,18 @@ pub enum JournalError {
         /// Why not.
         source: capture::CaptureError,
     },
+    /// The state of another volume that it is to begin with.
+    #[error("volume {volume} cannot begin with a state of volume {source_volume}: {message}")]
+    NoSource {
+        /// The volume.
+        volume: VolumeId,
+        /// The other one.
+        source_volume: VolumeId,
+        /// One word of the runbook.
+        reason: &'static str,
+        /// Why not.
+        message: String,
+    },
     /// Restoring.
     #[error("volume {volume} cannot be restored: {source}")]
     Apply {
@@ -163,6 +178,7 @@ impl JournalError {
             Self::Superseded { .. } | Self::Lost { .. } => "Superseded",
             Self::Store { .. } => "StoreUnreachable",
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
+            Self::NoSource { reason, .. } => reason,
             Self::LayerMissing { .. } => "TemplateMissing",
             Self::Capture { .. } => "CaptureFailed",
             Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",

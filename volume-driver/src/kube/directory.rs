@@ -12,7 +12,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
-use vivarium_api::v1alpha1::volume::RestoreProgress;
+use vivarium_api::v1alpha1::volume::{RestoreProgress, SourceStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_conflict, is_gone};
@@ -126,6 +126,11 @@ impl VolumeDirectory for ClusterDirectory {
         let api = self.api(&name.namespace);
         in_time("write the status of", &name, api.replace_status(&name.name, &PostParams::default(), &now)).await?;
         Ok(())
+    }
+
+    async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        apply(&self.api(&name.namespace), &name, volume, "source", json!({"source": source})).await
     }
 }
 

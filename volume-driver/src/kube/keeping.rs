@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
-use vivarium_api::v1alpha1::volume::{DivergedStatus, EnvironmentVolumeStatus, KeptStatus};
+use vivarium_api::v1alpha1::volume::{DivergedStatus, EnvironmentVolumeStatus, KeptStatus, RestoreProgress};
 use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
 
 use super::directory::apply;
@@ -23,6 +23,7 @@ use crate::ids::{IdError, LayerDigest, VolumeId};
 use crate::journal::JournalError;
 use crate::journal::keep::{Kept, Memory, Policy, Subject, chosen, keep};
 use crate::journal::log::Log;
+use crate::journal::wanted::Wanted;
 use crate::publish::Publisher;
 use crate::settings::parse_size;
 use crate::template::TemplateError;
@@ -94,16 +95,17 @@ impl Keeping {
         let alive = alive(&leases.items, Timestamp::now());
         self.tell_diverged(&volumes.items).await;
         let mut remembered = HashMap::new();
-        for volume in volumes {
+        for volume in &volumes {
             let store = volume.spec.store.as_deref();
             let Some(store) = stores.iter().find(|object| Some(object.name_any().as_str()) == store) else { continue };
-            if !self.is_mine(&volume, store, &alive) {
+            if !self.is_mine(volume, store, &alive) {
                 continue;
             }
             let Some(id) = volume.uid().and_then(|uid| VolumeId::parse(&uid).ok()) else { continue };
             // What another node keeps from now on is forgotten here.
             let memory = remembered.entry(id.clone()).or_insert(memories.remove(&id).unwrap_or_default());
-            if let Err(error) = self.keep_one(&volume, &store.name_any(), id, memory).await {
+            let wanted = waited_for(volume, &volumes.items);
+            if let Err(error) = self.keep_one(volume, wanted, &store.name_any(), id, memory).await {
                 let name = format!("{}/{}", volume.namespace().unwrap_or_default(), volume.name_any());
                 tracing::warn!(%error, volume = name, "its journal is kept short later");
             }
@@ -154,6 +156,7 @@ impl Keeping {
     async fn keep_one(
         &self,
         volume: &EnvironmentVolume,
+        wanted: Vec<Wanted>,
         store: &str,
         id: VolumeId,
         memory: &mut Memory,
@@ -169,6 +172,7 @@ impl Keeping {
             size: parse_size(&volume.spec.size.0).map_err(KeepError::Size)?,
             room: status.map_or(0, EnvironmentVolumeStatus::in_use),
             known: journal.map_or(0, |journal| journal.sequence),
+            wanted,
         };
         let log = Log::new(&id, opened.clone())?;
         let (volumes, templates) = (&self.publisher.volumes, &self.publisher.templates);
@@ -241,6 +245,21 @@ impl Keeping {
     }
 }
 
+/// The states of a volume that somebody waits for: a restore of it, and branches that do not have theirs yet.
+fn waited_for(volume: &EnvironmentVolume, all: &[EnvironmentVolume]) -> Vec<Wanted> {
+    let restore = volume.spec.restore.as_ref().and_then(|order| match volume.restore() {
+        Some(progress) if progress.is_settled() => None,
+        Some(RestoreProgress { sequence: Some(sequence), .. }) => Some(Wanted::Sequence(*sequence)),
+        _ => Wanted::parse(&order.at),
+    });
+    let branches = all.iter().filter_map(|branch| {
+        let source = branch.spec.source.as_ref()?;
+        let has_it = branch.status.as_ref().is_some_and(|status| status.source.is_some());
+        (Some(&source.volume) == volume.metadata.uid.as_ref() && !has_it).then(|| Wanted::parse(&source.at))?
+    });
+    restore.into_iter().chain(branches).collect()
+}
+
 /// What a volume's status should say of trees that were set aside, if it does not.
 fn diverged(me: &str, uid: Option<&str>, local: &[Diverged], told: &[DivergedStatus]) -> Option<Vec<DivergedStatus>> {
     let others = told.iter().filter(|told| told.node != me).cloned();
@@ -284,6 +303,48 @@ mod tests {
         assert_eq!(diverged("n1", Some("v"), &all, &[told("n1", 2, 7)]), None);
         assert_eq!(diverged("n1", Some("v"), &[], &[told("n1", 2, 7), told("n2", 1, 5)]), Some(others.to_vec()));
         assert_eq!(diverged("n1", Some("x"), &all, &[]), None);
+    }
+
+    #[test]
+    fn a_state_is_kept_while_somebody_waits_for_it() {
+        let volume = |uid: &str, spec: serde_json::Value, status: serde_json::Value| -> EnvironmentVolume {
+            let mut object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume",
+                "metadata": {"name": uid, "uid": uid},
+                "spec": {"template": {"name": "t", "image": "i", "layers": ["l"]}, "size": "1Gi"},
+                "status": {"observedGeneration": 1}});
+            for (part, values) in [("spec", spec), ("status", status)] {
+                for (key, value) in values.as_object().unwrap() {
+                    object[part][key] = value.clone();
+                }
+            }
+            serde_json::from_value(object).unwrap()
+        };
+        let order = json!({"restore": {"name": "r", "uid": "r1", "at": "2026-01-01T12:00:00Z"}});
+        let progress = |done: serde_json::Value| {
+            let mut progress = json!({"restore": {"uid": "r1", "epoch": 1, "sequence": 7}});
+            progress["restore"]["done"] = done;
+            progress
+        };
+        let found = progress(serde_json::Value::Null);
+        let done = progress(json!({"epoch": 2, "before": 8, "sequence": 9}));
+        let branch = json!({"source": {"volume": "a", "store": "s", "at": "5"}});
+        let of_another = json!({"source": {"volume": "c", "store": "s", "at": "5"}});
+        let (none, has_it) = (json!({}), json!({"source": {"sequence": 5}}));
+        let then = Wanted::Time("2026-01-01T12:00:00Z".parse().unwrap());
+        for (spec, status, other_spec, other_status, expected) in [
+            (&none, &none, &none, &none, &[][..]),
+            (&order, &none, &none, &none, &[then]),
+            (&order, &found, &none, &none, &[Wanted::Sequence(7)]),
+            (&order, &done, &none, &none, &[]),
+            (&none, &none, &branch, &none, &[Wanted::Sequence(5)]),
+            (&order, &found, &branch, &none, &[Wanted::Sequence(7), Wanted::Sequence(5)]),
+            (&none, &none, &branch, &has_it, &[]),
+            (&none, &none, &of_another, &none, &[]),
+        ] {
+            let own = volume("a", spec.clone(), status.clone());
+            let all = [own.clone(), volume("b", other_spec.clone(), other_status.clone())];
+            assert_eq!(waited_for(&own, &all), expected, "{spec} {status} {other_spec} {other_status}");
+        }
     }
 
     #[test]

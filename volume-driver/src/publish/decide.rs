@@ -143,6 +143,7 @@ mod tests {
                 size: Quantity("1Gi".into()),
                 environment: Some("shop".into()),
                 store: None,
+                source: None,
                 restore: None,
                 standby: 0,
             },

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
-use vivarium_api::v1alpha1::volume::{Holder, RestoreProgress, VolumeTemplate};
+use vivarium_api::v1alpha1::volume::{Holder, RestoreProgress, SourceStatus, VolumeTemplate};
 use vivarium_api::v1alpha1::{
     Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
 };
@@ -31,6 +31,7 @@ impl Cluster {
                 size: Quantity(size.into()),
                 environment: Some("shop".into()),
                 store: None,
+                source: None,
                 restore: None,
                 standby: 0,
             },
@@ -105,6 +106,11 @@ impl VolumeDirectory for Cluster {
 
     async fn restore(&self, _: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError> {
         self.status(|status| status.restore = Some(progress));
+        Ok(())
+    }
+
+    async fn branched(&self, _: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
+        self.status(|status| status.source = Some(source));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::volume::VolumeTemplate;
+use vivarium_api::v1alpha1::volume::{VolumeSource, VolumeTemplate};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeSpec, VirtualEnvironment};
 
 use super::labels;
@@ -31,6 +31,7 @@ pub fn volume(
         size: environment.spec.resources.disk.clone(),
         environment: environment.metadata.name.clone(),
         store,
+        source: None,
         restore: None,
         standby: standby(environment),
     };
@@ -47,6 +48,28 @@ pub fn volume(
 /// How many copies the environment wants.
 fn standby(environment: &VirtualEnvironment) -> u32 {
     environment.spec.durability.as_ref().map_or(0, |durability| durability.standby)
+}
+
+/// The same volume, if it is to begin with a state of another one: on the very layers that the other one lies on, and at
+/// least as large.
+#[must_use]
+pub fn branched(
+    mut made: EnvironmentVolume,
+    source: Option<&EnvironmentVolume>,
+    environment: &VirtualEnvironment,
+) -> EnvironmentVolume {
+    if let (Some(source), Some(wanted)) = (source, &environment.spec.source) {
+        made.spec.template = source.spec.template.clone();
+        if Amount::of(&source.spec.size) > Amount::of(&made.spec.size) {
+            made.spec.size = source.spec.size.clone();
+        }
+        made.spec.source = Some(VolumeSource {
+            volume: source.metadata.uid.clone().unwrap_or_default(),
+            store: source.spec.store.clone().unwrap_or_default(),
+            at: wanted.at.clone(),
+        });
+    }
+    made
 }
 
 /// `registry/repository@digest` of a reference with a tag, a digest, or neither.

@@ -64,6 +64,7 @@ pub fn empty(spec: &Value) -> World {
         environment: Arc::new(environment(spec)),
         template: Some(Arc::new(template())),
         volume: None,
+        source: None,
         persistent_volume: None,
         claim: None,
         config_map: None,

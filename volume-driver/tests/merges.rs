@@ -29,8 +29,10 @@ use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::{Appended, Log, Unnamed};
 use vivarium_node::journal::pieces::{MILESTONE, Piece};
+use vivarium_node::journal::prove::prove;
 use vivarium_node::journal::standby::{Followed, Follower};
 use vivarium_node::journal::tree::describe;
+use vivarium_node::journal::wanted::Wanted;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Prefix, Sizes, Store};
 
@@ -46,6 +48,10 @@ const MERGE: Policy = Policy {
 };
 /// What was merged goes, however young it is.
 const COARSEN: Policy = Policy { fine: Duration::ZERO, coarse: 0, ..MERGE };
+
+fn subject(wanted: Vec<Wanted>) -> Subject {
+    Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted }
+}
 
 struct Chain {
     place: Place,
@@ -124,11 +130,11 @@ impl Chain {
     }
 
     async fn kept(&self, policy: &Policy) -> Kept {
-        self.kept_in(&self.store, policy).await.unwrap()
+        self.kept_in(&self.store, policy, vec![]).await.unwrap()
     }
 
-    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy) -> Result<Kept, JournalError> {
-        let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted: vec![] };
+    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy, wanted: Vec<Wanted>) -> Result<Kept, JournalError> {
+        let subject = subject(wanted);
         let log = Log::new(&id("v1"), store.clone()).unwrap();
         keep(&self.place.volumes, &self.place.templates, &log, &subject, &mut Memory::default(), policy).await
     }
@@ -160,6 +166,12 @@ impl Chain {
         let barrier = Key::Transaction { volume: Name::new("v1").unwrap(), seq: self.last + 1 };
         self.log.delete(&barrier).await.unwrap();
         (place.tree(), origin)
+    }
+
+    /// What a restore on trial finds of a state.
+    async fn tried(&self, state: u64) -> Option<Digest> {
+        let Place { volumes, templates, .. } = &self.place;
+        prove(volumes, templates, &self.log, &subject(vec![]), state).await.unwrap()
     }
 
     async fn listed(&self, prefix: Prefix) -> Vec<Key> {
@@ -235,6 +247,37 @@ async fn many_small_transactions_are_restored_from_few_objects() {
     for known in [0, 1, 300, 1024, 1500, 2100, 2200] {
         assert_eq!(blind.tail(known).await.unwrap().sequence, 2200, "from {known}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_somebody_waits_for_is_there_however_much_is_merged() {
+    let mut chain = Chain::new();
+    chain.grow(2200).await;
+    let states = [70, 700, 1501];
+    let mut before = Vec::new();
+    for state in states {
+        before.push(chain.tried(state).await.expect("nothing was merged"));
+    }
+    let wanted = vec![Wanted::Sequence(700), Wanted::Time(Timestamp::from_second(1501).unwrap())];
+    let kept = chain.kept_in(&chain.store, &COARSEN, wanted.clone()).await.unwrap();
+    assert!(kept.deleted > 0, "{kept:?}");
+    for (state, before) in states.into_iter().zip(before) {
+        let expected = (state != 70).then_some(before);
+        assert_eq!(chain.tried(state).await, expected, "{state}");
+    }
+    // Neither does the boundary pass it.
+    let everything = Policy { bytes: 1, retention: Duration::ZERO, ..COARSEN };
+    chain.kept_in(&chain.store, &everything, wanted.clone()).await.unwrap();
+    let kept = chain.kept_in(&chain.store, &everything, wanted).await.unwrap();
+    assert_eq!((kept.checkpoint, kept.boundary), (2200, 0), "{kept:?}");
+    assert!(chain.tried(700).await.is_some());
+    // Nobody waits any more, or for what is gone already.
+    assert_eq!(chain.kept(&everything).await.boundary, 2200);
+    assert_eq!(chain.tried(700).await, None);
+    chain.grow(2300).await;
+    chain.kept_in(&chain.store, &everything, vec![Wanted::Sequence(700)]).await.unwrap();
+    let kept = chain.kept_in(&chain.store, &everything, vec![Wanted::Sequence(700)]).await.unwrap();
+    assert_eq!(kept.boundary, 2300, "{kept:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,7 +373,7 @@ async fn merging_that_breaks_off_anywhere_loses_nothing() {
         let broken = Arc::new(Store::over("broken", broken, Sizes::default()));
         let policy = if seed % 3 == 2 { &everything } else { &COARSEN };
         let life = Duration::from_millis(100 + seed * 150);
-        let attempt = tokio::time::timeout(life, chain.kept_in(&broken, policy)).await;
+        let attempt = tokio::time::timeout(life, chain.kept_in(&broken, policy, vec![])).await;
         finished += u32::from(matches!(attempt, Ok(Ok(_))));
         assert!(chain.restored().await.0 == tree, "seed {seed}");
     }

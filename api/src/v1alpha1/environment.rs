@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
 use super::store::Tolerance;
+use super::volume::ProvenStatus;
 use crate::node::boot::{ResourceLimit, Sysctl};
 
 /// A complete operating system with its own init, root user, packages and services, which shares the kernel of the node
@@ -36,6 +37,7 @@ use crate::node::boot::{ResourceLimit, Sysctl};
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1", description = "Number of the incarnation"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1"),
     printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", priority = "1", description = "Whether its changes survive what they should"),
+    printcolumn(name = "Proven", type_ = "date", json_path = ".status.durability.proven.time", priority = "1", description = "When a restore on trial last gave the very tree"),
     printcolumn(name = "Journal", type_ = "integer", json_path = ".status.journal.head", priority = "1", description = "Number of the newest transaction, as of some minutes ago"),
     validation = Rule::new("has(self.spec.source) == has(oldSelf.spec.source)").message("the source of an environment cannot be changed: create another environment"),
     validation = Rule::new("!has(self.spec.source) || !has(self.spec.volume) || !has(self.spec.volume.name)").message("give either a source or the name of a volume: a volume that exists has its tree already"),
@@ -355,7 +357,7 @@ pub struct VirtualEnvironmentStatus {
     /// The last time that it was moved because the annotation `vivarium.dev/move-to` asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_move: Option<LastMove>,
-    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal; `Reconciling` and `Stalled` only while True.
+    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal, and `Proven` once that was tried; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
@@ -373,6 +375,9 @@ pub struct DurabilityStatus {
     /// it; none otherwise, and the condition `Durable` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Tolerance>,
+    /// The last time that another node restored the environment's volume on trial, and found the very tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<ProvenStatus>,
     /// Everything that was written more than so many seconds ago is in the store; 0: all but the last few seconds.
     #[serde(default)]
     pub lag_seconds: u64,

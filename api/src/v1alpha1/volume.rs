@@ -184,6 +184,15 @@ pub struct EnvironmentVolumeStatus {
     /// The copy that follows the journal on another node; none: there is to be none, or no node for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby: Option<StandbyStatus>,
+    /// What the tree was after a transaction, as its own node saw it: what a restore is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<DigestStatus>,
+    /// The last time that another node restored the volume and found the very tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<ProvenStatus>,
+    /// The last time that another node tried to, whatever it found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<ProvenStatus>,
     /// What nodes that died have set aside since they are back: what was written there last and is in no journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -192,7 +201,7 @@ pub struct EnvironmentVolumeStatus {
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
-    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Standby (whether the copy follows), Published (False with a reason when the node driver could not hand it to the pod).
+    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Proven (whether a restore by another node gave the very tree), Standby (whether the copy follows), Published (False with a reason when the node driver could not hand it to the pod).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
@@ -277,6 +286,26 @@ pub struct StandbyStatus {
     /// Newest transaction in it, as of some seconds ago; none: there is no copy yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
+}
+
+/// The tree of a volume after a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DigestStatus {
+    /// The transaction.
+    pub sequence: u64,
+    /// BLAKE3 of a description of every name, attribute and content.
+    pub digest: String,
+    /// When it was found.
+    pub time: Time,
+}
+
+/// A restore on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProvenStatus {
+    /// Transaction whose state was restored.
+    pub sequence: u64,
+    /// When.
+    pub time: Time,
 }
 
 /// A tree that a node has set aside.

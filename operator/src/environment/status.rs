@@ -13,8 +13,8 @@ use super::{durability, holder, incarnation, moves};
 
 /// The conditions that are always there.
 const ALWAYS: [&str; 5] = ["Ready", "Scheduled", "StorageReady", "Booted", "UpToDate"];
-/// The condition that is there once there is a journal.
-const DURABLE: &str = "Durable";
+/// Conditions that are there once there is a journal.
+const JOURNAL: [&str; 2] = ["Durable", "Proven"];
 /// Conditions that are there only while True.
 const ONLY_TRUE: [&str; 2] = ["Reconciling", "Stalled"];
 /// Length of a message in a condition at most, in bytes (metav1.Condition).
@@ -148,7 +148,7 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     let generation = environment.metadata.generation;
     let old = environment.status.clone().unwrap_or_default();
     let mut conditions: Vec<Condition> =
-        old.conditions.into_iter().filter(|c| ALWAYS.contains(&c.type_.as_str()) || c.type_ == DURABLE).collect();
+        old.conditions.into_iter().filter(|c| ALWAYS.iter().chain(&JOURNAL).any(|t| c.type_ == **t)).collect();
     let also = match outlook.progress {
         Progress::Settled => None,
         Progress::Reconciling => Some("Reconciling"),
@@ -166,14 +166,14 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     for (type_, verdict) in ALWAYS.into_iter().zip(verdicts) {
         condition::set(&mut conditions, verdict.into_condition(type_, generation, now));
     }
-    let durability = durability::durability(world).map(|(durability, verdict)| {
-        condition::set(&mut conditions, verdict.into_condition(DURABLE, generation, now));
-        durability
-    });
-    if durability.is_none() {
-        conditions.retain(|condition| condition.type_ != DURABLE);
+    let (durability, durable) = durability::durability(world).unzip();
+    for (type_, verdict) in JOURNAL.into_iter().zip([durable, durability::proven(world)]) {
+        match verdict {
+            Some(verdict) => condition::set(&mut conditions, verdict.into_condition(type_, generation, now)),
+            None => conditions.retain(|condition| condition.type_ != type_),
+        }
     }
-    conditions.sort_by_key(|c| ALWAYS.iter().chain(&[DURABLE]).chain(&ONLY_TRUE).position(|known| *known == c.type_));
+    conditions.sort_by_key(|c| ALWAYS.iter().chain(&JOURNAL).chain(&ONLY_TRUE).position(|known| *known == c.type_));
     let pod = world.newest_pod();
     let volume = world.own_volume();
     let failover = outlook.failover.or(old.last_failover).map(|failover| follow(world, failover, ready, now));
@@ -296,8 +296,8 @@ pub fn notes(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentSta
     if let Some(failover) = failover.filter(|f| f.ready.is_some() && before.is_none_or(|b| b.ready != f.ready)) {
         notes.push(Note::normal("FailedOver", failed_over(failover)));
     }
-    if let Some(degraded) = told(DURABLE) {
-        notes.push(Note::warning(&degraded.reason, &degraded.message));
+    for trouble in JOURNAL.into_iter().filter_map(told) {
+        notes.push(Note::warning(&trouble.reason, &trouble.message));
     }
     if let Some(up_to_date) = told("UpToDate") {
         notes.push(Note::normal(&up_to_date.reason, &up_to_date.message));

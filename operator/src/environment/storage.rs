@@ -24,7 +24,8 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
                            name `default`, or name another one in spec.durability";
             return Err(Refusal::stalled("StoreNotFound", message.into()));
         }
-        let made = build::volume(&world.environment, template, store).map(|made| build::branched(made, source, &world.environment));
+        let made = build::volume(&world.environment, template, store)
+            .map(|made| build::branched(made, source, &world.environment));
         let made = made.ok_or_else(|| {
             let name = template.name_any();
             Refusal::waiting("TemplateNotReady", format!("EnvironmentTemplate `{name}` is being resolved to a digest"))

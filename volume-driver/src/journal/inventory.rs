@@ -476,6 +476,9 @@ mod tests {
         let many: Vec<(u64, u64)> = (6..1006).map(|number| (number, 300)).collect();
         let many = Inventory::of(&listed(now, &many, &[(5, 140, 1)]));
         assert!(many.plan(&Policy::default(), &NONE, None, now).checkpoint, "a thousand");
-        assert!(!many.plan(&Policy::default(), &NONE, Some(10 << 30), now).checkpoint, "a large one is not made that often");
+        assert!(
+            !many.plan(&Policy::default(), &NONE, Some(10 << 30), now).checkpoint,
+            "a large one is not made that often"
+        );
     }
 }

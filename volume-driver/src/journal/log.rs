@@ -233,6 +233,15 @@ impl Log {
         }))
     }
 
+    /// Whether the state after a transaction may be gone in order: it lies before the boundary, or was merged with others.
+    pub(super) async fn is_passed(&self, sequence: u64) -> Result<bool, JournalError> {
+        if self.boundary().await?.sequence > sequence {
+            return Ok(true);
+        }
+        let inside = |piece: &Piece| piece.first <= sequence && sequence < piece.last;
+        Ok(self.merged().await?.iter().any(inside) && self.state(sequence).await?.is_none())
+    }
+
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
     pub(super) async fn position(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
         let key = self.key(sequence);

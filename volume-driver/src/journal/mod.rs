@@ -12,7 +12,7 @@
 //! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
 //! [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
 //! does that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
-//! transactions become merged ones ([`pieces`]).
+//! transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that works.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
 //! - A transaction counts from the moment in which its object is in the store. Only then the base moves.
@@ -35,6 +35,7 @@ pub mod local;
 pub mod log;
 mod merge;
 pub mod pieces;
+pub mod prove;
 pub mod restore;
 pub mod revert;
 pub mod standby;
@@ -169,6 +170,24 @@ impl JournalError {
                 | Self::LayerMissing { .. }
                 | Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
         )
+    }
+
+    /// Whether what the store gave is wrong, and not this node or the way to the store.
+    #[must_use]
+    pub fn blames_store(&self) -> bool {
+        let of_node = |source: &io::Error| {
+            use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+            let failing = source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+            failing || matches!(source.kind(), OutOfMemory | QuotaExceeded | StorageFull)
+        };
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Read { source, .. } | Self::Apply { source: apply::ApplyError::Read(source), .. } => {
+                !matches!(source, ReadError::Io(_))
+            }
+            Self::Apply { source: apply::ApplyError::Op { source, .. }, .. } => !of_node(source),
+            _ => false,
+        }
     }
 
     /// As one word of the runbook.

@@ -3,8 +3,10 @@
 
 pub mod directory;
 pub mod guests;
+mod journals;
 pub mod keeping;
 pub mod lease;
+pub mod proving;
 pub mod restores;
 pub mod standby;
 pub mod stores;

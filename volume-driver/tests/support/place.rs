@@ -31,7 +31,16 @@ impl Place {
     }
 
     pub async fn begin(&self, store: &Arc<Store>, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening { id: id("v1"), size: 64 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None, source: None };
+        let opening = Opening {
+            id: id("v1"),
+            size: 64 << 20,
+            room: 0,
+            epoch,
+            layers: vec![],
+            known: 0,
+            revert: None,
+            source: None,
+        };
         Journal::begin(&self.volumes, &self.templates, store.clone(), &opening, async || true).await
     }
 

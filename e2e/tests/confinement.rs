@@ -94,6 +94,11 @@ fn a_driver_writes_the_volumes_of_its_node_only_and_never_who_holds_them() {
     let usage = json!({"status": {"usedBytes": 1}});
     admitted(&patch(Some(&own), &object, true, &usage));
     refused(&patch(Some(&other), &object, true, &usage), &foreign);
+    // What a restore is compared with, and that a branch has its state, is for the node to say that has the volume.
+    let digest = json!({"digest": {"sequence": 1, "digest": "0", "time": "2026-01-01T00:00:00Z"}});
+    for status in [digest, json!({"source": {"sequence": 1}})] {
+        refused(&patch(Some(&other), &object, true, &json!({"status": status})), &foreign);
+    }
     let guard = json!({"metadata": {"finalizers": []}});
     admitted(&patch(Some(&own), &object, false, &guard));
     refused(&patch(Some(&other), &object, false, &guard), &foreign);

@@ -281,6 +281,31 @@ async fn a_state_that_somebody_waits_for_is_there_however_much_is_merged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_stays_of_merged_transactions_is_no_state_by_itself() {
+    let mut chain = Chain::new();
+    chain.grow(2200).await;
+    chain.kept(&COARSEN).await;
+    // A barrier and a milestone, to which nothing leads any more.
+    for number in [100, 512] {
+        assert_eq!(chain.log.moment(number).await.unwrap(), None, "{number}");
+        assert_eq!(chain.tried(number).await, None, "{number}");
+        let (reason, message) = Wanted::Sequence(number).find(&chain.log, 0).await.unwrap().unwrap_err();
+        assert_eq!(reason, "NoSuchState");
+        assert!(message.contains("the next one that is kept is that after transaction 1024"), "{message}");
+    }
+    for number in [1, 1024, 2112, 2150] {
+        assert!(chain.log.moment(number).await.unwrap().is_some(), "{number}");
+        assert!(chain.tried(number).await.is_some(), "{number}");
+    }
+    // One that was lost is another matter.
+    chain.log.delete(&Key::Transaction { volume: Name::new("v1").unwrap(), seq: 2190 }).await.unwrap();
+    let subject = subject(vec![]);
+    let Place { volumes, templates, .. } = &chain.place;
+    let error = prove(volumes, templates, &chain.log, &subject, 2195).await.unwrap_err();
+    assert!(error.blames_store() && error.reason() == "JournalDamaged", "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_leads_on_from_a_checkpoint_stays() {
     let mut chain = Chain::new();
     chain.grow(331).await;

@@ -170,7 +170,7 @@ impl Log {
         Ok(Moment { too_old: found.time > time, ..found })
     }
 
-    /// The state of the volume after a transaction; `None` if that is not in the log.
+    /// The state of the volume after a transaction; `None` if that is not in the log, or not by itself any more.
     ///
     /// # Errors
     /// The store does not answer, or the transaction is damaged.
@@ -220,9 +220,11 @@ impl Log {
         self.header(&Key::Merged { volume: self.name.clone(), from: first, to: last }, sequence).await
     }
 
-    /// Epoch and digest of a transaction; `None` if it is not in the log, and was not the last of those that it was merged
-    /// with.
+    /// Epoch and digest of the state after a transaction; `None` if that is not in the log, or not by itself any more.
     pub(super) async fn state(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
+        if self.is_passed(sequence).await? {
+            return Ok(None);
+        }
         if let Some(position) = self.position(sequence).await? {
             return Ok(Some(position));
         }
@@ -233,13 +235,14 @@ impl Log {
         }))
     }
 
-    /// Whether the state after a transaction may be gone in order: it lies before the boundary, or was merged with others.
+    /// Whether the state after a transaction is gone in order: it lies before the boundary, or was merged with others. Of
+    /// those, barriers and milestones stay, and nothing leads to them any more.
     pub(super) async fn is_passed(&self, sequence: u64) -> Result<bool, JournalError> {
         if self.boundary().await?.sequence > sequence {
             return Ok(true);
         }
         let inside = |piece: &Piece| piece.first <= sequence && sequence < piece.last;
-        Ok(self.merged().await?.iter().any(inside) && self.state(sequence).await?.is_none())
+        Ok(self.merged().await?.iter().any(inside) && !self.states().await?.contains(&sequence))
     }
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.

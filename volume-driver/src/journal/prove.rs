@@ -73,10 +73,9 @@ pub async fn prove(
     sequence: u64,
 ) -> Result<Option<Digest>, JournalError> {
     let Subject { volume, layers, size, room, .. } = subject;
-    if log.is_passed(sequence).await? {
-        return Ok(None);
-    }
-    let position = log.state(sequence).await?.ok_or_else(|| log.missing(sequence))?;
+    let Some(position) = log.state(sequence).await? else {
+        return if log.is_passed(sequence).await? { Ok(None) } else { Err(log.missing(sequence)) };
+    };
     let roots = layer_roots(templates, volume, layers)?;
     let (made, id, size, room) = (volumes.clone(), volume.clone(), *size, *room);
     let (sender, receiver) = std::sync::mpsc::channel();

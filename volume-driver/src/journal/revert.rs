@@ -39,11 +39,7 @@ impl Journal {
         size: u64,
     ) -> Result<Reverted, JournalError> {
         let before = self.commit_all().await?;
-        let to = match self.log.boundary().await?.sequence {
-            boundary if boundary > sequence => None,
-            _ => self.log.state(sequence).await?,
-        };
-        let Some(to) = to else {
+        let Some(to) = self.log.state(sequence).await? else {
             let what = format!("it is not kept any more, so that volume {} cannot become what it was then", self.id);
             return Err(JournalError::Damaged { volume: self.id.clone(), sequence, what });
         };

@@ -180,7 +180,11 @@ impl Views {
                 if number > tail.sequence {
                     return Err(Refusal::NotYet { name: volume.name.clone(), number, newest: tail.sequence });
                 }
-                log.must_be(number).await?
+                let Some(moment) = log.moment(number).await? else {
+                    let next = log.states().await?.range(number..).next().copied().unwrap_or(tail.sequence);
+                    return Err(Refusal::Merged { name: volume.name.clone(), number, next });
+                };
+                moment.position
             }
             At::Time(time) => {
                 let moment = log.at(time, tail.sequence).await?;

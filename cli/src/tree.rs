@@ -27,7 +27,7 @@ pub fn root(path: &Path) -> io::Result<OwnedFd> {
 pub fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    Ok(rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty(), resolve)?)
+    Ok(rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
 /// What the names in a directory stand for, in order of names; of anything else, itself.
@@ -107,7 +107,7 @@ pub fn file(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
     if !FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    let file = File::from(open(root, path, OFlags::RDONLY)?);
+    let file = File::from(open(root, path, OFlags::RDONLY | OFlags::NONBLOCK)?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
@@ -157,4 +157,41 @@ pub fn pack(root: BorrowedFd<'_>, path: &Path, to: impl Write, left_out: &mut dy
         }
     }
     archive.into_inner()?.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_inside_the_tree_alone_and_only_files_are_read() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), "s").unwrap();
+        let tree = tempfile::tempdir().unwrap();
+        let at = |name: &str| tree.path().join(name);
+        std::fs::create_dir(at("srv")).unwrap();
+        std::fs::write(at("srv/version"), "one").unwrap();
+        symlink("/srv/version", at("link")).unwrap();
+        symlink(outside.path().join("secret"), at("out")).unwrap();
+        symlink("round", at("round")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), Mode::RUSR).unwrap();
+        let root = root(tree.path()).unwrap();
+        let read = |path: &str| {
+            let mut text = String::new();
+            file(root.as_fd(), Path::new(path)).and_then(|mut file| file.read_to_string(&mut text)).map(|_| text)
+        };
+        assert_eq!(read("srv/version").unwrap(), "one");
+        assert_eq!(read("link").unwrap(), "one");
+        for refused in ["out", "round", "fifo", "srv", "none"] {
+            assert!(read(refused).is_err(), "{refused}");
+        }
+        let names = |path: &str| {
+            let entries = list(root.as_fd(), Path::new(path)).unwrap();
+            entries.into_iter().map(|entry| String::from_utf8(entry.path).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(""), ["fifo", "link", "out", "round", "srv"]);
+        assert_eq!(names("link"), ["link"]);
+    }
 }

@@ -68,7 +68,7 @@ fn an_environment_that_was_broken_is_as_it_was_and_the_restore_is_undone() {
     assert_eq!(ve.sh("cat /srv/shop/page /srv/later"), "good\nlater");
 
     let undone = restored(&namespace, &ve, "undo", &status["before"].to_string());
-    assert_eq!(ve.sh("cat /srv/bad; ls -d /etc/ssh /srv/shop /srv/later 2>&1 | grep -c cannot"), "bad\n3");
+    assert_eq!(ve.sh("cat /srv/bad; ls -d /etc/ssh/mine /srv/shop /srv/later 2>&1 | grep -c cannot"), "bad\n3");
     assert!(undone["before"].as_u64() > status["before"].as_u64(), "{undone}");
 
     let printed = kubectl(&["-n", &namespace.name, "get", "er", "back", "-o", "wide", "--no-headers"]).stdout;

@@ -73,7 +73,9 @@ fn a_program_knows_the_size_of_the_window_and_its_changes() {
     };
     asks(&mut window, "33 101");
     // A program is told of a change, not only when it asks.
-    window.types("trap 'echo change''d' WINCH\r");
+    window.types("trap 'echo change''d' WINCH; echo wait''s\r");
+    // The size comes by another way than what is typed, and faster.
+    window.must_print("waits", SOON);
     window.resize(50, 132);
     // bash runs a trap when the command before it has ended.
     window.types("\r");

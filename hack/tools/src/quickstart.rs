@@ -46,6 +46,12 @@ pub fn run() -> Result<(), Error> {
     std::fs::write(&file, secret).map_err(|source| Error::Key { path: file.clone(), source })?;
     let kubectl = |arguments: &[&str]| install::check(installation.command("kubectl").args(arguments));
     let example = workspace::root()?.join("examples/first.yaml");
+    // One that is being deleted becomes Ready no more; another of its name can be made when it is gone.
+    let deleted = ["get", "ve/first", "--ignore-not-found", "--output=jsonpath={.metadata.deletionTimestamp}"];
+    if !install::output(installation.command("kubectl").args(deleted))?.is_empty() {
+        println!("waiting until the former `first` is deleted");
+        kubectl(&["wait", "--for=delete", "ve/first", "--timeout=180s"])?;
+    }
     let applied = Instant::now();
     kubectl(&["apply", "-f", &file.to_string_lossy()])?;
     kubectl(&["apply", "-f", &example.to_string_lossy()])?;

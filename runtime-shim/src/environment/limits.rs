@@ -1,5 +1,7 @@
 //! Resource limits of `spec.os.limits`, as the runtime specification has them.
 
+use std::fmt::Write;
+
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use vivarium_api::node::boot::{LIMIT_NAMES, ResourceLimit};
 
@@ -44,6 +46,49 @@ fn value(limit: &ResourceLimit, text: &str) -> Result<u64> {
     })
 }
 
+/// What `limits.conf(5)` has to say so that whoever logs in has them: `pam_limits` gives each session the limits of the
+/// init, and 1,024 open files at most unless it is told. `None` if there are none.
+pub fn of_logins(limits: &[PosixRlimit]) -> Option<String> {
+    let mut text = String::from("# From spec.os.limits of the environment.\n");
+    for (limit, (item, unit)) in limits.iter().filter_map(|limit| Some((limit, item(limit.typ())?))) {
+        for (kind, value) in [("soft", limit.soft()), ("hard", limit.hard())] {
+            let value = match (value, limit.typ()) {
+                (u64::MAX, _) => "unlimited".to_owned(),
+                // `getrlimit(2)`: the ceiling is 20 less this.
+                (value, PosixRlimitType::RlimitNice) => (20 - i128::from(value.min(40))).to_string(),
+                (value, _) => value.div_ceil(unit).to_string(),
+            };
+            for domain in ["*", "root"] {
+                writeln!(text, "{domain} {kind} {item} {value}").ok();
+            }
+        }
+    }
+    text.contains("root").then_some(text)
+}
+
+/// What it is called, and how many of its units one is there.
+fn item(kind: PosixRlimitType) -> Option<(&'static str, u64)> {
+    Some(match kind {
+        PosixRlimitType::RlimitAs => ("as", 1024),
+        PosixRlimitType::RlimitCore => ("core", 1024),
+        PosixRlimitType::RlimitCpu => ("cpu", 60),
+        PosixRlimitType::RlimitData => ("data", 1024),
+        PosixRlimitType::RlimitFsize => ("fsize", 1024),
+        PosixRlimitType::RlimitLocks => ("locks", 1),
+        PosixRlimitType::RlimitMemlock => ("memlock", 1024),
+        PosixRlimitType::RlimitMsgqueue => ("msgqueue", 1),
+        PosixRlimitType::RlimitNice => ("nice", 1),
+        PosixRlimitType::RlimitNofile => ("nofile", 1),
+        PosixRlimitType::RlimitNproc => ("nproc", 1),
+        PosixRlimitType::RlimitRss => ("rss", 1024),
+        PosixRlimitType::RlimitRtprio => ("rtprio", 1),
+        // `pam_limits` does not know it; it stays that of the init.
+        PosixRlimitType::RlimitRttime => return None,
+        PosixRlimitType::RlimitSigpending => ("sigpending", 1),
+        PosixRlimitType::RlimitStack => ("stack", 1024),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +112,31 @@ mod tests {
         let error = posix(&[limit("nofile", "1", "many")]).unwrap_err().to_string();
         assert!(error.contains("many") && error.contains("unlimited"), "{error}");
         assert!(posix(&[limit("nofile", "-1", "1")]).is_err());
+    }
+
+    #[test]
+    fn logins_are_told_in_their_units() {
+        let limits = [
+            limit("nofile", "2048", "unlimited"),
+            limit("memlock", "65537", "131072"),
+            limit("nice", "30", "40"),
+            limit("rttime", "1", "1"),
+        ];
+        let text = of_logins(&posix(&limits).unwrap()).unwrap();
+        let of_root: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("root ")).collect();
+        assert_eq!(
+            of_root,
+            [
+                "soft nofile 2048",
+                "hard nofile unlimited",
+                "soft memlock 65",
+                "hard memlock 128",
+                "soft nice -10",
+                "hard nice -20"
+            ]
+        );
+        assert_eq!(text.matches("* ").count(), of_root.len());
+        assert_eq!(of_logins(&[]), None);
+        assert_eq!(of_logins(&posix(&[limit("rttime", "1", "1")]).unwrap()), None);
     }
 }

@@ -11,12 +11,15 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use vivarium_api::node::boot::BootConfig;
 
+use super::limits;
 use crate::error::{Attempt, Error, Result};
 
 /// Programs that are tried as init, in this order.
 const INITS: &[&str] = &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
 /// Largest file that is compared with what it should be.
 const FILE_MAX: u64 = 64 << 10;
+/// What is said to `pam_limits`; a file of the owner with a later name overrides it.
+const LIMITS: &str = "50-vivarium.conf";
 const SSHD: &str = "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2 \
                     /run/host/vivarium/authorized_keys/%u\n";
 
@@ -70,6 +73,13 @@ impl<'fd> Tree<'fd> {
             // No sshd in the template: nothing to tell.
             if let Ok(dir) = self.directory("etc/ssh/sshd_config.d") {
                 replace(&dir, "10-vivarium.conf", SSHD)?;
+            }
+        }
+        // No PAM in the template: nobody would read it.
+        if let Ok(dir) = self.directory("etc/security/limits.d") {
+            match limits::of_logins(&limits::posix(&boot.limits)?) {
+                Some(text) => replace(&dir, LIMITS, &text)?,
+                None => remove_if_there(&dir, LIMITS).attempt(|| format!("remove {LIMITS} of the guest"))?,
             }
         }
         Ok(())
@@ -201,6 +211,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use vivarium_api::node::boot::ResourceLimit;
 
     fn boot() -> BootConfig {
         BootConfig {
@@ -217,7 +228,9 @@ mod tests {
 
     fn guest() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for path in ["etc/ssh/sshd_config.d", "etc/default", "usr/share/zoneinfo/Europe", "sbin"] {
+        for path in
+            ["etc/ssh/sshd_config.d", "etc/security/limits.d", "etc/default", "usr/share/zoneinfo/Europe", "sbin"]
+        {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
         fs::write(dir.path().join("usr/share/zoneinfo/Europe/Prague"), "TZif").unwrap();
@@ -245,6 +258,17 @@ mod tests {
         assert_eq!(link("etc/localtime"), Path::new("../usr/share/zoneinfo/Europe/Prague"));
         assert_eq!(link("etc/resolv.conf"), Path::new("../run/host/vivarium/resolv.conf"));
         assert!(!dir.path().join("etc").join(TEMPORARY).exists());
+    }
+
+    #[test]
+    fn limits_of_logins_come_and_go_with_the_spec() {
+        let dir = guest();
+        let file = dir.path().join("etc/security/limits.d").join(LIMITS);
+        let limit = ResourceLimit { name: "nofile".into(), soft: "2048".into(), hard: "4096".into() };
+        with_tree(&dir, |tree| tree.prepare(&BootConfig { limits: vec![limit], ..boot() })).unwrap();
+        assert!(fs::read_to_string(&file).unwrap().contains("\nroot soft nofile 2048\n"));
+        with_tree(&dir, |tree| tree.prepare(&boot())).unwrap();
+        assert!(!file.exists());
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn settings_of_the_spec_are_read_back_inside() {
         };
         assert!(hosts.lines().any(named), "no line of {address} names {name}: {hosts}");
     }
-    assert!(ve.sh("getent hosts till").starts_with("127.0.1.1"), "the own name is not resolved");
+    assert!(ve.sh("getent ahostsv4 till").starts_with("127.0.1.1"), "the own name is not resolved");
     let (status, reason, _) = ve.condition("UpToDate");
     assert_eq!((status.as_str(), reason.as_str()), ("True", "UpToDate"));
     // The memory limit is the container's.

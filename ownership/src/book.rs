@@ -61,6 +61,7 @@ pub fn is_superseded(then: &str, now: &str) -> bool {
 }
 
 /// What is known of one node.
+#[derive(Clone)]
 struct Node<W> {
     observer: Observer,
     lease: Lease,
@@ -68,11 +69,14 @@ struct Node<W> {
     found_fenced: bool,
     /// Since when it is suspect, or fenced, without a break.
     suspect: Option<(Instant, W)>,
+    /// Meanwhile there was a storm. When that passes, not all are heard at the same instant, and the last must not pay for it.
+    storm: bool,
 }
 
 impl<W> Node<W> {
     fn state(&self, now: Instant) -> storm::State {
         match &self.suspect {
+            None if self.observer.falls_silent(now) => storm::State::Silent,
             None => storm::State::Heard,
             Some((since, _)) if !self.found_fenced && now.since(*since) < storm::MEMORY => storm::State::Silent,
             Some(_) => storm::State::Dead,
@@ -81,6 +85,7 @@ impl<W> Node<W> {
 }
 
 /// The end of one session.
+#[derive(Clone)]
 struct Ending<W> {
     node: String,
     detected: W,
@@ -95,6 +100,7 @@ struct Ending<W> {
 }
 
 /// A session that holds volumes and is not what its node acts under.
+#[derive(Clone)]
 struct Stranger {
     node: String,
     since: Instant,
@@ -131,6 +137,7 @@ pub enum Task {
 }
 
 /// What one replica knows.
+#[derive(Clone)]
 pub struct Book<W> {
     timing: Timing,
     nodes: BTreeMap<String, Node<W>>,
@@ -173,6 +180,7 @@ impl<W: Copy> Book<W> {
                 lease: lease.clone(),
                 found_fenced: lease.fenced,
                 suspect: None,
+                storm: false,
             });
             if node.lease.session != lease.session {
                 node.observer.new_session(now);
@@ -329,14 +337,15 @@ impl<W: Copy> Book<W> {
         let zone = |name: &String| self.zones.get(name).map(String::as_str);
         let storm = storm::is_storm(self.nodes.iter().map(|(name, node)| (node.state(now), zone(name))));
         let mut ends = Vec::new();
-        for (name, node) in &self.nodes {
+        for (name, node) in &mut self.nodes {
+            node.storm = node.suspect.is_some() && (node.storm || storm);
             let session = &node.lease.session;
             if node.observer.wants_beats(now) {
                 tasks.push(Task::LookForBeats { node: name.clone(), session: session.clone() });
             }
             // One that somebody else began to end, or this replica before it was started anew, is ended here too.
             let fenced = node.lease.fenced.then_some(wall);
-            let suspect = node.suspect.filter(|(since, _)| !storm || now.since(*since) >= storm::WAIT);
+            let suspect = node.suspect.filter(|(since, _)| !node.storm || now.since(*since) >= storm::WAIT);
             if let Some(detected) = fenced.or(suspect.map(|(_, wall)| wall)) {
                 ends.push((name.clone(), session.clone(), detected));
             }

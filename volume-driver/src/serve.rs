@@ -50,6 +50,9 @@ use crate::volume::record::{RecordError, Records};
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// How long until an incarnation is killed again of which it is not certain that it has ended.
 const END_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether an environment has lost its shim: one that has must end within the margin that is waited
+/// beyond its lease.
+const ORPHANS: Duration = Duration::from_millis(250);
 /// How long a driver that is told to end tries to announce that the next one takes over.
 const ANNOUNCE: Duration = Duration::from_secs(3);
 
@@ -179,6 +182,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         ServeError::Ended("sweeping of copies", String::new())
     });
     tasks.spawn(end_incarnations(args.run_dir.clone(), publisher.records.clone(), superseded));
+    tasks.spawn(end_orphans(args.run_dir.clone()));
     let stop = Arc::new(Notify::new());
     let node = Node { publisher: publisher.clone(), views, name: args.node_name.clone() };
     let servers = start_servers(&mut tasks, &args, &pool, node, &stop)?;
@@ -244,6 +248,21 @@ async fn end_incarnations(
         });
     }
     ServeError::Ended("keeper of journals", String::new())
+}
+
+/// Ends what has lost its shim. It has to be over before the promise that it ran under has passed; nobody else would end it
+/// when containerd is dead too and this node hears of no fence.
+async fn end_orphans(run_dir: PathBuf) -> ServeError {
+    let mut tick = tokio::time::interval(ORPHANS);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match kill::end_orphans(&run_dir).await {
+            Ok(0) => {}
+            Ok(killed) => tracing::error!(killed, "environments without a shim were ended"),
+            Err(error) => tracing::error!(%error, "it is not certain that every environment has a shim"),
+        }
+    }
 }
 
 /// What keeps the node alive, in the eyes of others.

@@ -215,9 +215,28 @@ fn nodes_that_died_long_ago_make_no_storm() {
 }
 
 #[test]
-fn nodes_that_fail_one_after_the_other_are_a_storm_also_once_the_first_is_fenced() {
+fn nodes_that_fail_together_are_a_storm_before_the_first_is_suspect() {
+    // Both are cut off at the same instant, and one renewed its lease a second later than the other.
     let mut cluster = Cluster::new(4, &[1]);
     cluster.pass(10);
+    cluster.silent.push(2);
+    assert!(!cluster.pass(130), "the first was ended before the second was suspect");
+    assert!(cluster.pass(20));
+}
+
+#[test]
+fn when_a_storm_passes_the_last_that_is_heard_is_not_ended() {
+    let mut cluster = Cluster::new(4, &[1, 2]);
+    assert!(!cluster.pass(80));
+    cluster.silent = vec![1];
+    assert!(!cluster.pass(50), "it has not waited for as long as in a storm");
+    assert!(cluster.pass(30));
+}
+
+#[test]
+fn nodes_that_fail_one_after_the_other_are_a_storm_also_once_the_first_is_fenced() {
+    let mut cluster = Cluster::new(4, &[1]);
+    cluster.pass(30);
     cluster.silent.push(2);
     cluster.until_something();
     cluster.fence("n1");

@@ -1,6 +1,9 @@
 //! What is broken on purpose, to see that the checker finds it. Each is a rule that is left out where the machines are
 //! used; nothing of it is in the machines.
 
+use crate::plan::Class;
+use crate::world::Invariant;
+
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
@@ -20,18 +23,32 @@ pub enum Mutation {
     NoMargin,
     /// What is waited is what is configured, not what the lease says.
     WaitConfigured,
-    /// The volume is given on whatever became of it meanwhile.
+    /// A volume's object is written whatever became of it meanwhile.
     NoCompareAndSwap,
-    /// A node that was fenced or has booted goes on with the session that it had.
+    /// Who holds a volume is a node, under whatever session.
+    NoSession,
+    /// A node that was fenced or has booted goes on with the session that it had, and takes the fence away.
     SessionReused,
-    /// A node begins a session without killing what ran under the last.
-    NoKillFirst,
+    /// What was released is started again.
+    RestartAfterRelease,
+    /// A pod mounts what its node holds, whatever its own epoch and UID are.
+    PodNotBound,
     /// The longer lease of an announced restart is taken back at once.
     LoweredEarly,
+    /// A node begins a session without killing what ran under the last.
+    NoKillFirst,
+    /// Barriers are deleted with the rest.
+    BarriersCollected,
+    /// The next transaction is sent before the last is known.
+    Pipelined,
     /// A commit whose outcome is not known is repeated with what has changed since.
     LargerRetry,
     /// Whether the volume is still ours is not asked after the barrier.
     NoReread,
+    /// A log that has a later epoch is gone on with.
+    TailUnchecked,
+    /// An incarnation gets the epoch of the last one.
+    EpochNotRaised,
     /// The lease is closed before the store.
     LeaseFirst,
     /// A node that the API server does not hear shows no sign of life.
@@ -40,18 +57,71 @@ pub enum Mutation {
     BlindTimers,
     /// An announced restart is not waited for.
     AnnouncementIgnored,
+    /// Neither the log nor the volume nor the lease is looked at before a start: stale incarnations start late.
+    StaleStart,
+    /// An environment without a shim is left alone.
+    OrphansLeft,
+    /// Nodes are ended at once in a storm too.
+    NoStormBrake,
+    /// What is over in one store is taken to be over in all.
+    OneStoreForAll,
+    /// Nothing of a session is taken over until it is over in all stores.
+    AllStoresFirst,
 }
 
+/// A row: what is broken, in which schedules it shows, what is violated then, and whether it is found in the small world too.
+pub struct Row {
+    pub mutation: Mutation,
+    pub class: Class,
+    pub violates: &'static [Invariant],
+    pub small: bool,
+}
+
+const fn row(mutation: Mutation, class: Class, violates: &'static [Invariant], small: bool) -> Row {
+    Row { mutation, class, violates, small }
+}
+
+/// Every rule that is left out. What is found counts only if it is what the rule is for.
+pub const TABLE: [Row; 30] = {
+    use Invariant::{Holder, I1, I2, I3, I4, I5, I6, Storm};
+    use Mutation as M;
+    [
+        row(M::NoBarrier, Class::Late, &[I2, I3], true),
+        row(M::NoWait, Class::Adversary, &[I1], true),
+        row(M::LeaseOpen, Class::Adversary, &[I1], true),
+        row(M::StoreOpen, Class::Adversary, &[I1], true),
+        row(M::WaitFromFirst, Class::Split, &[I1], false),
+        row(M::PromiseFromAnswer, Class::Sleepy, &[I1], false),
+        row(M::NoMargin, Class::Skew, &[I1], false),
+        row(M::WaitConfigured, Class::Adversary, &[I1], true),
+        row(M::NoCompareAndSwap, Class::Swaps, &[I1, I6], false),
+        row(M::NoSession, Class::Moves, &[I1, I6], true),
+        row(M::SessionReused, Class::Moves, &[I1], false),
+        row(M::RestartAfterRelease, Class::Moves, &[I1], false),
+        row(M::PodNotBound, Class::Moves, &[I1], false),
+        row(M::LoweredEarly, Class::Adversary, &[I1], false),
+        row(M::NoKillFirst, Class::Any, &[I1], false),
+        row(M::BarriersCollected, Class::Late, &[I3], false),
+        row(M::Pipelined, Class::Late, &[I3], true),
+        row(M::LargerRetry, Class::Late, &[I3], true),
+        row(M::NoReread, Class::Stale, &[I2], false),
+        row(M::TailUnchecked, Class::Stale, &[Holder], false),
+        row(M::EpochNotRaised, Class::Late, &[Holder], false),
+        row(M::LeaseFirst, Class::Harmless, &[I4], false),
+        row(M::NoBeats, Class::Harmless, &[I4], false),
+        row(M::BlindTimers, Class::Harmless, &[I4, I5], false),
+        row(M::AnnouncementIgnored, Class::Harmless, &[I5], false),
+        row(M::StaleStart, Class::Stale, &[I2], false),
+        row(M::OrphansLeft, Class::Shims, &[I1], false),
+        row(M::NoStormBrake, Class::Storm, &[Storm], false),
+        row(M::OneStoreForAll, Class::Stores, &[I1], false),
+        row(M::AllStoresFirst, Class::Stores, &[I6], false),
+    ]
+};
+
 impl Mutation {
-    /// Those that no schedule leads to. Another rule covers most of them: with the times as they are, a node that fell silent
-    /// has hardly anything of its promise left when its end begins, and who starts a volume asks once more whether it may.
-    pub const COVERED: [Self; 7] = [
-        Self::NoBarrier,
-        Self::WaitFromFirst,
-        Self::PromiseFromAnswer,
-        Self::NoMargin,
-        Self::NoCompareAndSwap,
-        Self::NoReread,
-        Self::BlindTimers,
-    ];
+    /// What must be seen violated.
+    pub fn violates(self) -> &'static [Invariant] {
+        TABLE.iter().find(|row| row.mutation == self).map_or(&[], |row| row.violates)
+    }
 }

@@ -1,59 +1,174 @@
 //! The API server and the stores, as linearizable models: each request takes effect at one instant.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 
+use vivarium_ownership::holder::Volume;
 use vivarium_ownership::node::Lease;
 
-/// A volume's object.
+/// The pod of an incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Volume {
-    pub version: u64,
-    pub holder: Option<(usize, String)>,
+pub struct Pod {
+    pub uid: String,
+    pub volume: usize,
     pub epoch: u64,
+    pub node: Option<usize>,
+    /// The only node that it may be bound to, or those that it may not.
+    pub pin: Option<usize>,
+    pub shun: Vec<usize>,
+    /// It is to be deleted.
+    pub doomed: bool,
+    /// What its kubelet said of it.
+    pub started: bool,
+    pub ended: bool,
 }
 
-#[derive(Default)]
+/// Volumes with their versions, and pods.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    pub clock: u64,
+    pub volumes: Vec<(u64, Volume)>,
+    pub pods: Vec<Pod>,
+}
+
+impl Objects {
+    pub fn pod(&self, uid: &str) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.uid == uid)
+    }
+}
+
+pub type Leases = BTreeMap<usize, (u64, Lease)>;
+
+#[derive(Clone, Default)]
 pub struct Api {
     pub down: bool,
-    pub clock: u64,
-    pub leases: BTreeMap<usize, (u64, Lease)>,
-    pub volumes: Vec<Volume>,
+    clock: u64,
+    pub leases: Rc<Leases>,
+    pub objects: Rc<Objects>,
 }
 
 /// A transaction: who wrote it, and what.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub epoch: u64,
     pub barrier: bool,
     pub content: u64,
-    pub acknowledged: bool,
 }
 
-#[derive(Default)]
+/// An entry that is stored, and the newest epoch that was started with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub entry: Entry,
+    pub restored: u64,
+}
+
+/// What is stored of a volume, by number, and the number before which it may be deleted.
+#[derive(Clone, Default)]
+pub struct Log {
+    pub entries: BTreeMap<u64, Stored>,
+    /// What was deleted. Whoever sends it again brings back what every later incarnation was started with.
+    pub deleted: BTreeMap<u64, Stored>,
+    pub boundary: u64,
+}
+
+#[derive(Clone, Default)]
 pub struct Store {
     pub down: bool,
     pub fences: BTreeSet<String>,
     pub beats: BTreeMap<String, u64>,
-    /// By volume; the first has number 1.
-    pub logs: BTreeMap<usize, Vec<Entry>>,
+    pub logs: BTreeMap<usize, Log>,
+}
+
+/// Why a node asks for volumes and pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    List,
+    /// Whether a volume that is being mounted is still its own.
+    Reread(usize),
+    /// To release a volume.
+    Release(usize),
 }
 
 /// What a server is asked.
 #[derive(Clone, Debug)]
 pub enum Request {
-    ReadLease { node: usize },
-    Renew { node: usize, version: u64, lease: Lease, sent: u64 },
-    ReadVolumes,
+    ReadLease {
+        node: usize,
+    },
+    Renew {
+        node: usize,
+        version: u64,
+        lease: Lease,
+        sent: u64,
+    },
     Leases,
-    CloseLease { node: usize, session: String },
-    Give { volume: usize, version: u64, to: (usize, String), blindly: bool },
-    LookForFence { store: usize, session: String, sent: u64 },
-    Beat { store: usize, session: String, number: u64 },
-    NewestBeat { store: usize, node: usize, session: String },
-    CreateFence { store: usize, session: String },
-    Tail { store: usize, volume: usize },
-    Append { store: usize, volume: usize, number: u64, entry: Entry },
+    CloseLease {
+        node: usize,
+        session: String,
+    },
+    Objects(Why),
+    /// A volume, by compare-and-swap or not.
+    Write {
+        volume: usize,
+        version: Option<u64>,
+        to: Volume,
+    },
+    CreatePod {
+        volume: usize,
+        epoch: u64,
+        pin: Option<usize>,
+        shun: Vec<usize>,
+    },
+    DeletePod {
+        uid: String,
+    },
+    RemovePod {
+        uid: String,
+    },
+    Report {
+        uid: String,
+        ended: bool,
+    },
+    LookForFence {
+        store: usize,
+        session: String,
+        sent: u64,
+    },
+    Beat {
+        store: usize,
+        session: String,
+        number: u64,
+    },
+    NewestBeat {
+        store: usize,
+        node: usize,
+        session: String,
+    },
+    CreateFence {
+        store: usize,
+        session: String,
+    },
+    Tail {
+        store: usize,
+        volume: usize,
+    },
+    Append {
+        store: usize,
+        volume: usize,
+        number: u64,
+        entry: Entry,
+    },
+    /// A checkpoint was made; what lies before it is deleted later.
+    Raise {
+        store: usize,
+        volume: usize,
+    },
+    Collect {
+        store: usize,
+        volume: usize,
+        barriers: bool,
+    },
 }
 
 /// What it answers.
@@ -62,16 +177,20 @@ pub enum Answer {
     Lease(Option<(u64, Lease)>),
     Written(u64, Lease),
     Conflict,
-    Volumes(Vec<Volume>, BTreeMap<usize, (u64, Lease)>),
-    Leases(BTreeMap<usize, (u64, Lease)>),
+    Leases(Rc<Leases>),
+    Objects(Rc<Objects>, Rc<Leases>),
     Closed(Duration),
     NotThere,
     Done,
     Fence(bool),
     Newest(Option<u64>),
-    Tail(u64, u64),
+    /// Number, epoch and content of the last; 0: there is none.
+    Tail(u64, u64, u64),
     Appended(bool),
 }
+
+/// Transactions that a checkpoint leaves behind it.
+const KEPT: u64 = 3;
 
 impl Request {
     /// The store that is asked; none: the API server.
@@ -82,13 +201,20 @@ impl Request {
             | Self::NewestBeat { store, .. }
             | Self::CreateFence { store, .. }
             | Self::Tail { store, .. }
-            | Self::Append { store, .. } => Some(*store),
+            | Self::Append { store, .. }
+            | Self::Raise { store, .. }
+            | Self::Collect { store, .. } => Some(*store),
             _ => None,
         }
     }
 }
 
 impl Api {
+    pub fn new(volumes: usize) -> Self {
+        let volumes = vec![(0, Volume::default()); volumes];
+        Self { objects: Rc::new(Objects { volumes, ..Objects::default() }), ..Self::default() }
+    }
+
     pub fn answer(&mut self, request: &Request) -> Answer {
         self.clock += 1;
         match request {
@@ -101,28 +227,81 @@ impl Api {
                 // What somebody else wrote stays: the mark of a fence counts for the session that it names.
                 let fenced = self.leases.get(node).is_some_and(|(_, old)| old.fenced && old.session == lease.session);
                 let lease = Lease { fenced, ..lease.clone() };
-                self.leases.insert(*node, (self.clock, lease.clone()));
+                Rc::make_mut(&mut self.leases).insert(*node, (self.clock, lease.clone()));
                 Answer::Written(self.clock, lease)
             }
-            Request::ReadVolumes => Answer::Volumes(self.volumes.clone(), self.leases.clone()),
+            Request::Objects(_) => Answer::Objects(self.objects.clone(), self.leases.clone()),
             Request::Leases => Answer::Leases(self.leases.clone()),
-            Request::CloseLease { node, session } => match self.leases.get_mut(node) {
+            Request::CloseLease { node, session } => match Rc::make_mut(&mut self.leases).get_mut(node) {
+                Some((_, lease)) if lease.fenced && lease.session == *session => Answer::Closed(lease.duration),
                 Some((version, lease)) if lease.session == *session => {
-                    lease.fenced = true;
-                    *version = self.clock;
+                    (lease.fenced, *version) = (true, self.clock);
                     Answer::Closed(lease.duration)
                 }
                 _ => Answer::NotThere,
             },
-            Request::Give { volume, version, to, blindly } => {
-                let found = &mut self.volumes[*volume];
-                if found.version != *version && !blindly {
+            other => self.change(other),
+        }
+    }
+
+    fn change(&mut self, request: &Request) -> Answer {
+        let objects = Rc::make_mut(&mut self.objects);
+        match request {
+            Request::Write { volume, version, to } => {
+                let found = &mut objects.volumes[*volume];
+                if version.is_some_and(|version| version != found.0) {
                     return Answer::Conflict;
                 }
-                *found = Volume { version: self.clock, holder: Some(to.clone()), epoch: found.epoch + 1 };
-                Answer::Done
+                *found = (self.clock, to.clone());
+            }
+            Request::CreatePod { volume, epoch, pin, shun } => {
+                if objects.pods.iter().any(|pod| (pod.volume, pod.epoch) == (*volume, *epoch)) {
+                    return Answer::Conflict;
+                }
+                objects.pods.push(Pod {
+                    uid: format!("u{}", self.clock),
+                    volume: *volume,
+                    epoch: *epoch,
+                    node: None,
+                    pin: *pin,
+                    shun: shun.clone(),
+                    doomed: false,
+                    started: false,
+                    ended: false,
+                });
+            }
+            Request::DeletePod { uid } => {
+                let Some(pod) = objects.pods.iter_mut().find(|pod| pod.uid == *uid) else { return Answer::NotThere };
+                pod.doomed = true;
+                objects.pods.retain(|pod| pod.node.is_some() || !pod.doomed);
+            }
+            Request::RemovePod { uid } => objects.pods.retain(|pod| pod.uid != *uid),
+            Request::Report { uid, ended } => {
+                let Some(pod) = objects.pods.iter_mut().find(|pod| pod.uid == *uid) else { return Answer::NotThere };
+                pod.started = true;
+                pod.ended |= *ended;
             }
             other => unreachable!("{other:?} is not for the API server"),
+        }
+        objects.clock = self.clock;
+        Answer::Done
+    }
+
+    /// What no rule allows: the mark of a fence is taken away.
+    pub fn reopen(&mut self, node: usize) {
+        self.clock += 1;
+        if let Some((version, lease)) = Rc::make_mut(&mut self.leases).get_mut(&node) {
+            (*version, lease.fenced) = (self.clock, false);
+        }
+    }
+
+    /// The scheduler binds a pod.
+    pub fn bind(&mut self, uid: &str, node: usize) {
+        self.clock += 1;
+        let objects = Rc::make_mut(&mut self.objects);
+        objects.clock = self.clock;
+        if let Some(pod) = objects.pods.iter_mut().find(|pod| pod.uid == uid) {
+            pod.node = Some(node);
         }
     }
 }
@@ -142,19 +321,30 @@ impl Store {
                 Answer::Done
             }
             Request::Tail { volume, .. } => {
-                let log = self.logs.entry(*volume).or_default();
-                Answer::Tail(log.len() as u64, log.last().map_or(0, |entry| entry.epoch))
+                let last = self.logs.entry(*volume).or_default().entries.last_key_value();
+                last.map_or(Answer::Tail(0, 0, 0), |(number, Stored { entry, .. })| {
+                    Answer::Tail(*number, entry.epoch, entry.content)
+                })
             }
             Request::Append { volume, number, entry, .. } => {
+                let Log { entries, deleted, .. } = self.logs.entry(*volume).or_default();
+                let restored = deleted.get(number).filter(|old| old.entry == *entry).map_or(0, |old| old.restored);
+                let stored = entries.entry(*number).or_insert(Stored { entry: *entry, restored });
+                Answer::Appended(stored.entry == *entry)
+            }
+            Request::Raise { volume, .. } => {
                 let log = self.logs.entry(*volume).or_default();
-                match log.get(*number as usize - 1) {
-                    Some(found) => Answer::Appended(found.epoch == entry.epoch && found.content == entry.content),
-                    None if *number == log.len() as u64 + 1 => {
-                        log.push(entry.clone());
-                        Answer::Appended(true)
-                    }
-                    None => unreachable!("a number was left out"),
-                }
+                let last = log.entries.last_key_value().map_or(0, |(number, _)| *number);
+                log.boundary = log.boundary.max(last.saturating_sub(KEPT));
+                Answer::Done
+            }
+            Request::Collect { volume, barriers, .. } => {
+                let log = self.logs.entry(*volume).or_default();
+                let boundary = log.boundary;
+                let goes = |number: u64, stored: &Stored| number < boundary && (!stored.entry.barrier || *barriers);
+                log.deleted.extend(log.entries.iter().filter(|(number, stored)| goes(**number, stored)));
+                log.entries.retain(|number, stored| !goes(*number, stored));
+                Answer::Done
             }
             other => unreachable!("{other:?} is not for a store"),
         }

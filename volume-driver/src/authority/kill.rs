@@ -68,6 +68,15 @@ pub async fn end_incarnation(
     kill_all(run_dir, |report| report.volume_id == volume.as_str() && report.epoch <= epoch).await
 }
 
+/// Ends what is bound by a lease and has no shim any more, so that nobody holds it to its lease (rule 2). containerd does
+/// that too, if it lives. Returns how many had to be killed.
+///
+/// # Errors
+/// As [`end_session`].
+pub async fn end_orphans(run_dir: &Path) -> Result<usize, KillError> {
+    kill_all(run_dir, |report| report.lease.is_some() && alive(report.shim).is_none()).await
+}
+
 /// Kills the guests that are meant, until none is left that could boot again.
 async fn kill_all(run_dir: &Path, meant: impl Fn(&GuestReport) -> bool) -> Result<usize, KillError> {
     let io = |attempt| move |source| KillError::Io { attempt, source };
@@ -274,6 +283,30 @@ mod tests {
         assert!(records.get(&id).unwrap().is_some(), "what is mounted stays known");
         for child in [&mut later, &mut other] {
             assert!(child.try_wait().unwrap().is_none(), "another incarnation was killed");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_shim_any_more_ends_if_it_is_bound_by_a_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(end_orphans(dir.path()).await.unwrap(), 0, "a node that is new");
+        let guests = dir.path().join("guests");
+        let gone = Process { pid: i32::MAX, started: 0 };
+        let me = process(std::process::id());
+        let (mut orphan, mut held, mut free) = (sleeper(), sleeper(), sleeper());
+        for (name, child, shim, lease) in
+            [("a", &orphan, gone, Some("l")), ("b", &held, me, Some("l")), ("c", &free, gone, None)]
+        {
+            let report = report(process(child.id()), shim, lease, GuestState::Running);
+            files::write_json(&guests.join(format!("{name}.json")), &report).unwrap();
+        }
+        let reaped = tokio::task::spawn_blocking(move || orphan.wait().unwrap());
+        assert_eq!(end_orphans(dir.path()).await.unwrap(), 1);
+        reaped.await.unwrap();
+        for child in [&mut held, &mut free] {
+            assert!(child.try_wait().unwrap().is_none(), "one that is held, or bound by no lease, was killed");
             child.kill().unwrap();
             child.wait().unwrap();
         }

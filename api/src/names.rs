@@ -23,6 +23,8 @@ pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on an environment: the epoch of an incarnation that is to be stopped and started on another node.
 pub const ANNOTATION_MOVE_FROM: &str = "vivarium.dev/move-from";
+/// Annotation on a `VirtualEnvironment`: the node that it is to be moved to. The operator takes it off when that is done.
+pub const ANNOTATION_MOVE_TO: &str = "vivarium.dev/move-to";
 /// Annotation on a node's `Lease`: the session of the node driver.
 pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
 /// On the same `Lease`: the session that was fenced, if one was. It counts while it is the lease's own session.

@@ -91,7 +91,36 @@ fn what_is_fixed_cannot_be_changed() {
         "volume of an environment cannot",
     );
     update_refused(&json!({"volume": {"name": "a"}}), &json!({}), "volume of an environment cannot");
+    let durability = |durability: Value| json!({"durability": durability});
+    let node = json!({"failures": 1, "domain": "Node"});
+    for (old, new, message) in [
+        (json!({"store": "a"}), json!({"store": "b"}), "the store of an environment cannot be changed"),
+        (json!({"store": "a"}), json!({}), "the store of an environment cannot be changed"),
+        (json!({"tolerate": node}), json!({"standby": 1}), "must survive cannot be changed"),
+        (json!({"tolerate": node}), json!({"tolerate": {"failures": 2}}), "must survive cannot be changed"),
+    ] {
+        update_refused(&durability(old), &durability(new), message);
+    }
+    for (old, new) in [
+        (json!({"store": "a"}), json!({"store": "a", "standby": 1})),
+        (json!({"tolerate": node, "standby": 1}), json!({"tolerate": node})),
+        (json!({}), json!({"standby": 1})),
+    ] {
+        let (old, new) = (environment("shop", &durability(old)), environment("shop", &durability(new)));
+        new.validate_cel_update(&old).expect("the standby can be changed at any time");
+    }
     update_refused(&json!({}), &json!({"volume": {"name": "b"}}), "volume of an environment cannot");
+}
+
+#[test]
+fn a_source_names_a_state_and_is_fixed() {
+    let from = |at: &str| json!({"source": {"environment": "first", "at": at}});
+    accepted("shop", &from("2026-11-25T18:00:00Z"));
+    refused("shop", &from("yesterday"), "in quotes");
+    refused("shop", &json!({"source": from("1")["source"], "volume": {"name": "v"}}), "either a source or the name");
+    update_refused(&from("1"), &from("2"), "source of an environment cannot");
+    update_refused(&from("1"), &json!({}), "source of an environment cannot");
+    update_refused(&json!({}), &from("1"), "source of an environment cannot");
 }
 
 #[test]

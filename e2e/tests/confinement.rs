@@ -94,6 +94,11 @@ fn a_driver_writes_the_volumes_of_its_node_only_and_never_who_holds_them() {
     let usage = json!({"status": {"usedBytes": 1}});
     admitted(&patch(Some(&own), &object, true, &usage));
     refused(&patch(Some(&other), &object, true, &usage), &foreign);
+    // What a restore is compared with, and that a branch has its state, is for the node to say that has the volume.
+    let digest = json!({"digest": {"sequence": 1, "digest": "0", "time": "2026-01-01T00:00:00Z"}});
+    for status in [digest, json!({"source": {"sequence": 1}})] {
+        refused(&patch(Some(&other), &object, true, &json!({"status": status})), &foreign);
+    }
     let guard = json!({"metadata": {"finalizers": []}});
     admitted(&patch(Some(&own), &object, false, &guard));
     refused(&patch(Some(&other), &object, false, &guard), &foreign);
@@ -107,6 +112,14 @@ fn a_driver_writes_the_volumes_of_its_node_only_and_never_who_holds_them() {
     ] {
         let ran = patch(Some(&own), &object, true, &json!({"status": status}));
         refused(&ran, "a node driver may not say who holds a volume");
+    }
+    // Nor does it say where a copy is, or how one is that is not its own.
+    let mut conditions = namespace.get("evol", "shop").unwrap()["status"]["conditions"].as_array().cloned().unwrap();
+    conditions.push(json!({"type": "Standby", "status": "True", "reason": "CaughtUp", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}));
+    for status in [json!({"standby": {"node": other, "sequence": 1}}), json!({"conditions": conditions})] {
+        let ran = patch(Some(&other), &object, true, &json!({"status": status}));
+        refused(&ran, "no node driver chooses one");
     }
     let spec = json!({"spec": {"size": "2Gi"}});
     refused(&patch(Some(&own), &object, false, &spec), "a node driver may not change the spec of a volume");

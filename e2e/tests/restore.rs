@@ -117,5 +117,45 @@ fn the_status_says_what_changes_survive() {
     assert_eq!(status["durability"]["reached"], spec["tolerate"]);
     assert_eq!(status["durability"]["lagSeconds"], 0);
     assert!(status["journal"]["head"].as_u64().unwrap() > 0, "{status}");
+    // Two minutes after the start its node tells the digest, and within one more another node has tried.
+    let status = eventually("condition Proven", 2 * DEADLINE, || {
+        let object = ve.object();
+        let (status, reason, message) = condition_of(&object, "Proven");
+        if reason == "SameTree" { Ok(object["status"].clone()) } else { Err(format!("{status} {reason} {message}")) }
+    });
+    assert!(status["durability"]["proven"]["sequence"].as_u64().unwrap() > 0, "{status}");
     ve.delete();
+}
+
+#[test]
+fn a_branch_runs_beside_its_source_and_is_a_machine_of_its_own() {
+    let namespace = Namespace::new("branch");
+    let ve = namespace.environment("shop").up();
+    let key = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub | cut -d' ' -f2";
+    ve.sh_eventually(key);
+    ve.sh("echo then > /srv/page");
+    let then = committed(&namespace, &ve);
+    ve.sh("echo now > /srv/page");
+    let boot = ve.boot();
+    let source = json!({"environment": "shop", "at": then});
+    let branch = namespace.environment("try").with("/source", source.clone()).up();
+    assert_eq!((ve.sh("cat /srv/page"), branch.sh("cat /srv/page")), ("now".into(), "then".into()));
+    assert_eq!(ve.boot(), boot, "the source was disturbed");
+    for identity in ["cat /etc/machine-id", key, "hostname"] {
+        assert_ne!(branch.sh_eventually(identity), ve.sh(identity), "{identity}");
+    }
+    branch.sh("test \"$(systemctl is-system-running --wait)\" = running");
+    // Neither needs the other.
+    ve.delete();
+    branch.sh("echo own > /srv/own");
+    branch.delete_pod();
+    branch.wait_ready();
+    assert_eq!(branch.sh("cat /srv/page /srv/own"), "then\nown");
+    branch.delete();
+
+    let nobody = namespace.environment("nobody").with("/source", source);
+    nobody.apply();
+    let message = nobody.wait_reason("Ready", "SourceNotFound");
+    assert!(message.contains("`shop`") && message.contains("kubectl get ve"), "{message}");
+    nobody.delete();
 }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use vivarium_api::v1alpha1::environment::LastFailover;
+use vivarium_api::v1alpha1::{ConditionStatus, VirtualEnvironmentStatus, condition};
 
 /// Upper bounds of the time of a reconciliation, in seconds: a look into caches is below the first, one with many API
 /// calls in the middle, one that meets time-outs in the last.
@@ -28,13 +29,14 @@ pub struct Metrics {
     seconds: Histogram,
     leader: Gauge<i64, std::sync::atomic::AtomicI64>,
     failover: Family<Vec<(&'static str, &'static str)>, Histogram>,
+    proofs: Family<Vec<(&'static str, &'static str)>, Counter>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("vivarium_operator");
         let reconciled = Counter::<u64, AtomicU64>::default();
-        let (failed, actions) = (Family::default(), Family::default());
+        let (failed, actions, proofs) = (Family::default(), Family::default(), Family::default());
         let status_writes = Counter::<u64, AtomicU64>::default();
         let seconds = Histogram::new(BUCKETS);
         let leader = Gauge::default();
@@ -48,10 +50,11 @@ impl Default for Metrics {
         registry.register("reconciliations", "Environments and volumes that were looked at", reconciled.clone());
         registry.register("failures", "Reconciliations that failed, by what failed", failed.clone());
         registry.register("actions", "Writes to the API server beside the status, by kind", actions.clone());
+        registry.register("proofs", "Restores of environments on trial, by outcome", proofs.clone());
         registry.register("status_writes", "Writes of an environment's status", status_writes.clone());
         registry.register_with_unit("reconciliation", "Time of a reconciliation", Unit::Seconds, seconds.clone());
         registry.register("leader", "1 while this replica acts", leader.clone());
-        Self { registry, reconciled, failed, actions, status_writes, seconds, leader, failover }
+        Self { registry, reconciled, failed, actions, status_writes, seconds, leader, failover, proofs }
     }
 }
 
@@ -93,6 +96,20 @@ impl Metrics {
                 let seconds = to.0.duration_since(from.0).as_secs_f64().max(0.0);
                 self.failover.get_or_create(&vec![("phase", phase)]).observe(seconds);
             }
+        }
+    }
+
+    /// Notes a restore on trial, as far as it changed what the status says.
+    pub fn proved(&self, before: Option<&VirtualEnvironmentStatus>, after: &VirtualEnvironmentStatus) {
+        let time = |status: &VirtualEnvironmentStatus| status.durability.clone()?.proven;
+        let failed = |status: &VirtualEnvironmentStatus| {
+            condition::find(&status.conditions, "Proven").is_some_and(|c| c.status == ConditionStatus::False)
+        };
+        if before.and_then(time) != time(after) {
+            self.proofs.get_or_create(&vec![("outcome", "proven")]).inc();
+        }
+        if failed(after) && !before.is_some_and(failed) {
+            self.proofs.get_or_create(&vec![("outcome", "failed")]).inc();
         }
     }
 

@@ -68,7 +68,7 @@ pub async fn run(
 
     let every = watcher::Config::default;
     let environment_stream = touched::<Guarded>(Api::all(client.clone()), every(), environment_writer, prune)
-        .predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default());
+        .predicate_filter(wishes, PredicateConfig::default());
     let (doomed, doomed_volumes) = mpsc::unbounded_channel();
     let (woken, woken_restores) = mpsc::unbounded_channel();
     let of_restores: Store<GuardedRestore> = restores.clone();
@@ -173,6 +173,11 @@ fn news(
     })
 }
 
+/// What has to change about an environment for it to be looked at. Its status is written by whoever looks.
+fn wishes(environment: &Guarded) -> Option<u64> {
+    predicates::generation.combine(predicates::finalizers).combine(predicates::annotations).hash_property(environment)
+}
+
 /// Waits until it is time to stop.
 async fn told(mut stop: Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
@@ -235,8 +240,11 @@ fn concerned_by(
         let status = volume.status.as_ref();
         let holder = status.and_then(|status| status.holder.as_ref());
         let node = status.and_then(|status| status.node.as_deref());
+        let standby = status.and_then(|status| status.standby.as_ref()).map(|standby| standby.node.as_str());
         known.deaths.iter().any(|(session, death)| {
-            holder.is_some_and(|holder| holder.session == *session) || node == Some(death.node.as_str())
+            holder.is_some_and(|holder| holder.session == *session)
+                || node == Some(death.node.as_str())
+                || standby == Some(death.node.as_str())
         })
     };
     let volumes = volumes.state();

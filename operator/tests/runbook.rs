@@ -28,6 +28,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Durable",
         "Environment",
         "Epoch",
+        "Followed",
         "Image",
         "Journal",
         "Kept",
@@ -44,7 +45,18 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Used",
     ],
     // Types and states of conditions.
-    &["Booted", "False", "PodResizeInProgress", "PodResizePending", "PodScheduled", "Ready", "Reconciling", "Stalled"],
+    &[
+        "Booted",
+        "False",
+        "PodResizeInProgress",
+        "PodResizePending",
+        "PodScheduled",
+        "Ready",
+        "Reconciling",
+        "Restorable",
+        "Stalled",
+        "Standby",
+    ],
     &["Complete", "StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.
     &["ContainersReady", "ReadinessGatesNotReady"],
@@ -63,7 +75,17 @@ const OTHER_WORDS: &[&[&str]] = &[
     ],
     &["ContainersReady", "Local", "ReadinessGatesNotReady", "Retain", "Succeeded"],
     // Actions of the operator, as its metrics count them.
-    &["AddFinalizer", "Apply", "CreatePod", "CreateVolume", "Delete", "DeletePod", "DeleteVolume", "ReleaseVolume"],
+    &[
+        "AddFinalizer",
+        "Apply",
+        "CreatePod",
+        "CreateVolume",
+        "Delete",
+        "DeletePod",
+        "DeleteVolume",
+        "EndMove",
+        "ReleaseVolume",
+    ],
     &["OrderRestore"],
     &["RemoveFinalizer", "RemovePod", "ReplaceVolume", "ReplaceVolumeStatus", "ResizePod"],
     // Types of stores.

@@ -105,7 +105,7 @@ pub fn origin(origin: begin::Origin) -> Origin {
     match origin {
         begin::Origin::Here => Origin::Here,
         begin::Origin::New => Origin::New,
-        begin::Origin::Restored(_) => Origin::Restored,
+        begin::Origin::Restored(_) | begin::Origin::TakenOver(_) | begin::Origin::Branched(_) => Origin::Restored,
     }
 }
 

@@ -143,6 +143,7 @@ impl Place {
             layers: self.digests.clone(),
             known: 0,
             revert: None,
+            source: None,
         }
     }
 
@@ -178,8 +179,14 @@ impl Place {
             merges: usize::MAX,
         };
         let log = Log::new(&self.id, self.store.clone())?;
-        let subject =
-            Subject { volume: self.id.clone(), layers: self.digests.clone(), size: VOLUME_SIZE, room: 0, known: 0 };
+        let subject = Subject {
+            volume: self.id.clone(),
+            layers: self.digests.clone(),
+            size: VOLUME_SIZE,
+            room: 0,
+            known: 0,
+            wanted: vec![],
+        };
         keep(&self.volumes, &self.templates, &log, &subject, &mut Memory::default(), &policy).await
     }
 

@@ -6,9 +6,10 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress};
+use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress, SourceStatus};
 
 use crate::ids::VolumeId;
+use crate::journal::prove::Fingerprint;
 
 /// Name of an `EnvironmentVolume`: `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +98,17 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes how far the restore of a volume is, if it is the one that the object orders and is not settled yet.
     async fn restore(&self, volume: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError>;
+
+    /// Writes the digest of the volume's tree, if the object still is that of the volume.
+    async fn fingerprint(
+        &self,
+        name: &VolumeName,
+        id: &VolumeId,
+        fingerprint: Fingerprint,
+    ) -> Result<(), DirectoryError>;
+
+    /// Writes that a volume has the state of its source in its own journal.
+    async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError>;
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ use crate::kube::directory::ClusterDirectory;
 use crate::kube::guests::Guests;
 use crate::kube::keeping::Keeping;
 use crate::kube::lease::{self, IsWell};
+use crate::kube::proving::Proving;
+use crate::kube::standby::Standbys;
 use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
@@ -147,7 +149,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     };
     let client = ::kube::Client::try_default().await?;
     let directory = Arc::new(ClusterDirectory { client: client.clone() });
-    let (keeper, superseded) = Keeper::new(volumes.clone(), templates.clone(), directory.clone());
+    let (keeper, superseded) = Keeper::new(volumes.clone(), templates.clone(), directory.clone(), args.prove_every());
     let publisher = Arc::new(Publisher {
         me: Me { node: args.node_name.clone(), session: session.id.clone() },
         keeper: Arc::new(keeper),
@@ -312,6 +314,7 @@ fn start_cluster_tasks(
         client: client.clone(),
         node: args.node_name.clone(),
         cache: templates,
+        stores: publisher.stores.clone(),
         collect: collect.clone(),
     });
     tasks.spawn({
@@ -347,6 +350,23 @@ fn start_cluster_tasks(
     tasks.spawn(async move {
         keeping.run().await;
         ServeError::Ended("keeping of journals", String::new())
+    });
+
+    let proving = Proving {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        publisher: publisher.clone(),
+        every: args.prove_every(),
+    };
+    tasks.spawn(async move {
+        proving.run().await;
+        ServeError::Ended("restores on trial", String::new())
+    });
+
+    let standbys = Standbys { client: client.clone(), publisher: publisher.clone() };
+    tasks.spawn(async move {
+        standbys.run().await;
+        ServeError::Ended("standby copies", "their watch ended".into())
     });
 
     let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });

@@ -1,6 +1,7 @@
 //! What the program is told on its command line, and the places that follow from it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vivarium_api::names;
@@ -74,6 +75,9 @@ pub struct ServeArgs {
     /// For how many hours every state of a volume with a journal can be restored.
     #[arg(long, env = "VIVARIUM_RETENTION_HOURS", default_value_t = 168)]
     pub retention_hours: u64,
+    /// Seconds between two trials whether a volume can be restored.
+    #[arg(long, env = "VIVARIUM_PROVE_EVERY_SECONDS", default_value_t = 86_400)]
+    pub prove_every_seconds: u64,
     /// Address of the HTTP server for probes: `/healthz` is 200 as long as the node can serve volumes.
     #[arg(long, env = "VIVARIUM_HEALTH_ADDRESS", default_value = "0.0.0.0:9809")]
     pub health_address: std::net::SocketAddr,
@@ -83,6 +87,12 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// From one trial whether a volume can be restored to the next.
+    #[must_use]
+    pub fn prove_every(&self) -> Duration {
+        Duration::from_secs(self.prove_every_seconds)
+    }
+
     /// Socket of the CSI services.
     #[must_use]
     pub fn csi_socket(&self) -> PathBuf {

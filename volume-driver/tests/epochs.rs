@@ -112,7 +112,16 @@ async fn a_volume_that_is_taken_away_while_it_is_opened_is_not_restored() {
     let (mut journal, _) = a.begin(&store, 1).await.unwrap();
     fs::write(a.upper("one"), b"1").unwrap();
     a.commit(&mut journal).await;
-    let opening = Opening { id: id("v1"), size: 64 << 20, room: 0, epoch: 2, layers: vec![], known: 0, revert: None };
+    let opening = Opening {
+        id: id("v1"),
+        size: 64 << 20,
+        room: 0,
+        epoch: 2,
+        layers: vec![],
+        known: 0,
+        revert: None,
+        source: None,
+    };
     let lost = Journal::begin(&b.volumes, &b.templates, store, &opening, async || false).await;
     assert!(matches!(lost, Err(JournalError::Lost { .. })));
     assert!(b.volumes.get(&id("v1")).is_err(), "something was made");

@@ -54,7 +54,7 @@ async fn kept(place: &Place, store: &Arc<Store>, policy: &Policy) -> Result<Kept
 }
 
 fn subject() -> Subject {
-    Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 }
+    Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted: vec![] }
 }
 
 async fn kept_as(place: &Place, store: &Arc<Store>, subject: &Subject, policy: &Policy) -> Result<Kept, JournalError> {

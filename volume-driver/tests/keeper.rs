@@ -33,7 +33,7 @@ const HANGS: Faults = Faults { slow: 1.0, ..Faults::NONE };
 
 fn keeper(place: &Place) -> (Arc<Keeper>, UnboundedReceiver<Superseded>) {
     let cluster = Arc::new(Cluster::new("v1", "image", vec![], "64Mi"));
-    let (keeper, ends) = Keeper::new(place.volumes.clone(), place.templates.clone(), cluster);
+    let (keeper, ends) = Keeper::new(place.volumes.clone(), place.templates.clone(), cluster, Duration::from_hours(1));
     (Arc::new(keeper), ends)
 }
 
@@ -43,7 +43,16 @@ fn faulty() -> (Arc<Faulty>, Arc<Store>) {
 }
 
 async fn open(keeper: &Keeper, store: &Arc<Store>, volume: &str, epoch: u64) {
-    let opening = Opening { id: id(volume), size: 16 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None };
+    let opening = Opening {
+        id: id(volume),
+        size: 16 << 20,
+        room: 0,
+        epoch,
+        layers: vec![],
+        known: 0,
+        revert: None,
+        source: None,
+    };
     let name = VolumeName::parse("team-a/shop").unwrap();
     keeper.open(&name, store.clone(), &opening, async || true).await.unwrap();
 }

@@ -49,7 +49,7 @@ impl Bench {
     async fn unpack(&self, tar: Vec<u8>) -> Result<std::path::PathBuf, TemplateError> {
         let (image, layers) = self.registry.image("1", &[(tar, Packing::None)]);
         let layers = digests(&layers);
-        self.cache.ensure(&image, &layers).await?;
+        self.cache.ensure(&image, &layers, &[]).await?;
         Ok(self.cache.path(&layers[0]))
     }
 
@@ -325,14 +325,14 @@ async fn bombs_are_refused_and_leave_nothing() {
     // Zeros cost nothing on the way and no room in the pool, and count all the same.
     let zeros = Tarball::new().file("zeros", &vec![0; LIMITS.bytes as usize + 1]).finish();
     let (image, layers) = bench.registry.image("1", &[(zeros, Packing::Zstd)]);
-    let refused = bench.cache.ensure(&image, &digests(&layers)).await.unwrap_err();
+    let refused = bench.cache.ensure(&image, &digests(&layers), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "LayerTooLarge", "{refused}");
 
     // Behind the end of the archive there can be a stream without end.
     let mut tail = Tarball::new().file("f", b"").finish();
     tail.resize((LIMITS.bytes + LIMITS.entries * 4096) as usize + 2048, 0);
     let (image, layers) = bench.registry.image("2", &[(tail, Packing::Zstd)]);
-    let refused = bench.cache.ensure(&image, &digests(&layers)).await.unwrap_err();
+    let refused = bench.cache.ensure(&image, &digests(&layers), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "LayerTooLarge", "{refused}");
 
     // Room that the pool does not have.
@@ -341,7 +341,7 @@ async fn bombs_are_refused_and_leave_nothing() {
         Arc::new(TemplateCache::open(bench.pool.clone(), vec![bench.registry.address.clone()], limits).unwrap());
     let big = Tarball::new().file("big", &vec![1; 600 << 20]).finish();
     let (image, layers) = bench.registry.image("3", &[(big, Packing::Zstd)]);
-    let refused = cache.ensure(&image, &digests(&layers)).await.unwrap_err();
+    let refused = cache.ensure(&image, &digests(&layers), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "PoolFull", "{refused}");
     assert_eq!(bench.left(), Vec::<String>::new());
 }
@@ -358,19 +358,19 @@ async fn content_that_is_not_what_its_digest_says_is_refused() {
     // The blob is another one, of the same length.
     registry.put(&digest(&tar), octets, other.clone());
     let (image, _) = registry.manifest("1", &[layer(&tar, tar.len())], &[digest(&tar)]);
-    let refused = bench.cache.ensure(&image, &digests(&[digest(&tar)])).await.unwrap_err();
+    let refused = bench.cache.ensure(&image, &digests(&[digest(&tar)]), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "DigestMismatch", "{refused}");
 
     // The blob is right, the content is not what the configuration names.
     registry.put(&digest(&other), octets, other.clone());
     let (image, _) = registry.manifest("2", &[layer(&other, other.len())], &[digest(&tar)]);
-    let refused = bench.cache.ensure(&image, &digests(&[digest(&tar)])).await.unwrap_err();
+    let refused = bench.cache.ensure(&image, &digests(&[digest(&tar)]), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "DigestMismatch", "{refused}");
 
     // More, or less, than the descriptor says.
     for size in [other.len() - 1, other.len() + 1] {
         let (image, _) = registry.manifest("3", &[layer(&other, size)], &[digest(&other)]);
-        let refused = bench.cache.ensure(&image, &digests(&[digest(&other)])).await.unwrap_err();
+        let refused = bench.cache.ensure(&image, &digests(&[digest(&other)]), &[]).await.unwrap_err();
         assert_eq!(refused.reason(), "DigestMismatch", "{refused}");
     }
 
@@ -379,7 +379,7 @@ async fn content_that_is_not_what_its_digest_says_is_refused() {
     let name = image.rsplit('@').next().unwrap().to_owned();
     let stored = registry.store.lock().unwrap()[&name].clone();
     registry.put(&name, &stored.0, [stored.1, b" ".to_vec()].concat());
-    let refused = bench.cache.ensure(&image, &digests(&layers)).await.unwrap_err();
+    let refused = bench.cache.ensure(&image, &digests(&layers), &[]).await.unwrap_err();
     assert_eq!(refused.reason(), "DigestMismatch", "{refused}");
     assert_eq!(bench.left(), Vec::<String>::new());
 }
@@ -402,7 +402,7 @@ async fn images_that_are_not_there_or_no_system_are_told_apart() {
         let cache = bench.cache.clone();
         async move {
             let layers = digests(&layers);
-            cache.ensure(&image, &layers).await.unwrap();
+            cache.ensure(&image, &layers, &[]).await.unwrap();
             cache.check(&image, layers).await
         }
     };
@@ -447,9 +447,9 @@ async fn layers_are_shared_fetched_once_and_collected_when_unused() {
     let (b, b_layers) = bench.registry.image("b", &[(shared, Packing::Gzip), (top("b"), Packing::None)]);
     let (a_layers, b_layers) = (digests(&a_layers), digests(&b_layers));
     let (first, second, third) = tokio::join!(
-        bench.cache.ensure(&a, &a_layers),
-        bench.cache.ensure(&b, &b_layers),
-        bench.cache.ensure(&a, &a_layers)
+        bench.cache.ensure(&a, &a_layers, &[]),
+        bench.cache.ensure(&b, &b_layers, &[]),
+        bench.cache.ensure(&a, &a_layers, &[])
     );
     first.and(second).and(third).unwrap();
     assert_eq!(bench.left().len(), 3);

@@ -24,10 +24,15 @@ use vivarium_journal::op::{Op, Time};
 use vivarium_journal::touched::Touched;
 use vivarium_journal::write::Writer;
 use vivarium_journal::{Digest, Header, Kind, TreePath};
+use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::{Appended, Log, Unnamed};
 use vivarium_node::journal::pieces::{MILESTONE, Piece};
+use vivarium_node::journal::prove::prove;
+use vivarium_node::journal::standby::{Followed, Follower};
+use vivarium_node::journal::tree::describe;
+use vivarium_node::journal::wanted::Wanted;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Prefix, Sizes, Store};
 
@@ -43,6 +48,10 @@ const MERGE: Policy = Policy {
 };
 /// What was merged goes, however young it is.
 const COARSEN: Policy = Policy { fine: Duration::ZERO, coarse: 0, ..MERGE };
+
+fn subject(wanted: Vec<Wanted>) -> Subject {
+    Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted }
+}
 
 struct Chain {
     place: Place,
@@ -121,13 +130,48 @@ impl Chain {
     }
 
     async fn kept(&self, policy: &Policy) -> Kept {
-        self.kept_in(&self.store, policy).await.unwrap()
+        self.kept_in(&self.store, policy, vec![]).await.unwrap()
     }
 
-    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy) -> Result<Kept, vivarium_node::journal::JournalError> {
-        let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
+    async fn kept_in(&self, store: &Arc<Store>, policy: &Policy, wanted: Vec<Wanted>) -> Result<Kept, JournalError> {
+        let subject = subject(wanted);
         let log = Log::new(&id("v1"), store.clone()).unwrap();
         keep(&self.place.volumes, &self.place.templates, &log, &subject, &mut Memory::default(), policy).await
+    }
+
+    /// Brings the copy of a node on, or makes it, until there is nothing more; tells how many objects were carried out.
+    async fn followed(&self, place: &Place) -> Result<usize, JournalError> {
+        let (volumes, log) = (place.volumes.clone(), self.log.clone());
+        let follower = Follower { volumes, id: id("v1"), size: 64 << 20, log, layers: vec![] };
+        let mut carried_out = 0;
+        loop {
+            match follower.step(&place.templates, 0, 0).await? {
+                Followed::Same(at) => {
+                    assert_eq!(at.sequence, self.last);
+                    return Ok(carried_out);
+                }
+                Followed::Moved { to, count, more } => {
+                    assert!(more || to.sequence == self.last, "it takes {} for the end", to.sequence);
+                    carried_out += count;
+                }
+                Followed::Made(_) => {}
+                Followed::Nothing => panic!("there is nothing to follow"),
+            }
+        }
+    }
+
+    /// What a node has that is given the volume; the barrier is taken away again.
+    async fn given(&self, place: &Place) -> (Vec<String>, Origin) {
+        let (_, origin) = place.begin(&self.store, 1_000_000).await.unwrap();
+        let barrier = Key::Transaction { volume: Name::new("v1").unwrap(), seq: self.last + 1 };
+        self.log.delete(&barrier).await.unwrap();
+        (place.tree(), origin)
+    }
+
+    /// What a restore on trial finds of a state.
+    async fn tried(&self, state: u64) -> Option<Digest> {
+        let Place { volumes, templates, .. } = &self.place;
+        prove(volumes, templates, &self.log, &subject(vec![]), state).await.unwrap()
     }
 
     async fn listed(&self, prefix: Prefix) -> Vec<Key> {
@@ -151,14 +195,11 @@ impl Chain {
 
     /// What a restore gives, and from how many objects. The barrier that it adds is taken away again.
     async fn restored(&self) -> (Vec<String>, u64) {
-        let place = Place::new();
         let begun = Instant::now();
-        let (_, origin) = place.begin(&self.store, 1_000_000).await.unwrap();
+        let (tree, origin) = self.given(&Place::new()).await;
         let Origin::Restored(restored) = origin else { panic!("{origin:?}") };
         println!("{} objects: restored in {:?}", restored.transactions, begun.elapsed());
-        let barrier = Key::Transaction { volume: Name::new("v1").unwrap(), seq: self.last + 1 };
-        self.log.delete(&barrier).await.unwrap();
-        (place.tree(), restored.transactions)
+        (tree, restored.transactions)
     }
 }
 
@@ -209,6 +250,62 @@ async fn many_small_transactions_are_restored_from_few_objects() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_somebody_waits_for_is_there_however_much_is_merged() {
+    let mut chain = Chain::new();
+    chain.grow(2200).await;
+    let states = [70, 700, 1501];
+    let mut before = Vec::new();
+    for state in states {
+        before.push(chain.tried(state).await.expect("nothing was merged"));
+    }
+    let wanted = vec![Wanted::Sequence(700), Wanted::Time(Timestamp::from_second(1501).unwrap())];
+    let kept = chain.kept_in(&chain.store, &COARSEN, wanted.clone()).await.unwrap();
+    assert!(kept.deleted > 0, "{kept:?}");
+    for (state, before) in states.into_iter().zip(before) {
+        let expected = (state != 70).then_some(before);
+        assert_eq!(chain.tried(state).await, expected, "{state}");
+    }
+    // Neither does the boundary pass it.
+    let everything = Policy { bytes: 1, retention: Duration::ZERO, ..COARSEN };
+    chain.kept_in(&chain.store, &everything, wanted.clone()).await.unwrap();
+    let kept = chain.kept_in(&chain.store, &everything, wanted).await.unwrap();
+    assert_eq!((kept.checkpoint, kept.boundary), (2200, 0), "{kept:?}");
+    assert!(chain.tried(700).await.is_some());
+    // Nobody waits any more, or for what is gone already.
+    assert_eq!(chain.kept(&everything).await.boundary, 2200);
+    assert_eq!(chain.tried(700).await, None);
+    chain.grow(2300).await;
+    chain.kept_in(&chain.store, &everything, vec![Wanted::Sequence(700)]).await.unwrap();
+    let kept = chain.kept_in(&chain.store, &everything, vec![Wanted::Sequence(700)]).await.unwrap();
+    assert_eq!(kept.boundary, 2300, "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_of_merged_transactions_is_no_state_by_itself() {
+    let mut chain = Chain::new();
+    chain.grow(2200).await;
+    chain.kept(&COARSEN).await;
+    // A barrier and a milestone, to which nothing leads any more.
+    for number in [100, 512] {
+        assert_eq!(chain.log.moment(number).await.unwrap(), None, "{number}");
+        assert_eq!(chain.tried(number).await, None, "{number}");
+        let (reason, message) = Wanted::Sequence(number).find(&chain.log, 0).await.unwrap().unwrap_err();
+        assert_eq!(reason, "NoSuchState");
+        assert!(message.contains("the next one that is kept is that after transaction 1024"), "{message}");
+    }
+    for number in [1, 1024, 2112, 2150] {
+        assert!(chain.log.moment(number).await.unwrap().is_some(), "{number}");
+        assert!(chain.tried(number).await.is_some(), "{number}");
+    }
+    // One that was lost is another matter.
+    chain.log.delete(&Key::Transaction { volume: Name::new("v1").unwrap(), seq: 2190 }).await.unwrap();
+    let subject = subject(vec![]);
+    let Place { volumes, templates, .. } = &chain.place;
+    let error = prove(volumes, templates, &chain.log, &subject, 2195).await.unwrap_err();
+    assert!(error.blames_store() && error.reason() == "JournalDamaged", "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_leads_on_from_a_checkpoint_stays() {
     let mut chain = Chain::new();
     chain.grow(331).await;
@@ -249,6 +346,45 @@ async fn a_merged_transaction_that_is_damaged_counts_as_absent() {
     assert!(chain.restored().await.0 == tree, "another tree");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_fell_behind_goes_on_with_merged_transactions_or_is_made_anew() {
+    let (mut chain, places) = (Chain::new(), [Place::new(), Place::new(), Place::new(), Place::new()]);
+    let [follows, is_given, follows_between, is_given_between] = &places;
+    // Two stop where merged transactions begin, and two where none does.
+    for (last, of) in [(64, [follows, is_given]), (70, [follows_between, is_given_between])] {
+        chain.grow(last).await;
+        for place in of {
+            chain.followed(place).await.unwrap();
+        }
+    }
+    chain.grow(700).await;
+    chain.kept(&COARSEN).await;
+    assert!(!chain.transactions().await.contains(&71));
+    let (tree, _) = chain.restored().await;
+    let copy = |place: &Place| {
+        let copy = std::fs::File::open(place.pool.volumes_path().join(".standby-v1/live")).unwrap();
+        let mut lines = Vec::new();
+        describe(std::os::fd::AsFd::as_fd(&copy), &mut |line| lines.push(line.to_owned())).unwrap();
+        lines
+    };
+
+    // Seven merged ones up to the milestone, and the rest one by one.
+    assert_eq!(chain.followed(follows).await.unwrap(), 7 + 700 - 512);
+    assert!(copy(follows) == tree, "another tree");
+    let error = chain.followed(follows_between).await.unwrap_err();
+    assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
+    assert_eq!(chain.followed(follows_between).await.unwrap(), 0, "it is made from the log");
+    assert!(copy(follows_between) == tree, "another tree");
+
+    let (taken, origin) = chain.given(is_given).await;
+    let Origin::TakenOver(how) = origin else { panic!("{origin:?}") };
+    assert!(how.transactions <= 9 + 60, "{how:?}");
+    assert!(taken == tree, "another tree");
+    let (restored, origin) = chain.given(is_given_between).await;
+    assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
+    assert!(restored == tree, "another tree");
+}
+
 /// The store fails and loses answers, lists lack what is there, and the process dies: all can be restored at any time.
 #[tokio::test(flavor = "multi_thread")]
 async fn merging_that_breaks_off_anywhere_loses_nothing() {
@@ -262,7 +398,7 @@ async fn merging_that_breaks_off_anywhere_loses_nothing() {
         let broken = Arc::new(Store::over("broken", broken, Sizes::default()));
         let policy = if seed % 3 == 2 { &everything } else { &COARSEN };
         let life = Duration::from_millis(100 + seed * 150);
-        let attempt = tokio::time::timeout(life, chain.kept_in(&broken, policy)).await;
+        let attempt = tokio::time::timeout(life, chain.kept_in(&broken, policy, vec![])).await;
         finished += u32::from(matches!(attempt, Ok(Ok(_))));
         assert!(chain.restored().await.0 == tree, "seed {seed}");
     }

@@ -128,7 +128,7 @@ async fn a_state_that_cannot_be_had_leaves_everything_as_it_is() {
         assert!(error.is_final() && error.to_string().contains(word), "{error}");
     }
     let everything = Policy { bytes: 1, transactions: 1, retention: Duration::ZERO, ..Policy::default() };
-    let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0 };
+    let subject = Subject { volume: id("v1"), layers: vec![], size: 64 << 20, room: 0, known: 0, wanted: vec![] };
     let (volumes, templates) = (&keeper.volumes, &keeper.templates);
     keep(volumes, templates, &log(&store), &subject, &mut Memory::default(), &everything).await.unwrap();
     let error = revert(&a, &mut journal, 3).await.unwrap_err();

@@ -413,7 +413,7 @@ async fn what_cannot_be_shown_is_refused_with_the_reason() {
     let publisher = &world.there.publisher;
     let object = world.cluster_object();
     let layers: Vec<_> = object.iter().map(|layer| vivarium_node::ids::LayerDigest::parse(layer).unwrap()).collect();
-    publisher.templates.ensure(&world.image(), &layers).await.unwrap();
+    publisher.templates.ensure(&world.image(), &layers, &[]).await.unwrap();
     let now = Policy {
         bytes: 1,
         transactions: 1,
@@ -423,7 +423,7 @@ async fn what_cannot_be_shown_is_refused_with_the_reason() {
         deletions: usize::MAX,
         merges: 0,
     };
-    let subject = Subject { volume: id(VOLUME), layers, size: 64 << 20, room: 0, known: 0 };
+    let subject = Subject { volume: id(VOLUME), layers, size: 64 << 20, room: 0, known: 0, wanted: vec![] };
     let (log, mut memory) = (world.log(), Memory::default());
     let kept = keep(&publisher.volumes, &publisher.templates, &log, &subject, &mut memory, &now).await.unwrap();
     assert_eq!(kept.boundary, newest);

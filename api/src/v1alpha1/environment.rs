@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
 use super::store::Tolerance;
+use super::volume::ProvenStatus;
 use crate::node::boot::{ResourceLimit, Sysctl};
 
 /// A complete operating system with its own init, root user, packages and services, which shares the kernel of the node
@@ -36,7 +37,10 @@ use crate::node::boot::{ResourceLimit, Sysctl};
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1", description = "Number of the incarnation"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1"),
     printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", priority = "1", description = "Whether its changes survive what they should"),
+    printcolumn(name = "Proven", type_ = "date", json_path = ".status.durability.proven.time", priority = "1", description = "When a restore on trial last gave the very tree"),
     printcolumn(name = "Journal", type_ = "integer", json_path = ".status.journal.head", priority = "1", description = "Number of the newest transaction, as of some minutes ago"),
+    validation = Rule::new("has(self.spec.source) == has(oldSelf.spec.source)").message("the source of an environment cannot be changed: create another environment"),
+    validation = Rule::new("!has(self.spec.source) || !has(self.spec.volume) || !has(self.spec.volume.name)").message("give either a source or the name of a volume: a volume that exists has its tree already"),
     validation = Rule::new("self.metadata.name.size() <= 50").message("the name is too long: use at most 50 characters, so that '<name>-<number>' still is the name of a pod"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("the name must be one DNS label: lower-case letters, digits and '-', beginning with a letter and without dots, because it becomes the host name and the name of a Service")
 )]
@@ -45,6 +49,11 @@ pub struct VirtualEnvironmentSpec {
     /// Template that the file tree starts from. It is fixed for the life of the environment.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the template of an environment cannot be changed: create a new environment from the other template"))]
     pub template: TemplateReference,
+    /// A state of another environment that the file tree begins with, instead of the bare template. Both have the same
+    /// template. It is fixed for the life of the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the source of an environment cannot be changed: create another environment"))]
+    pub source: Option<Source>,
     /// What the environment should be doing: `Running` (if not given) or `Stopped`.
     #[serde(default)]
     pub run_mode: RunMode,
@@ -75,7 +84,6 @@ pub struct VirtualEnvironmentSpec {
     pub volume: VolumePolicy,
     /// What its changes must survive. It is decided when the volume is made; if not given, the `JournalStore` with the name `default` keeps them, or, where there is none, the node alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the durability of an environment cannot be changed: set it back"))]
     pub durability: Option<Durability>,
 }
 
@@ -83,6 +91,8 @@ pub struct VirtualEnvironmentSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.store) || !has(self.tolerate)").message("give either the store or what it must tolerate"))]
+#[x_kube(validation = Rule::new("(has(self.store) ? self.store : '') == (has(oldSelf.store) ? oldSelf.store : '')").message("the store of an environment cannot be changed: set it back"))]
+#[x_kube(validation = Rule::new("has(self.tolerate) == has(oldSelf.tolerate) && (!has(self.tolerate) || self.tolerate == oldSelf.tolerate)").message("what an environment must survive cannot be changed: set it back"))]
 pub struct Durability {
     /// What the store must survive; the one that survives least among those that survive this is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +101,10 @@ pub struct Durability {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub store: Option<String>,
+    /// How many other nodes keep a copy that follows the changes, so that the environment can be started there at once: 0 (if not given) or 1. It costs the room of the disk there.
+    #[serde(default, skip_serializing_if = "super::volume::is_zero")]
+    #[schemars(range(max = 1))]
+    pub standby: u32,
 }
 
 /// Reference to an `EnvironmentTemplate`.
@@ -99,6 +113,19 @@ pub struct TemplateReference {
     /// Name of the `EnvironmentTemplate`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+}
+
+/// A state of another environment of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct Source {
+    /// Name of the environment.
+    #[schemars(length(min = 1, max = 50))]
+    pub environment: String,
+    /// Which state: a time such as `2026-11-25T18:00:00Z` (the last state that is not younger), or the number of a
+    /// transaction (the state after it), as text.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,17}$') || self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$')").message("the state is a time like 2026-11-25T18:00:00Z or the number of a transaction like \"1234\", in quotes"))]
+    pub at: String,
 }
 
 /// What an environment should be doing.
@@ -327,7 +354,10 @@ pub struct VirtualEnvironmentStatus {
     /// Its journal, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalSummary>,
-    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal; `Reconciling` and `Stalled` only while True.
+    /// The last time that it was moved because the annotation `vivarium.dev/move-to` asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_move: Option<LastMove>,
+    /// Conditions, by type: `Ready`, `Scheduled`, `StorageReady`, `Booted`, `UpToDate`; `Durable` once it has a journal, and `Proven` once that was tried; `Reconciling` and `Stalled` only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
@@ -345,6 +375,9 @@ pub struct DurabilityStatus {
     /// it; none otherwise, and the condition `Durable` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Tolerance>,
+    /// The last time that another node restored the environment's volume on trial, and found the very tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<ProvenStatus>,
     /// Everything that was written more than so many seconds ago is in the store; 0: all but the last few seconds.
     #[serde(default)]
     pub lag_seconds: u64,
@@ -411,6 +444,29 @@ pub struct LastFailover {
     /// When the volume was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<MicroTime>,
+    /// When the operating system began to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
+    /// When it answered again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<MicroTime>,
+}
+
+/// One planned move, by its instants. One that is absent has not come yet. It did not answer from `stopping` to `ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastMove {
+    /// Number of the incarnation that was stopped for it.
+    pub epoch: u64,
+    /// The node that it ran on.
+    pub from_node: String,
+    /// The node that it was to run on.
+    pub to_node: String,
+    /// When the copy there was ready, and the environment was told to shut down.
+    pub stopping: MicroTime,
+    /// When it was shut down and all that it had written was in the journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<MicroTime>,
     /// When the operating system began to boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<MicroTime>,

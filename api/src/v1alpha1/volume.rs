@@ -49,6 +49,20 @@ use super::condition::Condition;
         description = "Number of the newest transaction that was told of"
     ),
     printcolumn(
+        name = "Standby",
+        type_ = "string",
+        json_path = ".status.standby.node",
+        priority = "1",
+        description = "Node that keeps a copy which follows the journal"
+    ),
+    printcolumn(
+        name = "Followed",
+        type_ = "integer",
+        json_path = ".status.standby.sequence",
+        priority = "1",
+        description = "Number of the newest transaction in that copy"
+    ),
+    printcolumn(
         name = "Kept",
         type_ = "integer",
         json_path = ".status.kept.bytes",
@@ -73,9 +87,28 @@ pub struct EnvironmentVolumeSpec {
     /// alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// A state of another volume that this one begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a volume cannot be changed"))]
+    pub source: Option<VolumeSource>,
     /// The newest `EnvironmentRestore` of the environment that was let through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreOrder>,
+    /// How many other nodes keep a copy that follows the journal, so that they can take over at once: 0 or 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = 1))]
+    pub standby: u32,
+}
+
+/// A state of another volume of the same namespace, which lies on the same template layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeSource {
+    /// UID of the volume.
+    pub volume: String,
+    /// Name of the `JournalStore` that keeps its journal.
+    pub store: String,
+    /// Which state: a time (RFC 3339), or the number of a transaction.
+    pub at: String,
 }
 
 /// A former state that the volume is to be brought back to, before the next incarnation starts.
@@ -87,6 +120,11 @@ pub struct RestoreOrder {
     pub uid: String,
     /// Which state: a time (RFC 3339), or the number of a transaction.
     pub at: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
+pub(super) fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Template of a volume, fixed when the volume is made.
@@ -102,7 +140,7 @@ pub struct VolumeTemplate {
     pub layers: Vec<String>,
 }
 
-/// What is observed of a volume. `holder`, `holderPod` and `epoch` are compare-and-swapped by the operator; the rest is the node driver's.
+/// What is observed of a volume. `holder`, `holderPod`, `epoch` and `standby.node` are compare-and-swapped by the operator; the rest is the node driver's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentVolumeStatus {
@@ -137,9 +175,24 @@ pub struct EnvironmentVolumeStatus {
     /// What the store keeps of the volume, as of some minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptStatus>,
+    /// The state of `spec.source` that the volume began with; until it has it, the source keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceStatus>,
     /// How far the restore is that `spec.restore` orders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreProgress>,
+    /// The copy that follows the journal on another node; none: there is to be none, or no node for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyStatus>,
+    /// What the tree was after a transaction, as its own node saw it: what a restore is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<DigestStatus>,
+    /// The last time that another node restored the volume and found the very tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<ProvenStatus>,
+    /// The last time that another node tried to, whatever it found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<ProvenStatus>,
     /// What nodes that died have set aside since they are back: what was written there last and is in no journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -148,11 +201,18 @@ pub struct EnvironmentVolumeStatus {
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
-    /// Conditions, by type: Journaled (whether what is written reaches the store), Published (False with a reason when the node driver could not hand it to the pod).
+    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Proven (whether a restore by another node gave the very tree), Standby (whether the copy follows), Published (False with a reason when the node driver could not hand it to the pod).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
+}
+
+/// A state that a volume began with, and has in its own journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceStatus {
+    /// Transaction of the source after which it was in that state; 0: not known any more.
+    pub sequence: u64,
 }
 
 /// How far a restore is.
@@ -216,6 +276,36 @@ impl EnvironmentVolumeStatus {
     pub fn in_use(&self) -> u64 {
         self.used_bytes.and_then(|used| u64::try_from(used).ok()).unwrap_or_default()
     }
+}
+
+/// A copy that follows the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StandbyStatus {
+    /// Node that was chosen for it.
+    pub node: String,
+    /// Newest transaction in it, as of some seconds ago; none: there is no copy yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+}
+
+/// The tree of a volume after a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DigestStatus {
+    /// The transaction.
+    pub sequence: u64,
+    /// BLAKE3 of a description of every name, attribute and content.
+    pub digest: String,
+    /// When it was found.
+    pub time: Time,
+}
+
+/// A restore on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProvenStatus {
+    /// Transaction whose state was restored.
+    pub sequence: u64,
+    /// When.
+    pub time: Time,
 }
 
 /// A tree that a node has set aside.

@@ -119,6 +119,7 @@ async fn run(client: &Client, world: &World, action: &Action) -> Attempt<Outcome
         Action::CreatePod(pod) => create_pod(&pods, world, pod, &post).await,
         Action::DeletePod(doomed) => delete(&pods, "Pod", doomed, None).await,
         Action::RemovePod(doomed) => delete(&pods, "Pod", doomed, Some(0)).await,
+        Action::EndMove => end_move(client, world).await,
         Action::ResizePod { name, resources } => {
             let patch = json!({"spec": {"containers": [{"name": names::CONTAINER, "resources": resources}]}});
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
@@ -152,6 +153,22 @@ async fn finalizer(client: &Client, world: &World, wanted: bool) -> Attempt<Outc
         .await
         .map_err(|source| ("change the finalizers".to_owned(), source))?;
     Ok(Outcome::Done(None))
+}
+
+/// Takes the annotation off that asks for a move, if the environment still is as it was read.
+async fn end_move(client: &Client, world: &World) -> Attempt<Outcome> {
+    let environment = &world.environment;
+    let metadata = json!({
+        "resourceVersion": environment.resource_version(),
+        "annotations": {(names::ANNOTATION_MOVE_TO): null},
+    });
+    let api: Api<VirtualEnvironment> = Api::namespaced(client.clone(), &environment.namespace().unwrap_or_default());
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    api.patch(&environment.name_any(), &params, &Patch::Merge(json!({"metadata": metadata})))
+        .await
+        .map_err(|source| ("take off the annotation of a move".to_owned(), source))?;
+    let message = format!("the environment is on node {}", environment.annotations()[names::ANNOTATION_MOVE_TO]);
+    Ok(Outcome::Done(Some(Note::normal("Moved", message))))
 }
 
 async fn create_pod(pods: &Api<Pod>, world: &World, pod: &Pod, post: &PostParams) -> Attempt<Outcome> {

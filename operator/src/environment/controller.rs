@@ -211,6 +211,7 @@ async fn write_status(context: &Context, world: &World, status: &VirtualEnvironm
     }
     apply::status(&context.client, world, status).await?;
     context.metrics.wrote_status();
+    context.metrics.proved(world.environment.status.as_ref(), status);
     let before = world.environment.status.as_ref().and_then(|status| status.last_failover.as_ref());
     if let Some(failover) = status.last_failover.as_ref().filter(|f| f.ready.is_some() && before != Some(*f)) {
         context.metrics.failed_over(failover);
@@ -243,6 +244,7 @@ fn kind(action: &Action) -> &'static str {
         Action::CreatePod(_) => "CreatePod",
         Action::DeletePod(_) => "DeletePod",
         Action::RemovePod(_) => "RemovePod",
+        Action::EndMove => "EndMove",
         Action::ResizePod { .. } => "ResizePod",
     }
 }

@@ -43,6 +43,8 @@ pub enum Action {
     DeletePod(Doomed),
     /// Removes the object of a pod whose node is dead, so that nobody is there to shut it down.
     RemovePod(Doomed),
+    /// Takes the annotation off that asks for a move: it is done.
+    EndMove,
     /// Changes the resources of a running pod in place.
     ResizePod {
         /// Name of the pod.
@@ -59,6 +61,8 @@ pub enum VolumeChange {
     Adopted,
     /// It grows.
     Grown,
+    /// Another number of nodes is to keep copies of it.
+    Copied,
     /// Its environment goes and leaves it.
     LetGo,
 }

@@ -8,15 +8,17 @@ use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret};
 use kube::api::ListParams;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use vivarium_api::names;
+use vivarium_api::v1alpha1::environment::Source;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 use super::incarnation;
 use super::placement::Candidate;
-use super::world::{Met, NodeState, Nodes, Secrets, World, volume_name};
+use super::standby::Host;
+use super::world::{self, Met, NodeState, Nodes, Secrets, World, volume_name};
 use crate::cache::Caches;
 use crate::error::brief;
 use crate::nodes::Known;
@@ -43,6 +45,12 @@ pub fn from_caches(
     let volume_name = volume_name(&environment).to_owned();
     let valid = |volume: Arc<kube::core::DeserializeGuard<EnvironmentVolume>>| volume.0.clone().ok().map(Arc::new);
     let volume = caches.volumes.get(&ObjectRef::new(&volume_name).within(&namespace)).and_then(valid);
+    let source = source_of(&environment, volume.is_some()).and_then(|source| {
+        let other = caches.environments.get(&ObjectRef::new(&source.environment).within(&namespace))?;
+        let name = world::volume_name(other.0.as_ref().ok()?).to_owned();
+        let found = caches.volumes.get(&ObjectRef::new(&name).within(&namespace)).and_then(valid)?;
+        (found.spec.environment.as_ref() == Some(&source.environment)).then_some(found)
+    });
     let template = caches.templates.get(&ObjectRef::new(&environment.spec.template.name));
     let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(&namespace));
     let pods = caches.pod_names.of(&namespace, &name, |name| pod(name).is_some());
@@ -61,6 +69,7 @@ pub fn from_caches(
         silent: known.silent,
         met: Met::default(),
         volume,
+        source,
         environment,
     };
     world.pods = own_pods(&world);
@@ -72,6 +81,11 @@ pub fn from_caches(
     world.nodes.of_holder = session_on(holder_node(&world));
     explain_nodes(&mut world, caches);
     world
+}
+
+/// What an environment whose volume is still to be made begins with.
+fn source_of(environment: &VirtualEnvironment, has_volume: bool) -> Option<Source> {
+    environment.spec.source.clone().filter(|_| !has_volume)
 }
 
 /// The world as the API server has it now; `None` if the environment is gone. Nodes are taken from the cache: they only
@@ -95,6 +109,17 @@ pub async fn from_server(
     // later, the compare-and-swap of what was read here fails.
     let volume: Option<Arc<EnvironmentVolume>> =
         get(client, namespace, &volume_name).await.map_err(error("the volume"))?;
+    let source = match source_of(&environment, volume.is_some()) {
+        Some(source) => match environments.get_opt(&source.environment).await.map_err(error("the source"))? {
+            Some(other) => {
+                let found: Option<Arc<EnvironmentVolume>> =
+                    get(client, namespace, world::volume_name(&other)).await.map_err(error("the source's volume"))?;
+                found.filter(|found| found.spec.environment.as_ref() == Some(&source.environment))
+            }
+            None => None,
+        },
+        None => None,
+    };
     let (template, claim, config_map, service, pods, secrets) = futures::try_join!(
         async { templates.get_opt(&environment.spec.template.name).await.map_err(error("the template")) },
         async { get(client, namespace, &names::claim(&volume_name)).await.map_err(error("the claim")) },
@@ -115,6 +140,7 @@ pub async fn from_server(
         environment: Arc::new(environment),
         template: template.map(Arc::new),
         volume,
+        source,
         persistent_volume,
         claim,
         config_map,
@@ -205,6 +231,7 @@ fn explain_nodes(world: &mut World, caches: &Caches) {
     let pinned = world.volume.as_ref().filter(|volume| !world.is_movable(volume));
     let of_volume = pinned.and_then(|v| v.status.as_ref()?.node.clone());
     world.nodes.of_volume = of_volume.map(|name| node_state(nodes.get(&ObjectRef::new(&name)).as_deref()));
+    world.nodes.hosts = hosts(world, nodes);
     // Only a pod without a node needs an explanation.
     let unplaced = world.newest_pod().is_some_and(|pod| incarnation::node(pod).is_none());
     if !unplaced {
@@ -216,6 +243,16 @@ fn explain_nodes(world: &mut World, caches: &Caches) {
     world.nodes.candidates = with_pool.map(candidate).collect();
     world.nodes.candidates.sort_by(|a, b| a.name.cmp(&b.name));
     world.nodes.any_pool = !world.nodes.candidates.is_empty();
+}
+
+/// Nodes that an environment could be moved to, or its copy be made on, if there is to be such a thing.
+fn hosts(world: &World, nodes: &Store<Node>) -> Vec<Host> {
+    let moves = world.environment.annotations().contains_key(names::ANNOTATION_MOVE_TO);
+    if !moves && world.own_volume().is_none_or(|volume| volume.spec.standby == 0) {
+        return Vec::new();
+    }
+    let with_pool = nodes.state().into_iter().filter(|node| has_pool(node));
+    with_pool.map(|node| Host::of(&node, world)).collect()
 }
 
 /// Whether a node has a pool.

@@ -58,10 +58,18 @@ pub fn durability(world: &World) -> Option<(DurabilityStatus, Verdict)> {
     let status = DurabilityStatus {
         desired,
         reached,
+        proven: status.proven.clone(),
         lag_seconds: lag.map_or(0, |lag| lag.seconds),
         lag_bytes: lag.map_or(0, |lag| lag.bytes),
     };
     Some((status, verdict(found)))
+}
+
+/// The condition `Proven`: what another node found that restored the volume on trial. `None`: none has yet.
+#[must_use]
+pub fn proven(world: &World) -> Option<Verdict> {
+    let found = condition::find(&world.own_volume()?.status.as_ref()?.conditions, "Proven")?;
+    Some(Verdict { status: found.status, reason: found.reason.clone(), message: found.message.clone() })
 }
 
 /// The journal as the status shows it: what it showed before, until that is old.

@@ -20,11 +20,12 @@ use super::decision::{Action, Decision, Refusal};
 use super::holder::{self, Bidder, Claim};
 use super::incarnation::{self, Stage, Trouble};
 use super::leave::{Leave, leave};
+use super::moves::{self, Step};
 use super::resize::{self, Resize};
 use super::status::{Outlook, Progress, Verdict, compose};
 use super::storage::{self, doomed};
 use super::world::{NodeState, Tenure, World};
-use super::{deletion, placement, validate};
+use super::{deletion, placement, standby, validate};
 use crate::nodes::Death;
 
 /// Longest pause between a failure and the next start.
@@ -78,6 +79,9 @@ pub fn decide(world: &World, now: Timestamp, settings: &Settings) -> Result<Deci
             outlook.phase = Phase::Pending;
         }
         life.again = life.again.or(refusal.again);
+    }
+    if let Some(action) = standby::settle(world, &life.actions) {
+        life.actions.push(action);
     }
     Ok(Decision { status: compose(world, outlook, now), actions: life.actions, again: life.again })
 }
@@ -180,7 +184,15 @@ impl Life<'_> {
     }
 
     fn place(&self, movable: bool) -> Place {
-        if movable { Place::Anywhere { but: self.world.avoided() } } else { Place::Data }
+        if !movable {
+            return Place::Data;
+        }
+        if let Ok(Some(target)) = moves::target(self.world) {
+            return Place::Only(target.to_owned());
+        }
+        let status = self.volume.and_then(|volume| volume.status.as_ref());
+        let standby = status.and_then(|status| status.standby.as_ref()).filter(|standby| standby.sequence.is_some());
+        Place::Anywhere { but: self.world.avoided(), standby: standby.map(|standby| standby.node.clone()) }
     }
 
     fn next_incarnation(&mut self, volume: &EnvironmentVolume, place: &Place) -> Result<u64, serde_json::Error> {
@@ -393,11 +405,12 @@ impl Life<'_> {
         };
         if ready {
             outlook.failures = (0, 0);
+            self.go_on_with_move(pod, &mut outlook);
         }
         match leave(self.world, pod) {
-            Leave::No => {}
             Leave::Refused(why) => outlook.up_to_date = why,
-            Leave::Now => self.actions.push(Action::DeletePod(doomed(pod))),
+            Leave::Now if outlook.moved.is_none() => self.actions.push(Action::DeletePod(doomed(pod))),
+            Leave::No | Leave::Now => {}
         }
         if self.world.met.resize_refused.is_none()
             && let Resize::Wanted(resources) = resize::resize(pod, &self.world.environment.spec.resources)
@@ -405,6 +418,24 @@ impl Life<'_> {
             self.actions.push(Action::ResizePod { name: pod.name_any(), resources: *resources });
         }
         outlook
+    }
+
+    /// Stops an incarnation that is to be moved, once the other node is ready for it.
+    fn go_on_with_move(&mut self, pod: &Pod, outlook: &mut Outlook) {
+        let (Some(volume), Some(node)) = (self.volume, incarnation::node(pod)) else { return };
+        match moves::step(self.world, volume, self.world.epoch_of(pod), node, self.now) {
+            Step::None => {}
+            Step::Done => self.actions.push(Action::EndMove),
+            Step::Waits(why) => outlook.up_to_date = why,
+            Step::Later(pause, why) => {
+                self.again = Some(pause);
+                outlook.up_to_date = why;
+            }
+            Step::Stop(begun) => {
+                self.actions.push(Action::DeletePod(doomed(pod)));
+                outlook.moved = Some(begun);
+            }
+        }
     }
 
     /// Gives the volume to the pod. An error while it cannot have it yet.
@@ -469,16 +500,23 @@ impl Life<'_> {
         StartedWith::of_pod(pod).map(|had| wanted.differences(&had)).unwrap_or_default()
     }
 
-    /// Whether a pod that has no node yet could go to one that was dead when the pod was made.
-    fn shuns_living_nodes(&self, pod: &Pod) -> bool {
-        incarnation::node(pod).is_none() && !build::shunned(pod).is_subset(&self.world.avoided())
+    /// Whether a pod that has no node yet could go to one that was dead when the pod was made, or waits for one node alone
+    /// although it need not any more.
+    fn is_misplaced(&self, pod: &Pod) -> bool {
+        if incarnation::node(pod).is_some() {
+            return false;
+        }
+        let movable = self.volume.is_some_and(|volume| self.world.is_movable(volume));
+        let target = moves::target(self.world).ok().flatten();
+        let waits_in_vain = movable && build::bound_to(pod).is_some_and(|node| Some(node.as_str()) != target);
+        waits_in_vain || !build::shunned(pod).is_subset(&self.world.avoided())
     }
 
     /// Whether a pod that never ran is deleted because the spec has changed since it was made.
     fn replaced(&mut self, pod: &Pod) -> bool {
         let outdated = !self.differences(pod).is_empty()
             || !resize::matches(pod, &self.world.environment.spec.resources)
-            || self.shuns_living_nodes(pod);
+            || self.is_misplaced(pod);
         let replaced = outdated && !incarnation::was_started(pod);
         if replaced {
             self.actions.push(Action::DeletePod(doomed(pod)));
@@ -504,6 +542,7 @@ impl Life<'_> {
             failures: (status.failures, status.failed_epoch),
             epoch: self.world.epoch(),
             failover: None,
+            moved: None,
         }
     }
 

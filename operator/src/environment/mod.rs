@@ -3,8 +3,9 @@
 //! 1. [`dereference`]: what is observed becomes a plain [`world::World`], from caches or from the API server itself.
 //! 2. [`lifecycle::decide`]: a pure function of the world and the time says what is to be done ([`decision::Action`])
 //!    and what the status becomes ([`status`], [`durability`]). [`validate`] refuses, [`build`] builds, [`storage`] prepares,
-//!    [`holder`] guards the volume, [`resize`] changes what runs, [`leave`] stops what shall go elsewhere, [`placement`]
-//!    explains what no node takes, [`deletion`] takes down.
+//!    [`holder`] guards the volume, [`resize`] changes what runs, [`leave`] stops what shall go elsewhere, [`moves`] moves it
+//!    to a node that was named, [`standby`] chooses the node of its copy, [`placement`] explains what no node takes,
+//!    [`deletion`] takes down.
 //! 3. [`apply`]: carries actions out, one API call each.
 //! 4. [`controller`]: turns watch events into runs of the above, and writes the status when it changed.
 //!
@@ -24,8 +25,10 @@ pub mod incarnation;
 pub mod leave;
 pub mod lifecycle;
 pub mod misunderstood;
+pub mod moves;
 pub mod placement;
 pub mod resize;
+pub mod standby;
 pub mod status;
 pub mod storage;
 pub mod validate;

@@ -4,17 +4,17 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
-use vivarium_api::v1alpha1::environment::{LastFailover, Phase};
+use vivarium_api::v1alpha1::environment::{LastFailover, LastMove, Phase};
 use vivarium_api::v1alpha1::{Condition, ConditionStatus, VirtualEnvironmentStatus, condition};
 
 use super::decision::Refusal;
 use super::world::{World, volume_name};
-use super::{durability, holder, incarnation};
+use super::{durability, holder, incarnation, moves};
 
 /// The conditions that are always there.
 const ALWAYS: [&str; 5] = ["Ready", "Scheduled", "StorageReady", "Booted", "UpToDate"];
-/// The condition that is there once there is a journal.
-const DURABLE: &str = "Durable";
+/// Conditions that are there once there is a journal.
+const JOURNAL: [&str; 2] = ["Durable", "Proven"];
 /// Conditions that are there only while True.
 const ONLY_TRUE: [&str; 2] = ["Reconciling", "Stalled"];
 /// Length of a message in a condition at most, in bytes (metav1.Condition).
@@ -109,6 +109,8 @@ pub struct Outlook {
     pub epoch: u64,
     /// A failover that begins.
     pub failover: Option<LastFailover>,
+    /// A move that begins.
+    pub moved: Option<LastMove>,
 }
 
 impl Outlook {
@@ -128,6 +130,7 @@ impl Outlook {
             failures: (status.failures, status.failed_epoch),
             epoch: world.epoch(),
             failover: None,
+            moved: None,
         }
     }
 }
@@ -145,7 +148,7 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     let generation = environment.metadata.generation;
     let old = environment.status.clone().unwrap_or_default();
     let mut conditions: Vec<Condition> =
-        old.conditions.into_iter().filter(|c| ALWAYS.contains(&c.type_.as_str()) || c.type_ == DURABLE).collect();
+        old.conditions.into_iter().filter(|c| ALWAYS.iter().chain(&JOURNAL).any(|t| c.type_ == **t)).collect();
     let also = match outlook.progress {
         Progress::Settled => None,
         Progress::Reconciling => Some("Reconciling"),
@@ -163,17 +166,18 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
     for (type_, verdict) in ALWAYS.into_iter().zip(verdicts) {
         condition::set(&mut conditions, verdict.into_condition(type_, generation, now));
     }
-    let durability = durability::durability(world).map(|(durability, verdict)| {
-        condition::set(&mut conditions, verdict.into_condition(DURABLE, generation, now));
-        durability
-    });
-    if durability.is_none() {
-        conditions.retain(|condition| condition.type_ != DURABLE);
+    let (durability, durable) = durability::durability(world).unzip();
+    for (type_, verdict) in JOURNAL.into_iter().zip([durable, durability::proven(world)]) {
+        match verdict {
+            Some(verdict) => condition::set(&mut conditions, verdict.into_condition(type_, generation, now)),
+            None => conditions.retain(|condition| condition.type_ != type_),
+        }
     }
-    conditions.sort_by_key(|c| ALWAYS.iter().chain(&[DURABLE]).chain(&ONLY_TRUE).position(|known| *known == c.type_));
+    conditions.sort_by_key(|c| ALWAYS.iter().chain(&JOURNAL).chain(&ONLY_TRUE).position(|known| *known == c.type_));
     let pod = world.newest_pod();
     let volume = world.own_volume();
     let failover = outlook.failover.or(old.last_failover).map(|failover| follow(world, failover, ready, now));
+    let moved = outlook.moved.or(old.last_move).map(|last| moves::follow(world, last, ready, now));
     let digest = volume.and_then(|v| v.spec.template.image.split_once('@')).map(|(_, digest)| digest.to_owned());
     let service = world.service.as_deref().filter(|s| world.owns(*s) && !environment.spec.services.is_empty());
     let address = service.and_then(|s| s.spec.as_ref()?.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None");
@@ -196,16 +200,19 @@ pub fn compose(world: &World, outlook: Outlook, now: Timestamp) -> VirtualEnviro
         last_failover: failover,
         durability,
         journal: durability::journal(world),
+        last_move: moved,
         conditions,
     }
 }
 
 /// Whether a status is written before the actions that were decided with it, which remove the cause of something that later
-/// decisions rely on: a failed pod is counted before it is deleted, a failover is noted before its pod is made.
+/// decisions rely on: a failed pod is counted, and the begin of a move noted, before the pod is
+/// deleted, a failover is noted before its pod is made.
 #[must_use]
 pub fn must_come_first(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentStatus) -> bool {
     let noted = |s: &VirtualEnvironmentStatus| {
-        (s.failures, s.failed_epoch, s.last_failover.as_ref().map(|failover| failover.epoch))
+        let moved = s.last_move.as_ref().map(|last| (last.epoch, last.stopping.0));
+        (s.failures, s.failed_epoch, s.last_failover.as_ref().map(|failover| failover.epoch), moved)
     };
     old.map(noted).unwrap_or_default() != noted(new)
 }
@@ -289,8 +296,8 @@ pub fn notes(old: Option<&VirtualEnvironmentStatus>, new: &VirtualEnvironmentSta
     if let Some(failover) = failover.filter(|f| f.ready.is_some() && before.is_none_or(|b| b.ready != f.ready)) {
         notes.push(Note::normal("FailedOver", failed_over(failover)));
     }
-    if let Some(degraded) = told(DURABLE) {
-        notes.push(Note::warning(&degraded.reason, &degraded.message));
+    for trouble in JOURNAL.into_iter().filter_map(told) {
+        notes.push(Note::warning(&trouble.reason, &trouble.message));
     }
     if let Some(up_to_date) = told("UpToDate") {
         notes.push(Note::normal(&up_to_date.reason, &up_to_date.message));

@@ -18,7 +18,15 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
         validate::volume_not_lost(world)?;
         let template = validate::template(world)?;
         let store = validate::store(world)?;
-        let made = build::volume(&world.environment, template, store).ok_or_else(|| {
+        let source = validate::source(world)?;
+        if source.is_some() && store.is_none() {
+            let message = "an environment with spec.source needs a JournalStore for its own journal: create one with the \
+                           name `default`, or name another one in spec.durability";
+            return Err(Refusal::stalled("StoreNotFound", message.into()));
+        }
+        let made = build::volume(&world.environment, template, store)
+            .map(|made| build::branched(made, source, &world.environment));
+        let made = made.ok_or_else(|| {
             let name = template.name_any();
             Refusal::waiting("TemplateNotReady", format!("EnvironmentTemplate `{name}` is being resolved to a digest"))
         })?;
@@ -33,6 +41,8 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
     }
     if let Some(grown) = build::grown(&world.environment, volume) {
         actions.push(Action::ReplaceVolume(Box::new(grown), VolumeChange::Grown));
+    } else if let Some(copied) = build::copied(&world.environment, volume) {
+        actions.push(Action::ReplaceVolume(Box::new(copied), VolumeChange::Copied));
     }
     Ok(volume)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{Resource, ResourceExt};
 use vivarium_api::names;
@@ -18,6 +19,9 @@ use crate::quantity::Amount;
 
 /// How often Secrets are looked up again: the operator may read those that a spec names, and watch none.
 const SECRETS_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often a source that is not there is looked up again.
+const SOURCE_AGAIN: Duration = Duration::from_secs(10);
 
 /// `JournalStore` of environments that do not say what they want.
 const DEFAULT_STORE: &str = "default";
@@ -82,6 +86,47 @@ pub fn store(world: &World) -> Result<Option<String>, Refusal> {
     })
 }
 
+/// The volume whose state a new one is to begin with; `None`: it begins with the bare template.
+pub fn source(world: &World) -> Result<Option<&EnvironmentVolume>, Refusal> {
+    let Some(source) = &world.environment.spec.source else { return Ok(None) };
+    let name = &source.environment;
+    let Some(volume) = world.source.as_deref() else {
+        let message = format!(
+            "there is no VirtualEnvironment `{name}` with a volume in this namespace, which spec.source names \
+             (kubectl get ve lists them)"
+        );
+        return Err(Refusal { again: Some(SOURCE_AGAIN), ..Refusal::stalled("SourceNotFound", message) });
+    };
+    if volume.spec.store.is_none() {
+        let message = format!(
+            "environment `{name}`, which spec.source names, has no journal: its former states are not known, and its \
+             volume is on its node alone"
+        );
+        return Err(Refusal::stalled("NotJournaled", message));
+    }
+    let (wanted, template) = (&world.environment.spec.template.name, &volume.spec.template.name);
+    if wanted != template {
+        let message = format!(
+            "environment `{name}`, which spec.source names, lies on template `{template}`, and this one on `{wanted}`: \
+             create it anew with the template of its source"
+        );
+        return Err(Refusal::stalled("VolumeTemplateMismatch", message));
+    }
+    let made = world.environment.metadata.creation_timestamp.as_ref();
+    let at = source.at.parse::<Timestamp>().ok();
+    if let (Some(made), Some(at)) = (made, at)
+        && at > made.0
+    {
+        let message = format!(
+            "spec.source.at {at} had not come yet when this environment was made ({}): create it anew with a time \
+             that has passed",
+            made.0
+        );
+        return Err(Refusal::stalled("NoSuchState", message));
+    }
+    Ok(Some(volume))
+}
+
 /// The volume that already exists, if this environment has it or can take it.
 pub fn volume<'a>(world: &World, volume: &'a EnvironmentVolume) -> Result<&'a EnvironmentVolume, Refusal> {
     let name = volume.name_any();
@@ -109,6 +154,15 @@ pub fn volume<'a>(world: &World, volume: &'a EnvironmentVolume) -> Result<&'a En
                 "EnvironmentVolume `{name}` holds changes against template `{}`, and the environment names template \
                  `{}`: create the environment anew with the volume's template, or without the volume",
                 volume.spec.template.name, world.environment.spec.template.name
+            ),
+        ));
+    }
+    if volume.spec.environment.is_none() && world.environment.spec.source.is_some() {
+        return Err(Refusal::stalled(
+            "NameConflict",
+            format!(
+                "EnvironmentVolume `{name}` was retained and has a tree of its own, and spec.source asks for another: create \
+                 the environment anew under another name, or without spec.source to take that volume over, or delete it"
             ),
         ));
     }

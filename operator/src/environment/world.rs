@@ -9,6 +9,7 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
 
 use super::placement::Candidate;
+use super::standby::Host;
 use super::{holder, incarnation, leave};
 use crate::nodes::{Death, Deaths, is_superseded};
 
@@ -21,6 +22,8 @@ pub struct World {
     pub template: Option<Arc<EnvironmentTemplate>>,
     /// The volume that it names, whosever it is.
     pub volume: Option<Arc<EnvironmentVolume>>,
+    /// The volume of the environment that `spec.source` names, while the volume is still to be made.
+    pub source: Option<Arc<EnvironmentVolume>>,
     /// Persistent volume of that volume.
     pub persistent_volume: Option<Arc<PersistentVolume>>,
     /// Claim of that volume.
@@ -72,6 +75,8 @@ pub struct Nodes {
     pub of_holder: Option<String>,
     /// The nodes with a pool, while the newest pod has none.
     pub candidates: Vec<Candidate>,
+    /// Nodes with a pool, in no order; empty where no decision needs them.
+    pub hosts: Vec<Host>,
 }
 
 /// Whether whoever held a volume last can still run on it.

@@ -11,6 +11,8 @@ use super::commit::Journal;
 use super::local::Local;
 use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{Restored, layer_roots, restore};
+use super::standby::take_over;
+use super::wanted::Wanted;
 use super::{JournalError, blocking};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
@@ -33,6 +35,23 @@ pub struct Opening {
     pub known: u64,
     /// Transaction whose state the volume is to have then, whatever it has now; none: it stays as it is.
     pub revert: Option<u64>,
+    /// The state of another volume that it begins with while its own log holds nothing.
+    pub source: Option<Source>,
+}
+
+/// A state of another volume with the same layers.
+#[derive(Clone)]
+pub struct Source {
+    /// Its log.
+    pub log: Log,
+    /// Which state.
+    pub wanted: Wanted,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of volume {}", self.wanted, self.log.volume())
+    }
 }
 
 /// How a volume came to be on this node.
@@ -44,6 +63,10 @@ pub enum Origin {
     New,
     /// From the log.
     Restored(Restored),
+    /// From the standby copy that was here, and what was added to the log since.
+    TakenOver(Restored),
+    /// From the log of another volume, after this transaction of it; 0: it was so before.
+    Branched(u64),
 }
 
 impl Journal {
@@ -83,6 +106,12 @@ impl Journal {
                 return Err(JournalError::Lost { volume: id });
             }
             journal.bring_here(opening, barrier, roots).await?
+        };
+        let origin = match &opening.source {
+            Some(source) if journal.is_bare().await? => journal.branch(templates, source, opening.size).await?,
+            // It was told, and nobody has noted it yet.
+            Some(_) => Origin::Branched(0),
+            None => origin,
         };
         Ok((journal, origin))
     }
@@ -178,7 +207,14 @@ impl Journal {
         self.local = None;
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         blocking(&self.id, move || Local::retire(&volumes, &id)).await?;
-        let restored = restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?;
+        let again = roots.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        let again =
+            again.map_err(|source| JournalError::Io { attempt: "open a layer", volume: self.id.clone(), source })?;
+        let taken = take_over(&self.volumes, &self.id, size, &self.log, barrier, again).await?;
+        let restored = match taken {
+            Some(taken) => taken,
+            None => restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?,
+        };
         passed("volume-restored");
         if restored.empty {
             let (volumes, id) = (self.volumes.clone(), self.id.clone());
@@ -201,7 +237,7 @@ impl Journal {
             })
         })
         .await?;
-        Ok(Origin::Restored(restored))
+        Ok(if taken.is_some() { Origin::TakenOver(restored) } else { Origin::Restored(restored) })
     }
 }
 

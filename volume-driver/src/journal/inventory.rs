@@ -218,9 +218,10 @@ impl Inventory {
         cover(&self.pieces(), from, to).iter().all(|piece| self.size(*piece).is_some())
     }
 
-    /// Decides. `held` is how many bytes the newest checkpoint holds, if it is known better than from its size.
+    /// Decides. `stays` are states that stay whatever their age; `held` is how many bytes the newest checkpoint holds, if it
+    /// is known better than from its size.
     #[must_use]
-    pub fn plan(&self, policy: &Policy, held: Option<u64>, now: SystemTime) -> Plan {
+    pub fn plan(&self, policy: &Policy, stays: &BTreeSet<u64>, held: Option<u64>, now: SystemTime) -> Plan {
         let newest = self.checkpoints.last_key_value();
         let since = cover(&self.pieces(), self.newest_checkpoint(), self.head());
         let sizes: u64 = since.iter().filter_map(|piece| self.size(*piece)).sum();
@@ -229,7 +230,8 @@ impl Inventory {
         let parts: u64 = self.parts.iter().filter(is_after).map(|part| part.size).sum();
         let half = newest.map_or(0, |(_, checkpoint)| held.unwrap_or(checkpoint.size) / 2);
         let is_old = |entry: &Entry| now.duration_since(entry.time).is_ok_and(|age| age >= policy.retention);
-        let old = self.checkpoints.iter().rev().find(|(_, checkpoint)| is_old(checkpoint));
+        let leads_to_all = |number: &u64| stays.first().is_none_or(|first| number <= first);
+        let old = self.checkpoints.iter().rev().find(|(number, entry)| is_old(entry) && leads_to_all(number));
         Plan {
             checkpoint: since.len() as u64 >= policy.transactions.max(half / PER_OBJECT)
                 || sizes + parts >= policy.bytes.max(half),
@@ -257,16 +259,24 @@ impl Inventory {
 
     /// What nobody needs any more: what is from before the boundary, and what is in a merged transaction and old enough.
     ///
-    /// Of what is in merged ones there stays: what leads on from a checkpoint; the transaction that a checkpoint is of; each
-    /// milestone, and everything from the newest one on, since whoever looks for the end of the log goes along these.
-    pub(super) fn superfluous(&self, policy: &Policy, boundary: u64, now: SystemTime) -> Vec<Doomed> {
+    /// Of what is in merged ones there stays: what leads to a state of `stays`; what leads on from a checkpoint; the
+    /// transaction that a checkpoint is of; each milestone, and everything from the newest one on, since whoever looks for the
+    /// end of the log goes along these.
+    pub(super) fn superfluous(
+        &self,
+        policy: &Policy,
+        stays: &BTreeSet<u64>,
+        boundary: u64,
+        now: SystemTime,
+    ) -> Vec<Doomed> {
         let transactions = self.transactions.range(..boundary).map(|(number, _)| Object::Transaction(*number));
         let checkpoints = self.checkpoints.range(..boundary).map(|(number, _)| Object::Checkpoint(*number));
         let merged = self.merged.keys().filter(|piece| piece.first <= boundary).map(|piece| Object::Merged(*piece));
         let mut doomed: Vec<_> = transactions.chain(checkpoints).chain(merged).map(Doomed::Old).collect();
         let milestone = self.transactions.keys().rev().find(|number| number.is_multiple_of(MILESTONE)).copied();
         let mut seen = BTreeSet::new();
-        for whole in self.merged.keys().filter(|piece| piece.first > boundary) {
+        let passes_over = |piece: &Piece| stays.range(piece.first..piece.last).next().is_some();
+        for whole in self.merged.keys().filter(|piece| piece.first > boundary && !passes_over(piece)) {
             let singles =
                 self.transactions.range(whole.first..=whole.last).map(|(n, entry)| (Piece::single(*n), entry));
             let within = Piece { first: whole.first, last: 0 }..=Piece { first: whole.last, last: u64::MAX };
@@ -310,6 +320,7 @@ mod tests {
     use super::*;
 
     const DAY: Duration = Duration::from_hours(24);
+    const NONE: BTreeSet<u64> = BTreeSet::new();
 
     fn listed(now: SystemTime, transactions: &[(u64, u64)], checkpoints: &[(u64, u64, u32)]) -> Vec<Listed> {
         let volume = Name::new("v").unwrap();
@@ -343,7 +354,7 @@ mod tests {
             (&[(1, 60), (2, 140)], &[(1, 300, 0)], false),
             (&[(1, 60), (2, 150)], &[(1, 300, 0)], true),
         ] {
-            let plan = Inventory::of(&listed(now, transactions, checkpoints)).plan(&policy, None, now);
+            let plan = Inventory::of(&listed(now, transactions, checkpoints)).plan(&policy, &NONE, None, now);
             assert_eq!(plan.checkpoint, due, "{transactions:?} {checkpoints:?}");
         }
     }
@@ -358,11 +369,13 @@ mod tests {
             (&[(5, 1, 9), (8, 1, 7), (11, 1, 6)], Some(8)),
         ] {
             let all = listed(now, &[(4, 1), (5, 1), (8, 1), (9, 1)], checkpoints);
-            let plan = Inventory::of(&all).plan(&policy, None, now);
-            assert_eq!(plan.boundary, boundary, "{checkpoints:?}");
+            let all = Inventory::of(&all);
+            assert_eq!(all.plan(&policy, &NONE, None, now).boundary, boundary, "{checkpoints:?}");
+            let kept = all.plan(&policy, &[7, 9].into(), None, now).boundary;
+            assert_eq!(kept, boundary.map(|_| 5), "{checkpoints:?}: somebody waits for 7");
         }
         let all = listed(now, &[(4, 1), (8, 1), (9, 1)], &[(5, 1, 9), (8, 1, 7), (11, 1, 6)]);
-        let below = Inventory::of(&all).superfluous(&policy, 8, now);
+        let below = Inventory::of(&all).superfluous(&policy, &NONE, 8, now);
         assert_eq!(below, [Object::Transaction(4), Object::Checkpoint(5)].map(Doomed::Old));
     }
 
@@ -393,7 +406,7 @@ mod tests {
         for (count, every, most) in [(100_000, 1, 7000), (20_000, 20, 6000), (3000, 300, 3100)] {
             let every = Duration::from_secs(every);
             let mut all = busy(now, count, every);
-            for doomed in all.superfluous(&policy, 0, now) {
+            for doomed in all.superfluous(&policy, &NONE, 0, now) {
                 let Doomed::Merged(object, whole) = doomed else { panic!("{doomed:?} is not before the boundary") };
                 assert!(all.merged.contains_key(&whole));
                 all.remove(object);
@@ -416,12 +429,36 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_somebody_waits_for_stays_however_old_it_is() {
+        let (policy, now) = (Policy { coarse: 1, ..Policy::default() }, SystemTime::now());
+        let full = busy(now, 40_000, Duration::from_secs(1));
+        let after = |stays: &BTreeSet<u64>| {
+            let mut all = full.clone();
+            for doomed in all.superfluous(&policy, stays, 0, now) {
+                let Doomed::Merged(object, _) = doomed else { panic!("{doomed:?} is not before the boundary") };
+                all.remove(object);
+            }
+            all
+        };
+        let bare = after(&NONE);
+        // Within merged ones of all levels, and where some of them end.
+        for state in [1, 64, 700, 1024, 5000, 16_383, 16_384, 20_001] {
+            let kept = after(&[state].into());
+            assert!(kept.states(0).contains(&state) && kept.leads(0, state), "{state} is gone");
+            assert!(kept.leads(0, 40_000), "what is left does not lead to the end");
+            let more = kept.transactions.len() + kept.merged.len() - bare.transactions.len() - bare.merged.len();
+            assert!(more < 17_500, "{more} objects stay for {state}");
+        }
+        assert!(!bare.states(0).contains(&700), "it would have stayed anyway");
+    }
+
+    #[test]
     fn merged_transactions_count_as_one_and_parts_as_what_they_hold() {
         let now = SystemTime::now();
         let all = busy(now, 1030, Duration::from_secs(1));
         let policy = Policy { transactions: 7, ..Policy::default() };
-        assert!(all.plan(&policy, None, now).checkpoint, "one and six");
-        assert!(!all.plan(&Policy { transactions: 8, ..policy }, None, now).checkpoint);
+        assert!(all.plan(&policy, &NONE, None, now).checkpoint, "one and six");
+        assert!(!all.plan(&Policy { transactions: 8, ..policy }, &NONE, None, now).checkpoint);
         // A transaction in parts.
         let part = |number, modified| {
             let (volume, writer) = (Name::new("v").unwrap(), Name::new("w").unwrap());
@@ -431,14 +468,17 @@ mod tests {
         let mut large = listed(now, &[(6, 212)], &[(5, 140, 1)]);
         let before = now - DAY - Duration::from_secs(1);
         large.extend([part(0, before), part(1, before), part(2, now), part(3, now)]);
-        assert!(!Inventory::of(&large).plan(&policy, None, now).checkpoint, "32 MiB after the checkpoint");
+        assert!(!Inventory::of(&large).plan(&policy, &NONE, None, now).checkpoint, "32 MiB after the checkpoint");
         large.push(part(4, now));
-        assert!(Inventory::of(&large).plan(&policy, None, now).checkpoint, "48 MiB after it");
+        assert!(Inventory::of(&large).plan(&policy, &NONE, None, now).checkpoint, "48 MiB after it");
         let held = Some(200 << 20);
-        assert!(!Inventory::of(&large).plan(&policy, held, now).checkpoint, "less than half of what it holds");
+        assert!(!Inventory::of(&large).plan(&policy, &NONE, held, now).checkpoint, "less than half of what it holds");
         let many: Vec<(u64, u64)> = (6..1006).map(|number| (number, 300)).collect();
         let many = Inventory::of(&listed(now, &many, &[(5, 140, 1)]));
-        assert!(many.plan(&Policy::default(), None, now).checkpoint, "a thousand");
-        assert!(!many.plan(&Policy::default(), Some(10 << 30), now).checkpoint, "a large one is not made that often");
+        assert!(many.plan(&Policy::default(), &NONE, None, now).checkpoint, "a thousand");
+        assert!(
+            !many.plan(&Policy::default(), &NONE, Some(10 << 30), now).checkpoint,
+            "a large one is not made that often"
+        );
     }
 }

@@ -34,6 +34,7 @@ use super::log::{Appended, Boundary, Log, Position, Unnamed};
 use super::merge::{is_sound, merge_some};
 use super::pieces::Piece;
 use super::restore::{layer_roots, replay};
+use super::wanted::Wanted;
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
@@ -67,6 +68,8 @@ pub struct Subject {
     pub room: u64,
     /// A transaction that was in the log for certain; 0: none.
     pub known: u64,
+    /// States that somebody waits for: they stay, whatever their age. One that cannot be had any more is of no account.
+    pub wanted: Vec<Wanted>,
 }
 
 /// What is remembered of a journal from one time to the next. It spares requests; nothing is lost with it.
@@ -118,23 +121,26 @@ pub async fn keep(
     policy: &Policy,
 ) -> Result<Kept, JournalError> {
     let directory = volumes.pool().path();
+    let mut stays = states(log, subject).await?;
     let (mut inventory, listed) = take_stock(log, memory).await?;
+    // For those before it nobody needs to wait any more.
+    stays.retain(|state| *state >= memory.boundary.sequence);
     merge_some(log, &mut inventory, memory, policy, directory).await?;
-    let mut wanted = sound_boundary(log, &mut inventory, memory, policy, directory).await?;
-    if inventory.plan(policy, held(log, &inventory, memory).await?, SystemTime::now()).checkpoint {
+    let mut boundary = sound_boundary(log, &mut inventory, memory, policy, &stays, directory).await?;
+    if inventory.plan(policy, &stays, held(log, &inventory, memory).await?, SystemTime::now()).checkpoint {
         let tail = log.tail(subject.known.max(inventory.head())).await?;
         if make_checkpoint(volumes, templates, log, subject, tail).await? {
             inventory = Inventory::of(&log.list_all().await?);
-            wanted = sound_boundary(log, &mut inventory, memory, policy, directory).await?;
+            boundary = sound_boundary(log, &mut inventory, memory, policy, &stays, directory).await?;
         }
     }
-    if let Some(wanted) = wanted {
+    if let Some(boundary) = boundary {
         // Whoever was faster raised it to something that is as good.
-        log.raise_boundary(memory.boundary, wanted).await?;
+        log.raise_boundary(memory.boundary, boundary).await?;
         passed("boundary-raised");
         memory.boundary = log.boundary().await?;
     }
-    let deleted = collect(log, &mut inventory, memory, policy, directory).await?;
+    let deleted = collect(log, &mut inventory, memory, policy, &stays, directory).await?;
     let kept = Kept {
         checkpoint: inventory.newest_checkpoint(),
         boundary: memory.boundary.sequence,
@@ -143,6 +149,19 @@ pub async fn keep(
     };
     memory.inventory = Some((inventory, listed));
     Ok(kept)
+}
+
+/// The states that somebody waits for, as far as they can be had, by the transactions that they are after.
+async fn states(log: &Log, subject: &Subject) -> Result<BTreeSet<u64>, JournalError> {
+    let mut states = BTreeSet::new();
+    for wanted in &subject.wanted {
+        match wanted {
+            Wanted::Sequence(sequence) => states.extend(Some(*sequence)),
+            // The answer stays the same as the log grows, and while that state stays, as it is merged.
+            Wanted::Time(_) => states.extend(wanted.find(log, subject.known).await?.ok().map(|m| m.position.sequence)),
+        }
+    }
+    Ok(states)
 }
 
 /// What lies in the store: what is remembered and what was added to the log since; now and then, all that is listed.
@@ -184,11 +203,12 @@ async fn sound_boundary(
     inventory: &mut Inventory,
     memory: &mut Memory,
     policy: &Policy,
+    stays: &BTreeSet<u64>,
     directory: &Path,
 ) -> Result<Option<u64>, JournalError> {
     loop {
         inventory.checkpoints.retain(|number, _| !memory.damaged.contains(number));
-        let planned = inventory.plan(policy, None, SystemTime::now()).boundary;
+        let planned = inventory.plan(policy, stays, None, SystemTime::now()).boundary;
         let Some(wanted) = planned.filter(|wanted| *wanted > memory.boundary.sequence) else { return Ok(None) };
         if !inventory.leads(wanted, inventory.head()) {
             tracing::warn!(volume = %log.volume(), checkpoint = wanted, "not all is listed that leads on from a checkpoint: what is before it stays");
@@ -215,10 +235,11 @@ async fn collect(
     inventory: &mut Inventory,
     memory: &mut Memory,
     policy: &Policy,
+    stays: &BTreeSet<u64>,
     directory: &Path,
 ) -> Result<usize, JournalError> {
     let mut doomed = Vec::new();
-    for object in inventory.superfluous(policy, memory.boundary.sequence, SystemTime::now()) {
+    for object in inventory.superfluous(policy, stays, memory.boundary.sequence, SystemTime::now()) {
         if doomed.len() >= policy.deletions {
             break;
         }

@@ -17,14 +17,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::time::Instant;
-use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus};
+use vivarium_api::v1alpha1::volume::{DigestStatus, JournalStatus, LagStatus};
 
 use super::JournalError;
 use super::begin::{Opening, Origin};
 use super::commit::{Committed, Journal};
 use super::local::pending_bytes;
+use super::prove::fingerprint;
 use super::revert::Reverted;
-use crate::directory::{Journaled, VolumeDirectory, VolumeName};
+use crate::directory::{DirectoryError, Journaled, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 use crate::pool::Pool;
 use crate::template::TemplateCache;
@@ -42,6 +43,9 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 /// A journal that is behind by less is not told to be: that is a commit that is under way.
 const LAGS_FROM: Duration = Duration::from_secs(5);
 
+/// From the opening of a journal to the first digest of its tree, at most.
+const FINGERPRINT_AFTER: Duration = Duration::from_mins(2);
+
 /// Longest pause after failures in a row; the first is [`PACE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -57,6 +61,9 @@ pub struct Opened {
     pub reverted: Option<Outcome>,
 }
 
+/// A journal that a former process opened.
+const HERE: Opened = Opened { origin: Origin::Here, reverted: None };
+
 /// A journal that is open.
 struct Held {
     name: VolumeName,
@@ -65,13 +72,15 @@ struct Held {
     /// None once it was closed. Whoever has waited for the lock finds that out, so that nothing is committed beside the
     /// journal of the next epoch, which works with the same files.
     journal: AsyncMutex<Option<Journal>>,
-    reverted: Option<Outcome>,
+    opened: Opened,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
     /// What was written before is in the store.
     safe: Mutex<Instant>,
     /// A round was begun and has not ended.
     at_work: AtomicBool,
+    /// When it is looked whether the digest of the tree is to be told.
+    fingerprint: Mutex<Instant>,
 }
 
 /// An incarnation that has lost its volume to a later one: it must not run any more (ownership protocol, rule 13).
@@ -123,6 +132,10 @@ pub struct Keeper {
     directory: Arc<dyn VolumeDirectory>,
     held: Mutex<HashMap<VolumeId, Arc<Held>>>,
     superseded: mpsc::UnboundedSender<Superseded>,
+    /// How often the digest of a tree is told.
+    prove_every: Duration,
+    /// One tree at a time is read as a whole.
+    reads: Semaphore,
 }
 
 impl Keeper {
@@ -132,10 +145,11 @@ impl Keeper {
         volumes: Volumes,
         templates: Arc<TemplateCache>,
         directory: Arc<dyn VolumeDirectory>,
+        prove_every: Duration,
     ) -> (Self, mpsc::UnboundedReceiver<Superseded>) {
         let (superseded, ends) = mpsc::unbounded_channel();
-        let pool = volumes.pool().clone();
-        (Self { pool, volumes, templates, directory, held: Mutex::default(), superseded }, ends)
+        let (pool, held, reads) = (volumes.pool().clone(), Mutex::default(), Semaphore::new(1));
+        (Self { pool, volumes, templates, directory, held, superseded, prove_every, reads }, ends)
     }
 
     /// Opens an epoch of a volume, brings a former state of it back if the opening says so, and keeps its journal from then
@@ -154,7 +168,7 @@ impl Keeper {
         if let Some(held) = self.get(&opening.id) {
             let mut journal = held.journal.lock().await;
             if journal.as_ref().is_some_and(|journal| journal.epoch() == opening.epoch) {
-                return Ok(Opened { origin: Origin::Here, reverted: held.reverted.clone() });
+                return Ok(held.opened.clone());
             }
             // A round that waits for the lock finds nothing.
             *journal = None;
@@ -169,8 +183,9 @@ impl Keeper {
                 Err(error) => return Err(error),
             };
         }
-        self.keep(name, journal, reverted.clone());
-        Ok(Opened { origin, reverted })
+        let opened = Opened { origin, reverted };
+        self.keep(name, journal, opened.clone());
+        Ok(opened)
     }
 
     /// Goes on with an epoch that a former process opened.
@@ -179,7 +194,7 @@ impl Keeper {
     /// The volume is not here, or a layer of it is not.
     pub fn resume(&self, name: &VolumeName, store: Arc<Store>, opening: &Opening) -> Result<(), JournalError> {
         if self.get(&opening.id).is_none() {
-            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, None);
+            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, HERE);
         }
         Ok(())
     }
@@ -246,8 +261,11 @@ impl Keeper {
                 let (this, permits, work) = (self.clone(), permits.clone(), Work::begin(held));
                 tokio::spawn(async move {
                     // Never closed.
-                    let Ok(_permit) = permits.acquire_owned().await else { return };
+                    let Ok(permit) = permits.acquire_owned().await else { return };
                     this.round(&id, &work.0, begun).await;
+                    let held = work.0.clone();
+                    drop((permit, work));
+                    this.fingerprint(&id, &held).await;
                 });
             }
         }
@@ -313,6 +331,56 @@ impl Keeper {
         });
     }
 
+    /// Tells the digest of the newest tree that is in the store, if it is time to. The journal goes on meanwhile.
+    async fn fingerprint(&self, id: &VolumeId, held: &Held) {
+        let lock = || held.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut next = lock();
+            if *next > Instant::now() {
+                return;
+            }
+            *next = Instant::now() + self.prove_every;
+        }
+        match self.find_fingerprint(id, held).await {
+            Ok(None) => {}
+            Ok(Some(rest)) => *lock() = Instant::now() + rest,
+            Err(error) => {
+                tracing::warn!(%error, "the digest of a tree is told later");
+                *lock() = Instant::now() + self.prove_every.min(FINGERPRINT_AFTER);
+            }
+        }
+    }
+
+    /// The same; how long it is too early, if it is: somebody else may have told it, or this driver before it was started anew.
+    async fn find_fingerprint(&self, id: &VolumeId, held: &Held) -> Result<Option<Duration>, JournalError> {
+        let cut_off = |error: DirectoryError| JournalError::CutOff { volume: id.clone(), message: error.to_string() };
+        // Never closed.
+        let Ok(_alone) = self.reads.acquire().await else { return Ok(None) };
+        let object = self.directory.get(&held.name).await.map_err(cut_off)?;
+        let object = object.filter(|object| object.metadata.uid.as_deref() == Some(id.as_str()));
+        let told = object.and_then(|object| object.status?.digest);
+        if let Some(rest) = rest(told.as_ref(), Timestamp::now(), self.prove_every) {
+            return Ok(Some(rest));
+        }
+        let pinned = match held.journal.lock().await.as_mut() {
+            Some(journal) => journal.pin().await?,
+            None => return Ok(None),
+        };
+        let is_news = |sequence| told.as_ref().is_none_or(|told| told.sequence != sequence);
+        let found = match pinned {
+            Some((sequence, root)) if is_news(sequence) => Some(fingerprint(id, sequence, root).await),
+            _ => None,
+        };
+        // If it was closed meanwhile, whoever opens it next takes it away.
+        if let Some(journal) = held.journal.lock().await.as_mut() {
+            journal.unpin().await?;
+        }
+        if let Some(found) = found.transpose()? {
+            self.directory.fingerprint(&held.name, id, found).await.map_err(cut_off)?;
+        }
+        Ok(None)
+    }
+
     async fn tell(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), JournalError> {
         let told = self.directory.journaled(name, id, journaled).await;
         told.map_err(|error| JournalError::CutOff { volume: id.clone(), message: error.to_string() })
@@ -323,11 +391,12 @@ impl Keeper {
         super::blocking(id, move || Ok(pool.sync().map_err(crate::volume::VolumeError::from)?)).await
     }
 
-    fn keep(&self, name: &VolumeName, journal: Journal, reverted: Option<Outcome>) {
+    fn keep(&self, name: &VolumeName, journal: Journal, opened: Opened) {
         let (id, store) = (journal.volume().clone(), journal.store().to_owned());
         let (told, pause, at_work) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let (journal, safe) = (AsyncMutex::new(Some(journal)), Mutex::new(Instant::now()));
-        let held = Held { name: name.clone(), store, journal, reverted, told, pause, safe, at_work };
+        let fingerprint = Mutex::new(Instant::now() + self.prove_every.min(FINGERPRINT_AFTER));
+        let held = Held { name: name.clone(), store, journal, opened, told, pause, safe, at_work, fingerprint };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 
@@ -391,6 +460,12 @@ impl Held {
     }
 }
 
+/// How long it is too early to tell the digest of a tree again, if it is.
+fn rest(told: Option<&DigestStatus>, now: Timestamp, every: Duration) -> Option<Duration> {
+    let age = now.duration_since(told?.time.0).unsigned_abs();
+    every.checked_sub(age).filter(|rest| !rest.is_zero())
+}
+
 /// Whether the object should be told: of trouble that comes, changes or ends at once, of progress now and then, and of a lag
 /// whenever it has doubled.
 fn is_news(told: &mut Told, journaled: &Journaled) -> bool {
@@ -437,6 +512,18 @@ mod tests {
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
         assert!(!pause.is_over(now) && pause.is_over(now + LONGEST_PAUSE));
         assert!(pause.after(false, now).is_over(now));
+    }
+
+    #[test]
+    fn a_digest_is_told_again_when_the_time_has_passed_whoever_told_it() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100));
+        let told = DigestStatus { sequence: 1, digest: "d".into(), time };
+        let every = Duration::from_secs(60);
+        assert_eq!(rest(None, at(100), every), None);
+        for (now, expected) in [(100, Some(60)), (159, Some(1)), (160, None), (1000, None)] {
+            assert_eq!(rest(Some(&told), at(now), every), expected.map(Duration::from_secs), "{now}");
+        }
     }
 
     #[test]

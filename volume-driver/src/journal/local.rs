@@ -5,6 +5,7 @@
 //! | `journal.json` | the newest transaction that is known to be in the store, and which base belongs to it |
 //! | `base.<n>` | read-only snapshot: the tree after transaction n, from which the next one is counted |
 //! | `next` | read-only snapshot that is being committed |
+//! | `proof` | read-only snapshot of the base whose digest is being computed |
 //! | `attempt.vtx` | the transaction that may or may not be in the store |
 //!
 //! Every step leaves something from which [`Local::open`] goes on.
@@ -35,6 +36,7 @@ const ATTEMPT: &str = "attempt.vtx";
 const PARTIAL: &str = "attempt.partial";
 const NEXT: &str = "next";
 const BASE: &str = "base.";
+const PROOF: &str = "proof";
 /// Version of [`Stored`] that this build writes and reads.
 const VERSION: u32 = 1;
 
@@ -180,7 +182,7 @@ impl Local {
             let attempted = attempt.as_ref().filter(|attempt| attempt.snapshot);
             let used = match number {
                 Some(number) => Some(number) == self.base || attempted.is_some_and(|a| a.position.sequence == number),
-                None => name != NEXT || attempted.is_some(),
+                None => name != PROOF && (name != NEXT || attempted.is_some()),
             };
             if !used {
                 self.destroy(&name)?;
@@ -207,6 +209,28 @@ impl Local {
     /// It is not there, or the pool fails.
     pub fn base(&self) -> Result<Option<Snapshot>, JournalError> {
         self.base.map(|number| self.snapshot(&format!("{BASE}{number}"))).transpose()
+    }
+
+    /// Keeps the base beside what goes on, as `proof`, until [`Self::unpin`]; with the number of its transaction. `None`: there
+    /// is none.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn pin(&self) -> Result<Option<(u64, Snapshot)>, JournalError> {
+        self.unpin()?;
+        let (Some(number), Some(base)) = (self.base, self.base()?) else { return Ok(None) };
+        let name = CString::new(PROOF).map_err(|e| self.io("name a snapshot")(e.into()))?;
+        btrfs::snapshot(base.root.as_fd(), self.directory.as_fd(), &name, true)
+            .map_err(self.io("take a snapshot of the base"))?;
+        Ok(Some((number, self.snapshot(PROOF)?)))
+    }
+
+    /// Removes `proof`, if it is there.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn unpin(&self) -> Result<(), JournalError> {
+        self.destroy(PROOF)
     }
 
     fn snapshot(&self, name: &str) -> Result<Snapshot, JournalError> {

@@ -170,7 +170,7 @@ impl Log {
         Ok(Moment { too_old: found.time > time, ..found })
     }
 
-    /// The state of the volume after a transaction; `None` if that is not in the log.
+    /// The state of the volume after a transaction; `None` if that is not in the log, or not by itself any more.
     ///
     /// # Errors
     /// The store does not answer, or the transaction is damaged.
@@ -220,9 +220,11 @@ impl Log {
         self.header(&Key::Merged { volume: self.name.clone(), from: first, to: last }, sequence).await
     }
 
-    /// Epoch and digest of a transaction; `None` if it is not in the log, and was not the last of those that it was merged
-    /// with.
+    /// Epoch and digest of the state after a transaction; `None` if that is not in the log, or not by itself any more.
     pub(super) async fn state(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
+        if self.is_passed(sequence).await? {
+            return Ok(None);
+        }
         if let Some(position) = self.position(sequence).await? {
             return Ok(Some(position));
         }
@@ -231,6 +233,16 @@ impl Log {
             vivarium_journal::Kind::Merged { state } => Some(Position { sequence, epoch: header.epoch, digest: state }),
             _ => None,
         }))
+    }
+
+    /// Whether the state after a transaction is gone in order: it lies before the boundary, or was merged with others. Of
+    /// those, barriers and milestones stay, and nothing leads to them any more.
+    pub(super) async fn is_passed(&self, sequence: u64) -> Result<bool, JournalError> {
+        if self.boundary().await?.sequence > sequence {
+            return Ok(true);
+        }
+        let inside = |piece: &Piece| piece.first <= sequence && sequence < piece.last;
+        Ok(self.merged().await?.iter().any(inside) && !self.states().await?.contains(&sequence))
     }
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
@@ -508,6 +520,19 @@ impl Log {
     /// # Errors
     /// The store does not answer, or what it gives is not that transaction.
     pub async fn fetch(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
+        let fetched = self.fetch_if_there(sequence, directory).await?;
+        fetched.ok_or_else(|| self.damaged(sequence, "it is not in the store"))
+    }
+
+    /// The same, `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn fetch_if_there(
+        &self,
+        sequence: u64,
+        directory: &Path,
+    ) -> Result<Option<Transaction<File>>, JournalError> {
         self.fetch_as(&self.key(sequence), sequence, directory).await
     }
 
@@ -522,6 +547,7 @@ impl Log {
         }
         let key = Key::Merged { volume: self.name.clone(), from: piece.first, to: piece.last };
         let merged = self.fetch_as(&key, piece.last, directory).await?;
+        let merged = merged.ok_or_else(|| self.damaged(piece.last, "it is not in the store as one"))?;
         let header = merged.header();
         if header.first != piece.first || !matches!(header.kind, vivarium_journal::Kind::Merged { .. }) {
             let what =
@@ -538,6 +564,7 @@ impl Log {
     pub async fn fetch_checkpoint(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
         let checkpoint = self.fetch_as(&key, sequence, directory).await?;
+        let checkpoint = checkpoint.ok_or_else(|| self.damaged(sequence, "its checkpoint is not in the store"))?;
         let header = checkpoint.header();
         if header.kind != vivarium_journal::Kind::Checkpoint {
             return Err(self.damaged(sequence, format!("its checkpoint is a {:?}", header.kind)));
@@ -552,14 +579,19 @@ impl Log {
         }
     }
 
-    async fn fetch_as(&self, key: &Key, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
+    async fn fetch_as(
+        &self,
+        key: &Key,
+        sequence: u64,
+        directory: &Path,
+    ) -> Result<Option<Transaction<File>>, JournalError> {
         let io = |source| JournalError::Io { attempt: "keep a transaction", volume: self.volume.clone(), source };
         let file = Unnamed::new(directory).map_err(io)?.file;
         let mut out = tokio::fs::File::from_std(file.try_clone().map_err(io)?);
         let deadline = Instant::now() + PATIENCE_DATA;
         match self.store.read_to(key, &mut out, deadline).await {
             Ok(Some(_)) => {}
-            Ok(None) => return Err(self.damaged(sequence, "it is not in the store")),
+            Ok(None) => return Ok(None),
             Err(ReadError::Damaged { what, .. }) => return Err(self.damaged(sequence, what)),
             Err(error) => return Err(self.unreachable(&error)),
         }
@@ -577,7 +609,7 @@ impl Log {
             let what = format!("it says it is {} of volume {}", header.sequence, header.volume);
             return Err(self.damaged(sequence, what));
         }
-        Ok(transaction)
+        Ok(Some(transaction))
     }
 }
 

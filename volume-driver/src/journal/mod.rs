@@ -9,9 +9,10 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! restoring it if it does not. [`revert`] makes a former state the newest one. [`commit`] adds to the log; [`keeper`] does
-//! that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
-//! transactions become merged ones ([`pieces`]).
+//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
+//! [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
+//! does that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
+//! transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that works.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
 //! - A transaction counts from the moment in which its object is in the store. Only then the base moves.
@@ -23,6 +24,7 @@
 
 pub mod apply;
 pub mod begin;
+pub mod branch;
 pub mod capture;
 pub mod commit;
 pub mod inventory;
@@ -33,9 +35,12 @@ pub mod local;
 pub mod log;
 mod merge;
 pub mod pieces;
+pub mod prove;
 pub mod restore;
 pub mod revert;
+pub mod standby;
 pub mod tree;
+pub mod wanted;
 
 use std::io;
 
@@ -102,6 +107,18 @@ pub enum JournalError {
         /// Why not.
         source: capture::CaptureError,
     },
+    /// The state of another volume that it is to begin with.
+    #[error("volume {volume} cannot begin with a state of volume {source_volume}: {message}")]
+    NoSource {
+        /// The volume.
+        volume: VolumeId,
+        /// The other one.
+        source_volume: VolumeId,
+        /// One word of the runbook.
+        reason: &'static str,
+        /// Why not.
+        message: String,
+    },
     /// Restoring.
     #[error("volume {volume} cannot be restored: {source}")]
     Apply {
@@ -155,6 +172,24 @@ impl JournalError {
         )
     }
 
+    /// Whether what the store gave is wrong, and not this node or the way to the store.
+    #[must_use]
+    pub fn blames_store(&self) -> bool {
+        let of_node = |source: &io::Error| {
+            use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+            let failing = source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+            failing || matches!(source.kind(), OutOfMemory | QuotaExceeded | StorageFull)
+        };
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Read { source, .. } | Self::Apply { source: apply::ApplyError::Read(source), .. } => {
+                !matches!(source, ReadError::Io(_))
+            }
+            Self::Apply { source: apply::ApplyError::Op { source, .. }, .. } => !of_node(source),
+            _ => false,
+        }
+    }
+
     /// As one word of the runbook.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -162,6 +197,7 @@ impl JournalError {
             Self::Superseded { .. } | Self::Lost { .. } => "Superseded",
             Self::Store { .. } => "StoreUnreachable",
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
+            Self::NoSource { reason, .. } => reason,
             Self::LayerMissing { .. } => "TemplateMissing",
             Self::Capture { .. } => "CaptureFailed",
             Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",

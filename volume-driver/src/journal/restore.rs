@@ -91,18 +91,36 @@ pub(crate) async fn replay(
     layers: Vec<OwnedFd>,
     fill_in: impl FnOnce(Fill<'_>) -> Result<(), JournalError> + Send + 'static,
 ) -> Result<Restored, JournalError> {
-    let directory = volumes.pool().path().to_owned();
     let merged = log.merged().await?;
-    let checkpoint = newest_checkpoint(log, &merged, tail, &directory).await?;
+    let checkpoint = newest_checkpoint(log, &merged, tail, volumes.pool().path()).await?;
+    let before = checkpoint.as_ref().map_or(Position::START, |checkpoint| {
+        let header = checkpoint.header();
+        Position { sequence: header.sequence, epoch: header.epoch, digest: header.parent }
+    });
+    replay_from(volumes, id, (log, merged), (checkpoint, before), tail, layers, fill_in).await
+}
+
+/// Brings a subvolume, which `fill_in` provides, to the tree as of transaction `tail`. It holds the tree as of `before`, or
+/// nothing and a checkpoint of that is given; then comes everything after `before`, as merged transactions where those of
+/// the log that are given fit.
+///
+/// # Errors
+/// [`JournalError`]; the subvolume is in no useful state then.
+pub(super) async fn replay_from(
+    volumes: &Volumes,
+    id: &VolumeId,
+    (log, merged): (&Log, BTreeSet<Piece>),
+    (checkpoint, before): (Option<Transaction<File>>, Position),
+    tail: Position,
+    layers: Vec<OwnedFd>,
+    fill_in: impl FnOnce(Fill<'_>) -> Result<(), JournalError> + Send + 'static,
+) -> Result<Restored, JournalError> {
+    let directory = volumes.pool().path().to_owned();
     let (id, log, handle) = (id.clone(), log.clone(), Handle::current());
     let volume = id.clone();
     super::blocking(&volume, move || {
-        let (mut checkpoint, mut layers) = (checkpoint, layers);
-        let mut restored = Restored { empty: true, transactions: 0, operations: 0 };
-        let mut before = checkpoint.as_ref().map_or(Position::START, |checkpoint| {
-            let header = checkpoint.header();
-            Position { sequence: header.sequence, epoch: header.epoch, digest: header.parent }
-        });
+        let (mut checkpoint, mut layers, mut before) = (checkpoint, layers, before);
+        let mut restored = Restored { empty: before == Position::START, transactions: 0, operations: 0 };
         let (give, take) = mpsc::sync_channel(AHEAD);
         let fetcher = handle.spawn(fetch_all(log, merged, before.sequence, tail.sequence, directory, give));
         let made = fill_in(&mut |live| {
@@ -126,15 +144,7 @@ pub(crate) async fn replay(
                     .recv()
                     .map_err(|error| JournalError::CutOff { volume: id.clone(), message: error.to_string() })?;
                 let mut transaction = next?;
-                let header = transaction.header();
-                let follows = header.first == before.sequence + 1
-                    && header.parent == before.digest
-                    && header.epoch >= before.epoch;
-                if !follows {
-                    let what = format!("it follows {}, not {}", header.parent, before.digest);
-                    return Err(JournalError::Damaged { volume: id.clone(), sequence: header.sequence, what });
-                }
-                before = Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.state() };
+                before = follows(&id, before, &transaction)?;
                 // A barrier, or several: there is no tree because of it.
                 if transaction.summary().operations > 0 {
                     carry_out(&mut transaction)?;
@@ -186,7 +196,7 @@ async fn fetch_all(
 }
 
 /// A piece; or, if it is a merged transaction that cannot be used, those that it was made of.
-async fn fetch_piece(
+pub(super) async fn fetch_piece(
     log: &Log,
     merged: &BTreeSet<Piece>,
     piece: Piece,
@@ -205,6 +215,21 @@ async fn fetch_piece(
         }
     }
     Ok(fetched)
+}
+
+/// Where a log is after what leads on from `before`, if that does.
+pub(super) fn follows(
+    id: &VolumeId,
+    before: Position,
+    transaction: &Transaction<File>,
+) -> Result<Position, JournalError> {
+    let header = transaction.header();
+    let follows = header.first == before.sequence + 1 && header.parent == before.digest && header.epoch >= before.epoch;
+    if !follows {
+        let what = format!("it follows {}, not {}", header.parent, before.digest);
+        return Err(JournalError::Damaged { volume: id.clone(), sequence: header.sequence, what });
+    }
+    Ok(Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.state() })
 }
 
 /// The newest checkpoint that can be used, fetched and checked. Without one the log is read from its beginning, which has

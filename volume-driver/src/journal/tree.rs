@@ -46,6 +46,9 @@ pub fn digest(root: BorrowedFd<'_>) -> io::Result<Digest> {
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
+/// What a snapshot shows in place of a subvolume that lies in it (`BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`). No journal holds those.
+const EMPTY_SUBVOLUME: u64 = 2;
+
 struct Walk<'a> {
     /// First name of each file that has several.
     links: HashMap<u64, PathBuf>,
@@ -65,6 +68,9 @@ impl Walk<'_> {
         for name in names {
             let below = path.join(&name);
             let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if stat.st_ino == EMPTY_SUBVOLUME && FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                continue;
+            }
             let mut text = quoted(&below);
             Self::metadata(&mut text, &stat, &magic(directory, Path::new(&name)))?;
             if stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {

@@ -6,18 +6,20 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::watch_object;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
-use vivarium_api::v1alpha1::volume::RestoreProgress;
+use vivarium_api::v1alpha1::volume::{DigestStatus, RestoreProgress, SourceStatus};
 use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_conflict, is_gone};
 use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
+use crate::journal::prove::Fingerprint;
 
 /// An API server that does not answer for so long does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,22 +81,12 @@ impl VolumeDirectory for ClusterDirectory {
 
     async fn report(&self, volume: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError> {
         let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
-        let conditions = volume.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        let new = Condition {
-            type_: PUBLISHED.into(),
-            status: if published.published { ConditionStatus::True } else { ConditionStatus::False },
-            observed_generation: volume.metadata.generation,
-            last_transition_time: Timestamp::now(),
-            reason: published.reason.into(),
-            message: published.message,
-        };
-        let mut list = conditions.to_vec();
-        condition::set(&mut list, new);
-        let Some(new) = condition::find(&list, PUBLISHED) else { return Ok(()) };
-        if condition::find(conditions, PUBLISHED) == Some(new) {
+        let Published { published, reason, message } = published;
+        let new = condition_part(volume, PUBLISHED, published, reason, &message, Timestamp::now());
+        if condition::find(&status(volume).conditions, PUBLISHED) == new.first() {
             return Ok(());
         }
-        apply(&self.api(&name.namespace), &name, volume, "published", json!({"conditions": [new]})).await
+        apply(&self.api(&name.namespace), &name, volume, "published", json!({"conditions": new})).await
     }
 
     async fn journaled(&self, name: &VolumeName, id: &VolumeId, journaled: Journaled) -> Result<(), DirectoryError> {
@@ -127,6 +119,27 @@ impl VolumeDirectory for ClusterDirectory {
         in_time("write the status of", &name, api.replace_status(&name.name, &PostParams::default(), &now)).await?;
         Ok(())
     }
+
+    async fn fingerprint(
+        &self,
+        name: &VolumeName,
+        id: &VolumeId,
+        fingerprint: Fingerprint,
+    ) -> Result<(), DirectoryError> {
+        let mine = |volume: &EnvironmentVolume| volume.metadata.uid.as_deref() == Some(id.as_str());
+        let Some(volume) = self.get(name).await?.filter(mine) else { return Ok(()) };
+        let digest = DigestStatus {
+            sequence: fingerprint.sequence,
+            digest: fingerprint.digest.to_string(),
+            time: Time(Timestamp::now()),
+        };
+        apply(&self.api(&name.namespace), name, &volume, "digest", json!({"digest": digest})).await
+    }
+
+    async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        apply(&self.api(&name.namespace), &name, volume, "source", json!({"source": source})).await
+    }
 }
 
 /// How often a status is written that others write at the same time.
@@ -140,20 +153,8 @@ fn journal_part(volume: &EnvironmentVolume, journaled: &Journaled, now: Timestam
         None => ("Journaled", "changes reach the store"),
         Some((reason, message)) => (*reason, message.as_str()),
     };
-    let mut list = status.conditions;
-    condition::set(
-        &mut list,
-        Condition {
-            type_: JOURNALED.into(),
-            status: if journaled.trouble.is_none() { ConditionStatus::True } else { ConditionStatus::False },
-            observed_generation: volume.metadata.generation,
-            last_transition_time: now,
-            reason: reason.into(),
-            message: message.into(),
-        },
-    );
     let mut part = json!({
-        "conditions": condition::find(&list, JOURNALED).into_iter().collect::<Vec<_>>(),
+        "conditions": condition_part(volume, JOURNALED, journaled.trouble.is_none(), reason, message, now),
         "releasedEpoch": journaled.released.unwrap_or_default().max(status.released_epoch),
     });
     // The API server refuses a null; what is not named is no longer there.
@@ -164,6 +165,30 @@ fn journal_part(volume: &EnvironmentVolume, journaled: &Journaled, now: Timestam
         part["lag"] = json!(lag);
     }
     part
+}
+
+/// What the status of a volume is to say as one of its conditions: since when it is so is taken from what it says already.
+pub(super) fn condition_part(
+    volume: &EnvironmentVolume,
+    type_: &str,
+    holds: bool,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let mut list = status(volume).conditions;
+    condition::set(
+        &mut list,
+        Condition {
+            type_: type_.into(),
+            status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+            observed_generation: volume.metadata.generation,
+            last_transition_time: now,
+            reason: reason.into(),
+            message: message.into(),
+        },
+    );
+    list.into_iter().filter(|condition| condition.type_ == type_).collect()
 }
 
 /// Applies a part of the status of the very object that was seen, not of one made later under its name.

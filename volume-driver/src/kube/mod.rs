@@ -3,9 +3,12 @@
 
 pub mod directory;
 pub mod guests;
+mod journals;
 pub mod keeping;
 pub mod lease;
+pub mod proving;
 pub mod restores;
+pub mod standby;
 pub mod stores;
 pub mod templates;
 pub mod volumes;

@@ -54,6 +54,12 @@ impl Stores {
         self.proven.borrow().get(name).cloned()
     }
 
+    /// Every store that other nodes reach as well.
+    #[must_use]
+    pub fn shared(&self) -> Vec<Arc<Store>> {
+        self.proven.borrow().values().filter(|store| store.is_shared()).cloned().collect()
+    }
+
     /// The store of that name, as soon as it is proven, until the deadline.
     pub async fn wait_for(&self, name: &str, deadline: Instant) -> Option<Arc<Store>> {
         let mut changes = self.proven.subscribe();

@@ -1,10 +1,12 @@
 //! `EnvironmentTemplate`s: brings each to this node and says so in its status.
 //!
 //! The first node that has resolved, fetched and checked an image writes what it found by compare-and-swap; from then on
-//! every node fetches by that digest. Until then nothing is fixed, so a wrong image can be corrected in the spec.
+//! every node fetches by that digest. Until then nothing is fixed, so a wrong image can be corrected in the spec. The same
+//! node puts the layers into the stores of journals.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -21,6 +23,7 @@ use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::template::{CacheState, NodeCache};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume};
 
+use super::stores::Stores;
 use super::{ApiError, FIELD_MANAGER, failed, is_conflict, is_gone, watch_readable};
 use crate::ids::LayerDigest;
 use crate::template::{TemplateCache, TemplateError};
@@ -45,6 +48,8 @@ pub struct Templates {
     pub node: String,
     /// The layers of this node.
     pub cache: Arc<TemplateCache>,
+    /// The stores that layers are put into, and may come from.
+    pub stores: Stores,
     /// Told when layers may have lost their last user.
     pub collect: Arc<Notify>,
 }
@@ -108,7 +113,7 @@ impl Templates {
             if !layers.iter().all(|layer| self.cache.has(layer)) {
                 self.say(template, CacheState::Pulling, None).await?;
             }
-            return Ok(self.cache.ensure(&image, &layers).await);
+            return Ok(self.cache.ensure(&image, &layers, &self.stores.shared()).await);
         }
         self.say(template, CacheState::Pulling, None).await?;
         let found = match self.cache.resolve(image).await {
@@ -125,7 +130,9 @@ impl Templates {
             Err(error) => return Ok(Err(error)),
         };
         self.say(template, CacheState::Cached, None).await?;
+        let first = AtomicBool::new(false);
         self.change(&template.name_any(), |latest| {
+            first.store(false, Ordering::Relaxed);
             if latest.spec.image != *image || resolution(latest).is_some() {
                 return false; // Corrected meanwhile, or another node was first.
             }
@@ -141,17 +148,30 @@ impl Templates {
                 &mut status.conditions,
                 condition(READY, true, latest.metadata.generation, "Cached", message),
             );
+            first.store(true, Ordering::Relaxed);
             true
         })
         .await?;
+        if first.into_inner() {
+            self.keep_layers(&by_digest(image, &found.digest), &found.layers()).await;
+        }
         // Of two nodes that resolved a tag at once, one was late, and the tag may have moved in between.
         let latest =
             self.api().get_opt(&template.name_any()).await.map_err(failed("read template", template.name_any()))?;
         match latest.as_ref().and_then(|latest| Some((resolution(latest)?, &latest.spec.image))) {
             Some(((digest, layers), image)) if digest != found.digest => {
-                Ok(self.cache.ensure(&by_digest(image, &digest), &layers).await)
+                Ok(self.cache.ensure(&by_digest(image, &digest), &layers, &self.stores.shared()).await)
             }
             _ => Ok(Ok(())),
+        }
+    }
+
+    /// Puts the layers into every store that other nodes reach. What fails is made up for when a volume needs it.
+    async fn keep_layers(&self, image: &str, layers: &[LayerDigest]) {
+        for store in self.stores.shared() {
+            if let Err(error) = self.cache.keep_in(&store, image, layers).await {
+                tracing::warn!(%error, image, %store, "the layers of a template are put into the store later");
+            }
         }
     }
 
@@ -266,15 +286,16 @@ impl Templates {
         }
     }
 
-    /// Layers of every template, and of every volume that is on this node or may come to be.
+    /// Layers of every template, and of every volume that is on this node, may come to be, or has its standby copy here.
     async fn needed(&self) -> Result<HashSet<LayerDigest>, ApiError> {
         let templates = self.api().list(&ListParams::default()).await.map_err(failed("list", "templates"))?;
         let volumes: Api<EnvironmentVolume> = Api::all(self.client.clone());
         let volumes = volumes.list(&ListParams::default()).await.map_err(failed("list", "volumes"))?;
         let of_templates = templates.items.into_iter().flat_map(|t| t.status.unwrap_or_default().layers);
         let of_volumes = volumes.items.into_iter().filter_map(|volume| {
-            let node = volume.status.and_then(|status| status.node);
-            node.is_none_or(|node| node == self.node).then_some(volume.spec.template.layers)
+            let (node, standby) = volume.status.map(|status| (status.node, status.standby)).unwrap_or_default();
+            let follows = standby.is_some_and(|standby| standby.node == self.node);
+            (follows || node.is_none_or(|node| node == self.node)).then_some(volume.spec.template.layers)
         });
         Ok(of_templates.chain(of_volumes.flatten()).filter_map(|layer| LayerDigest::parse(&layer).ok()).collect())
     }

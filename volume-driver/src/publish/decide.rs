@@ -143,7 +143,9 @@ mod tests {
                 size: Quantity("1Gi".into()),
                 environment: Some("shop".into()),
                 store: None,
+                source: None,
                 restore: None,
+                standby: 0,
             },
         );
         object.metadata.uid = Some("u1".into());

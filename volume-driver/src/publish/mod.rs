@@ -19,7 +19,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
-use vivarium_api::v1alpha1::volume::{EnvironmentVolumeStatus, RestoreDone, RestoreProgress, RestoreRefusal};
+use vivarium_api::v1alpha1::volume::{
+    EnvironmentVolumeStatus, RestoreDone, RestoreProgress, RestoreRefusal, SourceStatus,
+};
 
 pub use decide::Me;
 use decide::Verdict;
@@ -30,11 +32,12 @@ pub use refusal::Refusal;
 use crate::authority::Promises;
 use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
-use crate::journal::begin::Opening;
+use crate::journal::begin::{Opening, Origin, Source};
 use crate::journal::keeper::{Keeper, Outcome};
 use crate::journal::local::Local;
 use crate::journal::log::Log;
 use crate::journal::revert::Reverted;
+use crate::journal::wanted::Wanted;
 use crate::kube::stores::Stores;
 use crate::settings::parse_size;
 use crate::template::TemplateCache;
@@ -131,8 +134,10 @@ impl Publisher {
     async fn stage_object(&self, call: &StageCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
         let template = &object.spec.template;
         let layers = layers(object)?;
+        // Whether the registry answers does not matter where the store has the layers.
+        let stores: Vec<_> = object.spec.store.iter().filter_map(|store| self.stores.get(store)).collect();
         self.templates
-            .ensure(&template.image, &layers)
+            .ensure(&template.image, &layers, &stores)
             .await
             .map_err(|error| Refusal::Template { name: call.name.clone(), source: error.into() })?;
         let object =
@@ -277,6 +282,7 @@ impl Publisher {
             layers: layers.to_vec(),
             known: journal.map_or(0, |journal| journal.sequence),
             revert: object.revert_for(epoch),
+            source: self.source(call, object).await?,
         };
         let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
         let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: call.name.clone(), store: store.clone() })?;
@@ -294,6 +300,9 @@ impl Publisher {
         };
         let opened = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
         tracing::info!(volume = %call.id, object = %call.name, epoch, ?opened, "opened the journal");
+        if let Origin::Branched(sequence) = opened.origin {
+            self.directory.branched(object, SourceStatus { sequence }).await?;
+        }
         if let (Some(_), Some(progress), Some(outcome)) = (opening.revert, object.restore(), opened.reverted) {
             // Before anything runs: from then on the volume is not brought back to that state any more.
             self.directory.restore(object, reverted(progress, epoch, outcome)).await?;
@@ -308,6 +317,23 @@ impl Publisher {
             layers: layers.iter().map(ToString::to_string).collect(),
         };
         Ok((Some(record), lease))
+    }
+
+    /// The state of another volume that a volume begins with, unless it has it already.
+    async fn source(&self, call: &PublishCall, object: &EnvironmentVolume) -> Result<Option<Source>, Refusal> {
+        let Some(source) = &object.spec.source else { return Ok(None) };
+        if object.status.as_ref().is_some_and(|status| status.source.is_some()) {
+            return Ok(None);
+        }
+        let store = self.stores.wait_for(&source.store, Instant::now() + self.wait).await;
+        let not_ready = || Refusal::StoreNotReady { name: call.name.clone(), store: source.store.clone() };
+        let log = Log::new(&VolumeId::parse(&source.volume)?, store.ok_or_else(not_ready)?)?;
+        let wanted = Wanted::read(&source.at).map_err(|(_, message)| Refusal::Invalid {
+            field: "spec.source.at",
+            value: source.at.clone(),
+            message,
+        })?;
+        Ok(Some(Source { log, wanted }))
     }
 
     /// Goes on with the journals of everything that a former process published, as soon as their stores are there.
@@ -332,7 +358,7 @@ impl Publisher {
         let name = VolumeName { namespace: record.namespace.clone(), name: record.name.clone() };
         let layers = record.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<_, _>>()?;
         let epoch = publication.stage.epoch;
-        let opening = Opening { id: id.clone(), size: 0, room: 0, epoch, layers, known: 0, revert: None };
+        let opening = Opening { id: id.clone(), size: 0, room: 0, epoch, layers, known: 0, revert: None, source: None };
         let store = self.stores.wait_for(&record.store, Instant::now() + self.wait).await;
         let store = store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: record.store.clone() })?;
         let (keeper, records, id) = (self.keeper.clone(), self.records.clone(), id.clone());

@@ -228,6 +228,18 @@ pub enum Refusal {
         /// The newest.
         newest: u64,
     },
+    /// It was merged with others.
+    #[error(
+        "EnvironmentVolume {name} does not keep the state after transaction {number} by itself any more: the next one that it keeps is that after transaction {next}"
+    )]
+    Merged {
+        /// The object.
+        name: VolumeName,
+        /// As asked for.
+        number: u64,
+        /// The next one.
+        next: u64,
+    },
     /// Another node has it.
     #[error("{what} of EnvironmentVolume {name} is on node {node} alone: let the pod run there")]
     OnlyThere {
@@ -288,7 +300,7 @@ impl Refusal {
             | Self::NotSetAside { .. }
             | Self::NotThere { .. }
             | Self::Volume(VolumeError::NotFound(_)) => Code::NotFound,
-            Self::TooOld { .. } | Self::NotYet { .. } => Code::OutOfRange,
+            Self::TooOld { .. } | Self::NotYet { .. } | Self::Merged { .. } => Code::OutOfRange,
             Self::TooManyViews { .. }
             | Self::Volume(VolumeError::Pool(PoolError::Full { .. }))
             | Self::Journal(JournalError::Volume(VolumeError::Pool(PoolError::Full { .. }))) => Code::ResourceExhausted,
@@ -340,6 +352,7 @@ impl Refusal {
             | Self::NothingYet { .. }
             | Self::TooOld { .. }
             | Self::NotYet { .. }
+            | Self::Merged { .. }
             | Self::OnlyThere { .. }
             | Self::NotSetAside { .. }
             | Self::TooManyViews { .. }

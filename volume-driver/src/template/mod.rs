@@ -1,12 +1,14 @@
 //! Template layers of this node: read-only subvolumes `templates/sha256-<diff id>`, shared by all environments.
 //!
-//! [`TemplateCache::ensure`] brings missing layers here from their registry; a layer is visible only when it is whole and
+//! [`TemplateCache::ensure`] brings missing layers here, from a store of journals that keeps them ([`stored`]) or from
+//! their registry; a layer is visible only when it is whole and
 //! verified ([`layer`]). What a layer may hold is decided in [`unpack`], whether layers make an operating system in
 //! [`check`]. Which layers are needed is for the caller to know.
 
 mod check;
 mod layer;
 mod registry;
+mod stored;
 pub mod unpack;
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
+use vivarium_store::Store;
 
 use crate::ids::LayerDigest;
 use crate::pool::{Pool, PoolError, destroy_tree, open_beneath};
@@ -121,6 +124,14 @@ pub enum TemplateError {
     /// A fetched blob cannot be kept.
     #[error("cannot keep what was fetched: {0}")]
     Blob(io::Error),
+    /// A store that keeps layers, or is to.
+    #[error("layer {layer} cannot be exchanged with the store of journals: {message}")]
+    Store {
+        /// Which.
+        layer: LayerDigest,
+        /// Why not.
+        message: String,
+    },
     /// No client.
     #[error("cannot speak to registries: {0}")]
     Client(String),
@@ -139,6 +150,7 @@ impl TemplateError {
             Self::Unreachable { .. } | Self::Client(_) => "RegistryUnreachable",
             Self::Invalid { .. } | Self::OtherLayers { .. } => "InvalidImage",
             Self::Digest { .. } => "DigestMismatch",
+            Self::Store { .. } => "StoreUnreachable",
             Self::NotAnOperatingSystem { .. } => "NotAnOperatingSystem",
             Self::Layer { source, .. } => match source {
                 UnpackError::Hostile { .. } => "HostileLayer",
@@ -159,7 +171,7 @@ impl TemplateError {
     /// Whether a person has to change something before it can work.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
-        !matches!(self.reason(), "RegistryUnreachable" | "NodeError")
+        !matches!(self.reason(), "RegistryUnreachable" | "StoreUnreachable" | "NodeError")
     }
 
     /// Whether the pool is full.
@@ -252,15 +264,26 @@ impl TemplateCache {
         self.registry.resolve(image).await
     }
 
-    /// Brings the given layers of an image here. The registry is asked only if one is missing.
+    /// Brings the given layers of an image here: from a store that has them, or else from the registry, which is asked only
+    /// for what is still missing then.
     ///
     /// # Errors
     /// Any [`TemplateError`].
-    pub async fn ensure(self: &Arc<Self>, image: &str, layers: &[LayerDigest]) -> Result<(), TemplateError> {
-        if layers.iter().all(|layer| self.has(layer)) {
+    pub async fn ensure(
+        self: &Arc<Self>,
+        image: &str,
+        layers: &[LayerDigest],
+        stores: &[Arc<Store>],
+    ) -> Result<(), TemplateError> {
+        let missing: Vec<_> = layers.iter().filter(|layer| !self.has(layer)).collect();
+        if missing.is_empty() {
             return Ok(());
         }
         let _pin = self.pin(layers);
+        let found = futures::future::join_all(missing.iter().map(|layer| self.pull_stored(stores, layer))).await;
+        if found.into_iter().all(|found| found) {
+            return Ok(());
+        }
         let resolved = self.resolve(image).await?;
         if resolved.layers() != layers {
             return Err(TemplateError::OtherLayers { image: image.to_owned() });
@@ -286,21 +309,21 @@ impl TemplateCache {
         // The semaphore is never closed; without a slot we would only be less polite.
         let _slot = self.slots.acquire().await.ok();
         self.pool.require(layer.size).map_err(TemplateError::Pool)?;
-        let path = self.pool.templates_path().join(format!("{BLOB}{}", layer.digest.directory()));
-        let blob = Blob::create(path).map_err(TemplateError::Blob)?;
-        let mut out = tokio::fs::File::from_std(blob.file.try_clone().map_err(TemplateError::Blob)?);
+        let blob = self.fetch(image, resolved, layer).await?;
+        self.unpack(layer.clone(), blob).await
+    }
+
+    async fn fetch(&self, image: &str, resolved: &Image, layer: &Layer) -> Result<Blob, TemplateError> {
+        let blob = self.blob_file(&layer.digest)?;
+        let mut out = blob.writer()?;
         tracing::info!(image, layer = %layer.digest, bytes = layer.size, "fetching a template layer");
         self.registry.blob(image, &resolved.reference, &layer.blob, layer.size, &mut out).await?;
-        drop(out);
-        let (cache, layer) = (self.clone(), layer.clone());
-        let unpack = move || {
-            let mut file = blob.file.try_clone().map_err(TemplateError::Blob)?;
-            io::Seek::rewind(&mut file).map_err(TemplateError::Blob)?;
-            layer::add(&cache.pool, &layer, file, cache.limits)
-        };
-        tokio::task::spawn_blocking(unpack)
-            .await
-            .unwrap_or_else(|error| Err(TemplateError::Blob(io::Error::other(error))))
+        Ok(blob)
+    }
+
+    async fn unpack(self: &Arc<Self>, layer: Layer, blob: Blob) -> Result<(), TemplateError> {
+        let cache = self.clone();
+        blocking(move || layer::add(&cache.pool, &layer, blob.reader()?, cache.limits)).await
     }
 
     /// The lock of a layer: of several that want it one works, the others find it done.
@@ -334,10 +357,7 @@ impl TemplateCache {
         layers: Vec<LayerDigest>,
     ) -> Result<OperatingSystem, TemplateError> {
         let (cache, image) = (self.clone(), image.to_owned());
-        let check = move || check::check(&cache.pool, &layers, &image);
-        tokio::task::spawn_blocking(check)
-            .await
-            .unwrap_or_else(|error| Err(TemplateError::Blob(io::Error::other(error))))
+        blocking(move || check::check(&cache.pool, &layers, &image)).await
     }
 
     /// Every layer that is here.
@@ -395,6 +415,24 @@ impl Blob {
         let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path)?;
         Ok(Self { file, path })
     }
+
+    fn writer(&self) -> Result<tokio::fs::File, TemplateError> {
+        Ok(tokio::fs::File::from_std(self.file.try_clone().map_err(TemplateError::Blob)?))
+    }
+
+    /// The file from its beginning.
+    fn reader(&self) -> Result<std::fs::File, TemplateError> {
+        let mut file = self.file.try_clone().map_err(TemplateError::Blob)?;
+        io::Seek::rewind(&mut file).map_err(TemplateError::Blob)?;
+        Ok(file)
+    }
+}
+
+/// Runs what blocks beside the async tasks.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, TemplateError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(TemplateError::Blob(io::Error::other(error))))
 }
 
 impl Drop for Blob {

@@ -180,7 +180,11 @@ impl Views {
                 if number > tail.sequence {
                     return Err(Refusal::NotYet { name: volume.name.clone(), number, newest: tail.sequence });
                 }
-                log.must_be(number).await?
+                let Some(moment) = log.moment(number).await? else {
+                    let next = log.states().await?.range(number..).next().copied().unwrap_or(tail.sequence);
+                    return Err(Refusal::Merged { name: volume.name.clone(), number, next });
+                };
+                moment.position
             }
             At::Time(time) => {
                 let moment = log.at(time, tail.sequence).await?;
@@ -237,9 +241,10 @@ impl Views {
         // From here on the layers are not collected, and after this call as long as it is shown.
         self.pin(&call.handle, &volume.layers);
         let shown = async {
+            let stores: Vec<_> = publisher.stores.get(&volume.store).into_iter().collect();
             publisher
                 .templates
-                .ensure(&volume.image, &volume.layers)
+                .ensure(&volume.image, &volume.layers, &stores)
                 .await
                 .map_err(|error| Refusal::Template { name: volume.name.clone(), source: error.into() })?;
             // Held until the record says that the copy is in use.

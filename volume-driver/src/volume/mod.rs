@@ -6,6 +6,7 @@
 
 pub mod diverged;
 pub mod record;
+pub mod standby;
 pub mod view;
 
 use std::ffi::CString;
@@ -362,15 +363,19 @@ impl Volumes {
     /// # Errors
     /// The pool fails. The volume is gone under its name then, the rest follows at the next start or call.
     pub fn delete(&self, id: &VolumeId) -> Result<(), VolumeError> {
+        self.delete_as(id, id.as_str(), &format!("{DELETED}{id}"))
+    }
+
+    /// Destroys what lies under `name`, which is called `deleted` first.
+    fn delete_as(&self, id: &VolumeId, name: &str, deleted: &str) -> Result<(), VolumeError> {
         let parent = self.pool.volumes();
-        let deleted = format!("{DELETED}{id}");
-        self.destroy(&deleted).map_err(failed("remove the remains", id))?;
-        match rustix::fs::renameat(parent, id.as_str(), parent, &deleted) {
+        self.destroy(deleted).map_err(failed("remove the remains", id))?;
+        match rustix::fs::renameat(parent, name, parent, deleted) {
             Ok(()) => passed("volume-unnamed"),
             Err(rustix::io::Errno::NOENT) => return Ok(()),
             Err(error) => return Err(failed("set aside the directory", id)(error)),
         }
-        self.destroy(&deleted).map_err(failed("destroy the subvolume", id))?;
+        self.destroy(deleted).map_err(failed("destroy the subvolume", id))?;
         self.sweep_quota();
         Ok(())
     }

@@ -6,14 +6,16 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
-use vivarium_api::v1alpha1::volume::{Holder, RestoreProgress, VolumeTemplate};
+use vivarium_api::v1alpha1::volume::{DigestStatus, Holder, RestoreProgress, SourceStatus, VolumeTemplate};
 use vivarium_api::v1alpha1::{
     Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
 };
 use vivarium_node::directory::{DirectoryError, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use vivarium_node::ids::VolumeId;
+use vivarium_node::journal::prove::Fingerprint;
 
 #[derive(Clone)]
 pub struct Cluster {
@@ -31,7 +33,9 @@ impl Cluster {
                 size: Quantity(size.into()),
                 environment: Some("shop".into()),
                 store: None,
+                source: None,
                 restore: None,
+                standby: 0,
             },
         );
         object.metadata.uid = Some(uid.into());
@@ -104,6 +108,22 @@ impl VolumeDirectory for Cluster {
 
     async fn restore(&self, _: &EnvironmentVolume, progress: RestoreProgress) -> Result<(), DirectoryError> {
         self.status(|status| status.restore = Some(progress));
+        Ok(())
+    }
+
+    async fn fingerprint(&self, _: &VolumeName, _: &VolumeId, found: Fingerprint) -> Result<(), DirectoryError> {
+        self.status(|status| {
+            status.digest = Some(DigestStatus {
+                sequence: found.sequence,
+                digest: found.digest.to_string(),
+                time: Time(jiff::Timestamp::now()),
+            });
+        });
+        Ok(())
+    }
+
+    async fn branched(&self, _: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
+        self.status(|status| status.source = Some(source));
         Ok(())
     }
 }

@@ -92,7 +92,9 @@ impl TestNode {
         let publisher = Publisher {
             me: me(),
             stores: Stores::default(),
-            keeper: Arc::new(Keeper::new(volumes.clone(), templates.clone(), directory.clone()).0),
+            keeper: Arc::new(
+                Keeper::new(volumes.clone(), templates.clone(), directory.clone(), Duration::from_hours(1)).0,
+            ),
             directory,
             volumes,
             templates,

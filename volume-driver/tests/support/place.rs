@@ -16,7 +16,7 @@ use super::{TestNode, id};
 
 /// A node with its pool, and the one store of all nodes.
 pub struct Place {
-    _node: TestNode,
+    pub node: TestNode,
     pub pool: Arc<Pool>,
     pub volumes: Volumes,
     pub templates: Arc<TemplateCache>,
@@ -27,11 +27,20 @@ impl Place {
         let node = TestNode::new();
         let pool = node.pool();
         let templates = node.templates(&pool, "127.0.0.1:1");
-        Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, _node: node }
+        Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, node }
     }
 
     pub async fn begin(&self, store: &Arc<Store>, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening { id: id("v1"), size: 64 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None };
+        let opening = Opening {
+            id: id("v1"),
+            size: 64 << 20,
+            room: 0,
+            epoch,
+            layers: vec![],
+            known: 0,
+            revert: None,
+            source: None,
+        };
         Journal::begin(&self.volumes, &self.templates, store.clone(), &opening, async || true).await
     }
 

@@ -19,10 +19,10 @@ use vivarium_api::v1alpha1::VirtualEnvironment;
 pub use claim::claim;
 pub use config_map::config_map;
 pub use persistent_volume::persistent_volume;
-pub use pod::{Place, pod, resources, shunned};
+pub use pod::{Place, bound_to, pod, resources, shunned};
 pub use service::service;
 pub use started_with::StartedWith;
-pub use volume::{adopted, grown, let_go, volume};
+pub use volume::{adopted, branched, copied, grown, let_go, volume};
 
 /// Metadata of a namespaced child.
 fn child(environment: &VirtualEnvironment, name: String) -> ObjectMeta {

@@ -19,6 +19,9 @@ use crate::quantity::Amount;
 
 /// Time that an operating system has to shut down before it is killed.
 const GRACE_SECONDS: i64 = 90;
+/// How much the node that has the data is preferred, and the one that has a copy of them. There nothing has to be brought.
+const LAST: i32 = 100;
+const STANDBY: i32 = 60;
 /// Requests of an environment that asks for nothing. Without requests of its own Kubernetes would take the limits for
 /// them, and nodes could not be overcommitted.
 const DEFAULT_REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "32Mi")];
@@ -141,11 +144,15 @@ fn config_volume(environment: &str, started_with: &StartedWith) -> Volume {
 pub enum Place {
     /// Only to the node that has the data.
     Data,
-    /// To any node but these, best to the one that has the data.
+    /// To any node but these, best to the one that has the data, or else to the one that has a copy.
     Anywhere {
         /// Nodes that are dead. The scheduler learns that much later.
         but: BTreeSet<String>,
+        /// Node that has a copy of the data.
+        standby: Option<String>,
     },
+    /// To this node alone.
+    Only(String),
 }
 
 fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
@@ -159,17 +166,22 @@ fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
     let mut required = Vec::new();
     match place {
         Place::Data => required.extend(data.map(only)),
-        Place::Anywhere { but } => {
+        Place::Only(node) => required.push(only(node)),
+        Place::Anywhere { but, standby } => {
             // The API takes one name per requirement, and all requirements of a term hold.
             if !but.is_empty() {
                 let one = |node: &String| requirement("NotIn", node);
                 let fields = Some(but.iter().map(one).collect());
                 required.push(NodeSelectorTerm { match_fields: fields, match_expressions: None });
             }
-            if let Some(node) = data.filter(|node| !but.contains(*node)) {
-                affinity.preferred_during_scheduling_ignored_during_execution =
-                    Some(vec![PreferredSchedulingTerm { weight: 100, preference: only(node) }]);
-            }
+            let first = [(data, LAST), (standby.as_deref(), STANDBY)];
+            let first = first.into_iter().filter_map(|(node, weight)| {
+                let node = node.filter(|node| !but.contains(*node))?;
+                Some(PreferredSchedulingTerm { weight, preference: only(node) })
+            });
+            let first: Vec<_> = first.collect();
+            affinity.preferred_during_scheduling_ignored_during_execution =
+                Some(first).filter(|first| !first.is_empty());
         }
     }
     if !required.is_empty() {
@@ -182,12 +194,22 @@ fn affinity(data: Option<&str>, place: &Place) -> Option<Affinity> {
 /// Nodes that a pod must not go to.
 #[must_use]
 pub fn shunned(pod: &Pod) -> BTreeSet<String> {
+    required(pod, "NotIn")
+}
+
+/// The one node that a pod can go to, if there is but one.
+#[must_use]
+pub fn bound_to(pod: &Pod) -> Option<String> {
+    required(pod, "In").pop_first()
+}
+
+fn required(pod: &Pod, operator: &str) -> BTreeSet<String> {
     let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let fields =
         required.iter().flat_map(|r| &r.node_selector_terms).flat_map(|term| term.match_fields.iter().flatten());
     fields
-        .filter(|field| field.operator == "NotIn")
+        .filter(|field| field.operator == operator)
         .flat_map(|field| field.values.clone().unwrap_or_default())
         .collect()
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::volume::VolumeTemplate;
+use vivarium_api::v1alpha1::volume::{VolumeSource, VolumeTemplate};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeSpec, VirtualEnvironment};
 
 use super::labels;
@@ -31,7 +31,9 @@ pub fn volume(
         size: environment.spec.resources.disk.clone(),
         environment: environment.metadata.name.clone(),
         store,
+        source: None,
         restore: None,
+        standby: standby(environment),
     };
     let metadata = ObjectMeta {
         name: Some(volume_name(environment).to_owned()),
@@ -41,6 +43,33 @@ pub fn volume(
         ..ObjectMeta::default()
     };
     Some(EnvironmentVolume { metadata, spec, status: None })
+}
+
+/// How many copies the environment wants.
+fn standby(environment: &VirtualEnvironment) -> u32 {
+    environment.spec.durability.as_ref().map_or(0, |durability| durability.standby)
+}
+
+/// The same volume, if it is to begin with a state of another one: on the very layers that the other one lies on, and at
+/// least as large.
+#[must_use]
+pub fn branched(
+    mut made: EnvironmentVolume,
+    source: Option<&EnvironmentVolume>,
+    environment: &VirtualEnvironment,
+) -> EnvironmentVolume {
+    if let (Some(source), Some(wanted)) = (source, &environment.spec.source) {
+        made.spec.template = source.spec.template.clone();
+        if Amount::of(&source.spec.size) > Amount::of(&made.spec.size) {
+            made.spec.size = source.spec.size.clone();
+        }
+        made.spec.source = Some(VolumeSource {
+            volume: source.metadata.uid.clone().unwrap_or_default(),
+            store: source.spec.store.clone().unwrap_or_default(),
+            at: wanted.at.clone(),
+        });
+    }
+    made
 }
 
 /// `registry/repository@digest` of a reference with a tag, a digest, or neither.
@@ -61,6 +90,17 @@ pub fn adopted(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> 
     volume.spec.environment.clone_from(&environment.metadata.name);
     volume.metadata.labels.get_or_insert_default().extend(labels(environment));
     volume
+}
+
+/// The volume with as many copies as the environment asks for, if that is something else than it has.
+#[must_use]
+pub fn copied(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> Option<EnvironmentVolume> {
+    let wanted = standby(environment);
+    (wanted != volume.spec.standby).then(|| {
+        let mut volume = volume.clone();
+        volume.spec.standby = wanted;
+        volume
+    })
 }
 
 /// The volume with the size that the environment asks for, if that is more than it has.

@@ -169,6 +169,48 @@ fn a_retained_volume_is_adopted_and_keeps_its_size_and_epoch() {
 }
 
 #[test]
+fn a_branch_lies_on_the_layers_of_its_source_and_needs_a_journal() {
+    let spec = json!({"source": {"environment": "first", "at": "7"}, "resources": {"disk": "1Gi"}});
+    let store = serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+        "metadata": {"name": "default"}, "spec": {"local": {"path": "/var/lib/vivarium/store"}}}));
+    let store: Arc<vivarium_api::v1alpha1::JournalStore> = Arc::new(store.unwrap());
+    let mut source = volume(&json!({"observedGeneration": 1}));
+    source.spec.environment = Some("first".into());
+    source.spec.store = Some("archive".into());
+    let mut world = empty(&spec);
+    world.stores = vec![store];
+    refused(&world, "SourceNotFound", &["`first`", "kubectl get ve"], true);
+    world.source = Some(Arc::new(source.clone()));
+    let decision = decided(&world);
+    assert_eq!(short(&decision), ["create volume shop"]);
+    let crate::environment::decision::Action::CreateVolume(made) = &decision.actions[0] else { panic!() };
+    assert_eq!(made.spec.template, source.spec.template, "the template may have moved on");
+    assert_eq!((made.spec.size.0.as_str(), made.spec.store.as_deref()), ("10Gi", Some("default")));
+    let from = made.spec.source.clone().unwrap();
+    assert_eq!((from.volume.as_str(), from.store.as_str(), from.at.as_str()), (VOLUME_UID, "archive", "7"));
+
+    let mut retained = world.clone();
+    let mut other = source.clone();
+    (other.metadata.name, other.spec.environment) = (Some("shop".into()), None);
+    retained.volume = Some(Arc::new(other));
+    refused(&retained, "NameConflict", &["`shop`", "another name"], true);
+    let mut alone = world.clone();
+    alone.stores.clear();
+    refused(&alone, "StoreNotFound", &["own journal"], true);
+    let mut bare = world.clone();
+    Arc::make_mut(bare.source.as_mut().unwrap()).spec.store = None;
+    refused(&bare, "NotJournaled", &["`first`"], true);
+    let mut other = world.clone();
+    Arc::make_mut(other.source.as_mut().unwrap()).spec.template.name = "alpine".into();
+    refused(&other, "VolumeTemplateMismatch", &["alpine", "debian-13"], true);
+    change(&mut world, |e| {
+        e.metadata.creation_timestamp = Some(Time(now()));
+        e.spec.source.as_mut().unwrap().at = "2026-01-01T12:00:01Z".into();
+    });
+    refused(&world, "NoSuchState", &["had not come yet"], true);
+}
+
+#[test]
 fn names_of_others_are_left_to_them() {
     let spec = json!({"services": [{"name": "web", "port": 80}]});
     let mut world = prepared(&spec);

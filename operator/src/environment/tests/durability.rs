@@ -93,3 +93,30 @@ fn the_journal_is_followed_every_five_minutes_and_at_every_checkpoint() {
     assert_eq!(head("2026-01-01T11:55:00Z", 0), (9, 99));
     assert_eq!(head("2026-01-01T11:50:30Z", 8), (9, 99));
 }
+
+#[test]
+fn a_restore_on_trial_is_told_and_counted_once() {
+    use crate::environment::status::notes;
+    use crate::metrics::Metrics;
+    let proven = json!({"sequence": 5, "time": "2026-01-01T11:00:00Z"});
+    let good = condition_json("Proven", "True", "SameTree", "fine");
+    let bad = condition_json("Proven", "False", "DigestDiffers", "something else came");
+    let fine = decided(&journaled(&json!({}), &json!({"proven": proven.clone(), "conditions": [good]})));
+    let worse = decided(&journaled(&json!({}), &json!({"proven": proven, "conditions": [bad]})));
+    assert_eq!(fine.status.durability.as_ref().unwrap().proven.as_ref().unwrap().sequence, 5);
+    assert_eq!(shown(&fine, "Proven").status, ConditionStatus::True);
+    assert_eq!(shown(&worse, "Proven").reason, "DigestDiffers");
+    let told = |old, new| notes(old, new).into_iter().filter(|n| n.warning).map(|n| n.reason).collect::<Vec<_>>();
+    assert_eq!(told(Some(&fine.status), &worse.status), ["DigestDiffers"]);
+    assert!(told(Some(&worse.status), &worse.status).is_empty());
+    let metrics = Metrics::default();
+    metrics.proved(None, &fine.status);
+    metrics.proved(Some(&fine.status), &fine.status);
+    metrics.proved(Some(&fine.status), &worse.status);
+    metrics.proved(Some(&worse.status), &worse.status);
+    let text = metrics.text().unwrap();
+    for outcome in ["proven", "failed"] {
+        let line = format!("vivarium_operator_proofs_total{{outcome=\"{outcome}\"}} 1");
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+}

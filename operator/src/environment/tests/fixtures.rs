@@ -64,6 +64,7 @@ pub fn empty(spec: &Value) -> World {
         environment: Arc::new(environment(spec)),
         template: Some(Arc::new(template())),
         volume: None,
+        source: None,
         persistent_volume: None,
         claim: None,
         config_map: None,
@@ -77,6 +78,7 @@ pub fn empty(spec: &Value) -> World {
             session: Some("s1".into()),
             of_holder: None,
             candidates: Vec::new(),
+            hosts: Vec::new(),
         },
         deaths: Arc::default(),
         silent: std::collections::BTreeSet::new(),
@@ -175,7 +177,10 @@ pub fn short(decision: &Decision) -> Vec<String> {
         Action::ReplaceVolumeStatus(v) => {
             let status = v.status.clone().unwrap_or_default();
             match status.holder {
-                Some(holder) => format!("hold {} {} {}", holder.node, holder.session, status.epoch),
+                Some(holder) => {
+                    let copy = status.standby.map(|standby| format!(" copy {}", standby.node)).unwrap_or_default();
+                    format!("hold {} {} {}{copy}", holder.node, holder.session, status.epoch)
+                }
                 None => "release".to_owned(),
             }
         }
@@ -194,6 +199,7 @@ pub fn short(decision: &Decision) -> Vec<String> {
         Action::CreatePod(pod) => format!("create pod {}", pod.name_any()),
         Action::DeletePod(doomed) => format!("delete pod {}", doomed.name),
         Action::RemovePod(doomed) => format!("remove pod {}", doomed.name),
+        Action::EndMove => "end move".to_owned(),
         Action::ResizePod { name, .. } => format!("resize pod {name}"),
     };
     decision.actions.iter().map(one).collect()

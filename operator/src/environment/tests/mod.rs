@@ -8,4 +8,5 @@ mod leave;
 mod objects;
 mod restores;
 mod simulation;
+mod standby;
 mod statuses;

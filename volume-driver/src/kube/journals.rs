@@ -1,0 +1,161 @@
+//! Which journals this node looks after: of environments that run elsewhere, as far as it is the one to do it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
+use vivarium_api::names;
+use vivarium_api::v1alpha1::volume::EnvironmentVolumeStatus;
+use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
+use vivarium_store::Store;
+
+use super::{ApiError, failed};
+use crate::directory::DirectoryError;
+use crate::ids::{IdError, LayerDigest, VolumeId};
+use crate::journal::JournalError;
+use crate::journal::keep::{Subject, chosen};
+use crate::journal::log::Log;
+use crate::journal::wanted::Wanted;
+use crate::publish::Publisher;
+use crate::settings::parse_size;
+use crate::template::{Pin, TemplateError};
+
+/// A node whose lease is older than this looks after nothing. Clocks of nodes need not agree better.
+const GONE_AFTER: Duration = Duration::from_mins(5);
+
+/// Why a journal was not looked after; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TendError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Id(#[from] IdError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error("its size cannot be understood: {0}")]
+    Size(String),
+}
+
+/// What decides who looks after which journal.
+pub(super) struct Journals {
+    /// Every volume.
+    pub volumes: Vec<EnvironmentVolume>,
+    stores: Vec<JournalStore>,
+    alive: Vec<String>,
+}
+
+impl Journals {
+    /// As the cluster has it now.
+    pub async fn read(client: &Client, namespace: &str) -> Result<Self, ApiError> {
+        let all = ListParams::default();
+        let volumes = Api::<EnvironmentVolume>::all(client.clone());
+        let stores = Api::<JournalStore>::all(client.clone());
+        let leases = Api::<Lease>::namespaced(client.clone(), namespace);
+        let volumes = volumes.list(&all).await.map_err(failed("list", "volumes"))?.items;
+        let stores = stores.list(&all).await.map_err(failed("list", "stores"))?.items;
+        let leases = leases.list(&all).await.map_err(failed("list", "leases"))?;
+        Ok(Self { volumes, stores, alive: alive(&leases.items, Timestamp::now()) })
+    }
+
+    /// Volumes whose journals node `me` looks after, with their handles.
+    pub fn of(&self, me: &str) -> impl Iterator<Item = (&EnvironmentVolume, VolumeId)> {
+        self.volumes.iter().filter_map(move |volume| {
+            let store = volume.spec.store.as_deref()?;
+            let store = self.stores.iter().find(|object| object.name_any() == store)?;
+            let id = VolumeId::parse(&volume.uid()?).ok()?;
+            self.is_mine(me, volume, &id, store).then_some((volume, id))
+        })
+    }
+
+    fn is_mine(&self, me: &str, volume: &EnvironmentVolume, id: &VolumeId, store: &JournalStore) -> bool {
+        if volume.metadata.deletion_timestamp.is_some() {
+            return false;
+        }
+        let status = volume.status.as_ref();
+        if store.spec.local.is_some() {
+            // What is in the directory of another node cannot be seen here.
+            return status.and_then(|status| status.node.as_deref()) == Some(me);
+        }
+        let proven = store.status.iter().flat_map(|status| &status.nodes).filter(|node| node.proven);
+        let nodes: Vec<String> =
+            proven.map(|node| node.name.clone()).filter(|node| self.alive.contains(node)).collect();
+        let holder = status.and_then(|status| status.holder.as_ref()).map(|holder| holder.node.as_str());
+        chosen(me, id, &nodes, holder)
+    }
+}
+
+/// A journal that this node looks after, with the layers of its template on this node.
+pub(super) struct Tended {
+    pub store: Arc<Store>,
+    pub log: Log,
+    pub subject: Subject,
+    /// As long as this is there, so are the layers.
+    _layers: Pin,
+}
+
+/// Opens the journal of a volume. `None`: its store was not opened on this node yet.
+pub(super) async fn open(
+    publisher: &Publisher,
+    volume: &EnvironmentVolume,
+    id: VolumeId,
+    wanted: Vec<Wanted>,
+) -> Result<Option<Tended>, TendError> {
+    let Some(store) = volume.spec.store.as_deref().and_then(|store| publisher.stores.get(store)) else {
+        return Ok(None);
+    };
+    let template = &volume.spec.template;
+    let layers = template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
+    let status = volume.status.as_ref();
+    let journal = status.and_then(|status| status.journal.as_ref());
+    let log = Log::new(&id, store.clone())?;
+    let subject = Subject {
+        volume: id,
+        layers,
+        size: parse_size(&volume.spec.size.0).map_err(TendError::Size)?,
+        room: status.map_or(0, EnvironmentVolumeStatus::in_use),
+        known: journal.map_or(0, |journal| journal.sequence),
+        wanted,
+    };
+    let pin = publisher.templates.pin(&subject.layers);
+    publisher.templates.ensure(&template.image, &subject.layers, std::slice::from_ref(&store)).await?;
+    Ok(Some(Tended { store, log, subject, _layers: pin }))
+}
+
+/// Nodes whose drivers have been heard of lately.
+fn alive(leases: &[Lease], now: Timestamp) -> Vec<String> {
+    let fresh = |lease: &&Lease| {
+        let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+        renewed.is_some_and(|renewed| now.duration_since(renewed.0).unsigned_abs() < GONE_AFTER)
+    };
+    let node = |lease: &Lease| names::node_of_lease(lease.metadata.name.as_deref()?).map(str::to_owned);
+    leases.iter().filter(fresh).filter_map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_not_heard_of_for_long_keeps_nothing() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let lease = |name: &str, renewed| {
+            let mut lease = Lease::default();
+            lease.metadata.name = Some(name.into());
+            lease.spec.get_or_insert_default().renew_time = Some(MicroTime(at(renewed)));
+            lease
+        };
+        let leases = [lease("vivarium-node-n1", 900), lease("vivarium-node-n2", 100), lease("vivarium-operator", 900)];
+        assert_eq!(alive(&leases, at(1000)), ["n1"]);
+        // A clock that is a little ahead.
+        assert_eq!(alive(&leases, at(850)), ["n1"]);
+    }
+}

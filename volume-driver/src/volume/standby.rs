@@ -1,0 +1,161 @@
+//! Copies of volumes that other nodes hold, kept as new as their journals are, so that this node can take one over at
+//! once ([`crate::journal::standby`] says how).
+//!
+//! A copy lies beside the volumes, as `volumes/.standby-<volume>/live`, and with it `standby.json`: the transaction up to
+//! which it holds the journal. The file is taken away while something is carried out in the copy, because what is cut off
+//! half way leaves a tree of no instant: a copy without it is of no use. Whoever works with a copy locks its directory, and
+//! a process that dies lets go of it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use vivarium_sys::btrfs::{self, Qgroup};
+
+use super::{DELETED, FRESH, LIVE, VolumeError, Volumes, failed, limit_for, limit_on_the_way};
+use crate::files;
+use crate::ids::VolumeId;
+use crate::pool::{PoolError, Quota, open_beneath};
+
+const PREFIX: &str = ".standby-";
+const STATE: &str = "standby.json";
+
+/// A copy that nobody else works with.
+#[derive(Debug)]
+pub struct Standby {
+    volumes: Volumes,
+    id: VolumeId,
+    /// Locked as long as it is open.
+    directory: OwnedFd,
+}
+
+impl Volumes {
+    /// Volumes of which there is a copy here.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn standbys(&self) -> Result<Vec<VolumeId>, PoolError> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| VolumeId::parse(name.strip_prefix(PREFIX)?).ok()).collect())
+    }
+
+    /// The copy of a volume, once nobody else works with it; `None`: there is none. Blocks.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn standby(&self, id: &VolumeId) -> Result<Option<Standby>, VolumeError> {
+        loop {
+            let directory = match open_beneath(self.pool.volumes(), Path::new(&name(id))) {
+                Ok(directory) => directory,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("open the copy", id)(error)),
+            };
+            rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(failed("lock the copy", id))?;
+            // Whoever had it before may have made a volume of it, or destroyed it.
+            let mine = rustix::fs::fstat(&directory).map_err(failed("identify the copy", id))?;
+            let there = rustix::fs::stat(self.standby_path(id));
+            if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)) {
+                return Ok(Some(Standby { volumes: self.clone(), id: id.clone(), directory }));
+            }
+        }
+    }
+
+    /// Makes a copy that `fill` fills, given its empty subvolume, with about `room` bytes. It can hold about twice as much
+    /// as the volume, whose limit is `size`: a tree on the way from one state to the next can be larger than either.
+    ///
+    /// # Errors
+    /// The pool is full or fails, there is a copy already, or what `fill` says.
+    pub fn create_standby<E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        size: u64,
+        room: u64,
+        fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.pool.require(room.max(FRESH)).map_err(VolumeError::from)?;
+        self.make_as(id, &name(id), limit_on_the_way(size), fill)
+    }
+
+    fn standby_path(&self, id: &VolumeId) -> PathBuf {
+        self.pool.volumes_path().join(name(id))
+    }
+}
+
+impl Standby {
+    /// Its subvolume.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn live(&self) -> Result<OwnedFd, VolumeError> {
+        open_beneath(self.directory.as_fd(), Path::new(LIVE)).map_err(failed("open the copy", &self.id))
+    }
+
+    /// What was kept with it by [`Self::settle`]; `None`: something was begun in it since and not brought to its end.
+    ///
+    /// # Errors
+    /// The pool fails, or the file cannot be read.
+    pub fn state<T: serde::de::DeserializeOwned>(&self) -> Result<Option<T>, VolumeError> {
+        files::read_json(&self.file()).map_err(failed("read the state of the copy", &self.id))
+    }
+
+    /// From now on, until [`Self::settle`], the copy is a tree of no instant.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn begin(&self) -> Result<(), VolumeError> {
+        files::remove(&self.file()).map_err(failed("mark the copy", &self.id))?;
+        self.sync()
+    }
+
+    /// Everything in the copy is on the disk, and it holds what `state` says.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn settle<T: serde::Serialize>(&self, state: &T) -> Result<(), VolumeError> {
+        self.volumes.pool.sync()?;
+        files::write_json(&self.file(), state).map_err(failed("write the state of the copy", &self.id))?;
+        self.sync()
+    }
+
+    /// Makes the volume of it, limited to `size`. It must not be here yet.
+    ///
+    /// # Errors
+    /// The pool fails, or the volume is here.
+    pub fn promote(self, size: u64) -> Result<(), VolumeError> {
+        let failed = |attempt| failed::<io::Error>(attempt, &self.id);
+        if self.volumes.pool.quota() == Quota::Simple {
+            let live = self.live()?;
+            let info = btrfs::subvolume_info(live.as_fd()).map_err(failed("identify the copy"))?;
+            btrfs::limit_qgroup(self.volumes.pool.root(), Qgroup::new(1, info.id), limit_for(size))
+                .map_err(failed("set the size"))?;
+        }
+        self.begin()?;
+        let (parent, flags) = (self.volumes.pool.volumes(), rustix::fs::RenameFlags::NOREPLACE);
+        rustix::fs::renameat_with(parent, name(&self.id), parent, self.id.as_str(), flags)
+            .map_err(|error| failed("make the volume from the copy")(error.into()))
+    }
+
+    /// Destroys it.
+    ///
+    /// # Errors
+    /// The pool fails. It is gone under its name then, the rest follows at the next start or call.
+    pub fn destroy(self) -> Result<(), VolumeError> {
+        self.volumes.delete_as(&self.id, &name(&self.id), &format!("{DELETED}standby-{}", self.id))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.volumes.standby_path(&self.id).join(STATE)
+    }
+
+    fn sync(&self) -> Result<(), VolumeError> {
+        // Through a handle of its own, for one that is open as a path alone cannot be written out.
+        let written = File::open(self.volumes.standby_path(&self.id)).and_then(|directory| directory.sync_all());
+        written.map_err(failed("write out the copy", &self.id))
+    }
+}
+
+fn name(id: &VolumeId) -> String {
+    format!("{PREFIX}{id}")
+}

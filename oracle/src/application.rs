@@ -173,7 +173,6 @@ impl Home {
     }
 
     fn verify_dpkg(&self) -> io::Result<u64> {
-        output(self.dpkg().args(["--configure", "--pending"]))?;
         let format = "${Package} ${Version} ${db:Status-Abbrev}\n";
         let database = self.path.join("var/lib/dpkg");
         let query = |arguments: &[&str]| {
@@ -187,7 +186,7 @@ impl Home {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [package, version, status] = words[..] else { continue };
             let version = number(version)?;
-            // One that an upgrade died in is to be installed again, says dpkg.
+            // One that dpkg was busy with is to be installed again, it says.
             if status != "ii" {
                 output(self.dpkg().arg("--install").arg(self.package(version)?))?;
             }
@@ -365,7 +364,7 @@ impl Shell {
         } else {
             (home.sqlite(), None)
         };
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let (Some(mut questions), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("the shell has no pipes"));
         };

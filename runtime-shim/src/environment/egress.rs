@@ -59,8 +59,9 @@ impl Egress {
     pub fn stop(&self, stopped: bool) -> Result<()> {
         let interfaces = self.interfaces.clone();
         let set = within(&self.namespace, move |socket| {
-            let each = interfaces.iter().map(|&index| set(socket, index, stopped));
-            each.fold(Ok(()), |all, one| all.and(one))
+            // All of them, also when one fails.
+            let each: Vec<_> = interfaces.iter().map(|&index| set(socket, index, stopped)).collect();
+            each.into_iter().collect()
         });
         set.attempt(|| if stopped { "stop what the pod sends" } else { "let the pod send again" })
     }

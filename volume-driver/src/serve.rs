@@ -14,9 +14,9 @@ use vivarium_ownership::{BadTiming, Timing};
 use crate::authority::kill::{self, KillError};
 use crate::authority::published::Leases;
 use crate::authority::{Promises, witness};
-use crate::csi::identity::Identity;
+use crate::claim::Claims;
 use crate::csi::node::Node;
-use crate::csi::server::{ListenError, listen};
+use crate::csi::server::{ListenError, listen, services};
 use crate::health::{self, Health, Stage};
 use crate::journal::keep::Policy;
 use crate::journal::keeper::{Keeper, Superseded};
@@ -29,8 +29,6 @@ use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
 use crate::pool::probe::Probe;
 use crate::pool::{Pool, PoolError, PoolSource};
-use crate::proto::csi::identity_server::IdentityServer;
-use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::guard::Operations;
 use crate::publish::{Me, Publisher, WAIT};
@@ -148,7 +146,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let publisher = Arc::new(Publisher {
         me: Me { node: args.node_name.clone(), session: session.id.clone() },
         keeper: Arc::new(keeper),
-        directory,
+        directory: directory.clone(),
         volumes,
         templates: templates.clone(),
         records,
@@ -178,7 +176,8 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     });
     tasks.spawn(end_incarnations(args.run_dir.clone(), publisher.records.clone(), superseded));
     let stop = Arc::new(Notify::new());
-    let node = Node { publisher: publisher.clone(), views, name: args.node_name.clone() };
+    let claims = open_claims(&publisher, directory).await?;
+    let node = Node { publisher: publisher.clone(), views, claims, name: args.node_name.clone() };
     let servers = start_servers(&mut tasks, &args, &pool, node, &stop)?;
     stage.send_replace(Stage::Serves(Health { pool, csi_socket: args.csi_socket() }));
 
@@ -206,6 +205,13 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     servers.await;
     tracing::info!("ended; what is mounted stays");
     result
+}
+
+/// The volumes of ordinary pods.
+async fn open_claims(publisher: &Arc<Publisher>, directory: Arc<ClusterDirectory>) -> Result<Arc<Claims>, ServeError> {
+    let publisher = publisher.clone();
+    let opened = tokio::task::spawn_blocking(move || Claims::open(&publisher, directory)).await;
+    Ok(Arc::new(opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))??))
 }
 
 /// The session, once no other driver runs on this node. During an upgrade the next one is started before the last one is
@@ -357,10 +363,7 @@ fn start_servers(
         let stop = stop.clone();
         async move { stop.notified().await }
     };
-    let csi = Server::builder()
-        .add_service(IdentityServer::new(Identity { pool: pool.clone() }))
-        .add_service(NodeServer::new(node))
-        .serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
+    let csi = services(pool.clone(), node).serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
     let csi = tokio::spawn(csi);
 
     let (refused, mut refusals) = mpsc::channel(1);

@@ -13,9 +13,10 @@ use serde_json::json;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::RestoreProgress;
-use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_conflict, is_gone};
+use crate::claim::TemplateDirectory;
 use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 
@@ -126,6 +127,17 @@ impl VolumeDirectory for ClusterDirectory {
         let api = self.api(&name.namespace);
         in_time("write the status of", &name, api.replace_status(&name.name, &PostParams::default(), &now)).await?;
         Ok(())
+    }
+}
+
+#[async_trait]
+impl TemplateDirectory for ClusterDirectory {
+    async fn template(&self, name: &str) -> Result<Option<EnvironmentTemplate>, String> {
+        let templates: Api<EnvironmentTemplate> = Api::all(self.client.clone());
+        match tokio::time::timeout(TIMEOUT, templates.get_opt(name)).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the API server does not answer".into()),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub const LABEL_ENVIRONMENT: &str = "vivarium.dev/environment";
 pub const LABEL_EPOCH: &str = "vivarium.dev/epoch";
 /// Topology key (and node label) of nodes that have a pool; its value is `true`.
 pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
+/// Topology key (and node label) of one node; its value is the node's name. Volumes of ordinary pods are on one node.
+pub const TOPOLOGY_NODE: &str = "topology.csi.vivarium.dev/node";
 /// Annotation on an environment's pod: the boot-time part of the spec that this incarnation was started with (JSON).
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on an environment: the epoch of an incarnation that is to be stopped and started on another node.

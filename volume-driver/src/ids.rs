@@ -15,7 +15,8 @@ pub enum IdError {
     Layer(String),
 }
 
-/// CSI handle of a volume: UID of its `EnvironmentVolume`, and name of its directory in the pool.
+/// CSI handle of a volume, and name of its directory in the pool: UID of its `EnvironmentVolume`, or one that
+/// [`crate::claim::request`] makes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(String);
 
@@ -31,6 +32,12 @@ impl VolumeId {
         } else {
             Err(IdError::Volume(text.to_owned()))
         }
+    }
+
+    /// A handle of our own making.
+    pub(crate) fn made(text: String) -> Self {
+        debug_assert!(Self::parse(&text).is_ok(), "{text}");
+        Self(text)
     }
 
     /// The handle as text.

@@ -24,6 +24,7 @@
 //! namespace: get, list, watch; `pods/status`: patch; `leases` in its own namespace: get, list, watch, create, update, patch.
 
 pub mod authority;
+pub mod claim;
 pub mod csi;
 pub mod directory;
 mod files;

@@ -14,9 +14,9 @@ use vivarium_ownership::{BadTiming, Timing};
 use crate::authority::kill::{self, KillError};
 use crate::authority::published::Leases;
 use crate::authority::{Promises, witness};
-use crate::csi::identity::Identity;
+use crate::claim::Claims;
 use crate::csi::node::Node;
-use crate::csi::server::{ListenError, listen};
+use crate::csi::server::{ListenError, listen, services};
 use crate::health::{self, Health, Stage};
 use crate::journal::keep::Policy;
 use crate::journal::keeper::{Keeper, Superseded};
@@ -31,8 +31,6 @@ use crate::kube::templates::Templates;
 use crate::kube::volumes::VolumeObjects;
 use crate::pool::probe::Probe;
 use crate::pool::{Pool, PoolError, PoolSource};
-use crate::proto::csi::identity_server::IdentityServer;
-use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::guard::Operations;
 use crate::publish::{Me, Publisher, WAIT};
@@ -131,29 +129,14 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let leases = Leases::open(&args.run_dir, &session.id, &session.boot_id).map_err(ServeError::Leases)?;
     let promises = Promises::open(timing, &session.id, leases).map_err(ServeError::Leases)?;
     let promises = Arc::new(promises);
-    let (pool, volumes, templates) = {
-        let args = args.clone();
-        let open = move || -> Result<_, ServeError> {
-            let source = match args.pool_device {
-                Some(device) => PoolSource::Device(device),
-                None => PoolSource::File { size: args.pool_size },
-            };
-            let pool = Arc::new(Pool::open(&args.node_name, &source, &args.state_dir)?);
-            let limits = Limits { entries: args.max_layer_entries, bytes: args.max_layer_size };
-            let volumes = Volumes::open(pool.clone())?;
-            let templates = TemplateCache::open(pool.clone(), args.plain_http_registries, limits)?;
-            Ok((pool, volumes, Arc::new(templates)))
-        };
-        let opened = tokio::task::spawn_blocking(open).await;
-        opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))??
-    };
+    let (pool, volumes, templates) = open_pool(args.clone()).await?;
     let client = ::kube::Client::try_default().await?;
     let directory = Arc::new(ClusterDirectory { client: client.clone() });
     let (keeper, superseded) = Keeper::new(volumes.clone(), templates.clone(), directory.clone(), args.prove_every());
     let publisher = Arc::new(Publisher {
         me: Me { node: args.node_name.clone(), session: session.id.clone() },
         keeper: Arc::new(keeper),
-        directory,
+        directory: directory.clone(),
         volumes,
         templates: templates.clone(),
         records,
@@ -184,7 +167,8 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     tasks.spawn(end_incarnations(args.run_dir.clone(), publisher.records.clone(), superseded));
     tasks.spawn(end_orphans(args.run_dir.clone()));
     let stop = Arc::new(Notify::new());
-    let node = Node { publisher: publisher.clone(), views, name: args.node_name.clone() };
+    let claims = open_claims(&publisher, directory).await?;
+    let node = Node { publisher: publisher.clone(), views, claims, name: args.node_name.clone() };
     let servers = start_servers(&mut tasks, &args, &pool, node, &stop)?;
     stage.send_replace(Stage::Serves(Health { pool, csi_socket: args.csi_socket() }));
 
@@ -212,6 +196,30 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     servers.await;
     tracing::info!("ended; what is mounted stays");
     result
+}
+
+/// The pool, its volumes and its template layers.
+async fn open_pool(args: ServeArgs) -> Result<(Arc<Pool>, Volumes, Arc<TemplateCache>), ServeError> {
+    let open = move || -> Result<_, ServeError> {
+        let source = match args.pool_device {
+            Some(device) => PoolSource::Device(device),
+            None => PoolSource::File { size: args.pool_size },
+        };
+        let pool = Arc::new(Pool::open(&args.node_name, &source, &args.state_dir)?);
+        let limits = Limits { entries: args.max_layer_entries, bytes: args.max_layer_size };
+        let volumes = Volumes::open(pool.clone())?;
+        let templates = TemplateCache::open(pool.clone(), args.plain_http_registries, limits)?;
+        Ok((pool, volumes, Arc::new(templates)))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))?
+}
+
+/// The volumes of ordinary pods.
+async fn open_claims(publisher: &Arc<Publisher>, directory: Arc<ClusterDirectory>) -> Result<Arc<Claims>, ServeError> {
+    let publisher = publisher.clone();
+    let opened = tokio::task::spawn_blocking(move || Claims::open(&publisher, directory)).await;
+    Ok(Arc::new(opened.map_err(|error| ServeError::Ended("opening of the pool", error.to_string()))??))
 }
 
 /// The session, once no other driver runs on this node. During an upgrade the next one is started before the last one is
@@ -396,10 +404,7 @@ fn start_servers(
         let stop = stop.clone();
         async move { stop.notified().await }
     };
-    let csi = Server::builder()
-        .add_service(IdentityServer::new(Identity { pool: pool.clone() }))
-        .add_service(NodeServer::new(node))
-        .serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
+    let csi = services(pool.clone(), node).serve_with_incoming_shutdown(listen(&csi_socket)?, stopped(stop));
     let csi = tokio::spawn(csi);
 
     let (refused, mut refusals) = mpsc::channel(1);

@@ -9,6 +9,7 @@ use clap::Args;
 
 mod uninstall;
 
+use crate::build;
 use crate::install::{self, Installation};
 use crate::quickstart;
 use crate::workspace;
@@ -50,6 +51,9 @@ pub enum Error {
     /// Vivarium could not be built or installed.
     #[error(transparent)]
     Install(#[from] install::Error),
+    /// A program that only tests need could not be built.
+    #[error(transparent)]
+    Build(#[from] build::Error),
     /// The workspace could not be found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
@@ -90,6 +94,7 @@ const STEPS: &[Step] = &[
         Ok(cargo(c, &["test", "--workspace", "--exclude", "vivarium-e2e", "--locked", "--quiet"])?
             && cargo(c, &["test", "-p", "vivarium-e2e", "--lib", "--locked", "--quiet"])?)
     }),
+    ("csi-sanity", "the driver keeps to the CSI specification, by the specification's own test", csi_sanity),
     ("charts", "charts lint, render and hold what they promise", |c| own(c, &["charts"])),
     ("install", "the lab is up, Vivarium is installed with Helm", |c| {
         c.installation = Some(install::install()?);
@@ -280,6 +285,14 @@ fn quickstart(context: &mut Context) -> Result<bool, Error> {
     println!("first says by ssh that it is {}", said.trim());
     let removed = run(installation.command("kubectl").args(["delete", "ve", "first", "--timeout=180s"]))?;
     Ok(said.trim() == "running" && removed)
+}
+
+/// All of csi-sanity, against the driver's services on a socket and a pool of their own.
+fn csi_sanity(context: &mut Context) -> Result<bool, Error> {
+    let program = build::ensure_test_programs()?.path("csi-sanity");
+    let mut test = Command::new("cargo");
+    test.args(["test", "--workspace", "--locked", "--quiet", "--test", "csi_sanity", "--", "--ignored", "--nocapture"]);
+    run(test.env("VIVARIUM_CSI_SANITY", program).current_dir(&context.root))
 }
 
 /// What is left of a crashed lab must not stand in the way of the next. Its control plane is new, so what was installed

@@ -33,11 +33,17 @@ impl csi::identity_server::Identity for Identity {
         &self,
         _: Request<csi::GetPluginCapabilitiesRequest>,
     ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
-        use csi::plugin_capability::{Service, Type, service};
-        // No controller: volumes are made from EnvironmentVolume objects. Topology says which nodes have a pool.
-        let service = Service { r#type: service::Type::VolumeAccessibilityConstraints.into() };
-        let capability = csi::PluginCapability { r#type: Some(Type::Service(service)) };
-        Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
+        use csi::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
+        // Topology says which nodes have a pool, and that a volume of a pod is on one.
+        let service = |service: service::Type| Type::Service(Service { r#type: service.into() });
+        let online = VolumeExpansion { r#type: volume_expansion::Type::Online.into() };
+        let capabilities = [
+            service(service::Type::ControllerService),
+            service(service::Type::VolumeAccessibilityConstraints),
+            Type::VolumeExpansion(online),
+        ]
+        .map(|capability| csi::PluginCapability { r#type: Some(capability) });
+        Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities: capabilities.into() }))
     }
 
     async fn probe(&self, _: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {

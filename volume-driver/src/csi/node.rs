@@ -1,15 +1,18 @@
-//! CSI node service: from the wire to [`crate::publish`] and back. Every call runs as a task of its own, so that a kubelet
+//! CSI node service: from the wire to [`crate::publish`], for volumes of environments, and [`crate::claim`], for those of
+//! other pods, and back. Every call runs as a task of its own, so that a kubelet
 //! that gives up waiting does not cut an operation off half way; its next call is answered ABORTED until that has ended.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use vivarium_api::names;
 
+use super::controller::{signed, topology};
+use super::wire::{claim_capability, environment_capability, path, to_the_end, volume_health, volume_id};
+use crate::claim::Claims;
+use crate::claim::request::{Range, is_claim};
 use crate::directory::VolumeName;
-use crate::ids::VolumeId;
 use crate::proto::csi;
 use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall};
 use crate::view::{Request as ViewRequest, ShowCall, Views};
@@ -28,39 +31,10 @@ pub struct Node {
     pub publisher: Arc<Publisher>,
     /// What shows trees to those who only read.
     pub views: Arc<Views>,
+    /// The volumes of ordinary pods.
+    pub claims: Arc<Claims>,
     /// Name of this node.
     pub name: String,
-}
-
-/// Runs a call to its end, whatever becomes of the caller.
-async fn to_the_end<T: Send + 'static>(
-    call: impl Future<Output = Result<T, Refusal>> + Send + 'static,
-) -> Result<Response<T>, Status> {
-    let result = tokio::spawn(call).await.unwrap_or_else(|error| Err(Refusal::CutOff(error.to_string())));
-    result.map(Response::new).map_err(|refusal| {
-        tracing::warn!(code = ?refusal.code(), "{refusal}");
-        refusal.into()
-    })
-}
-
-fn volume_id(text: &str) -> Result<VolumeId, Refusal> {
-    if text.is_empty() {
-        return Err(Refusal::Missing("volume_id"));
-    }
-    Ok(VolumeId::parse(text)?)
-}
-
-fn path(text: String, field: &'static str) -> Result<PathBuf, Refusal> {
-    let path = PathBuf::from(&text);
-    if text.is_empty() {
-        return Err(Refusal::Missing(field));
-    }
-    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    if path.is_absolute() && plain {
-        Ok(path)
-    } else {
-        Err(Refusal::Invalid { field, value: text, message: "it must be an absolute path without '..'".into() })
-    }
 }
 
 fn context(context: &HashMap<String, String>, key: &'static str) -> Result<String, Refusal> {
@@ -74,6 +48,11 @@ fn volume_name(of: &HashMap<String, String>) -> Result<VolumeName, Refusal> {
         value,
         message: "it must be '<namespace>/<name>' of an EnvironmentVolume".into(),
     })
+}
+
+/// A path that a volume may be mounted at. One that cannot be simply shows no volume.
+fn some_path(text: String) -> Result<std::path::PathBuf, Refusal> {
+    if text.is_empty() { Err(Refusal::Missing("volume_path")) } else { Ok(text.into()) }
 }
 
 /// What a pod asks to see, in a volume that stands in it alone.
@@ -93,43 +72,22 @@ fn view(request: csi::NodePublishVolumeRequest) -> Result<ShowCall, Refusal> {
     Ok(ShowCall { handle, target, namespace, request })
 }
 
-/// A volume of ours is a file tree that one pod writes.
-fn check_capability(capability: Option<&csi::VolumeCapability>) -> Result<(), Refusal> {
-    use csi::volume_capability::{AccessType, access_mode::Mode};
-    let capability = capability.ok_or(Refusal::Missing("volume_capability"))?;
-    let invalid = |value: String, message: &str| Refusal::Invalid {
-        field: "volume_capability",
-        value,
-        message: message.to_owned(),
-    };
-    match &capability.access_type {
-        None => return Err(Refusal::Missing("volume_capability.access_type")),
-        Some(AccessType::Block(_)) => {
-            return Err(invalid("block".into(), "an EnvironmentVolume is a file tree: use volumeMode Filesystem"));
-        }
-        Some(AccessType::Mount(_)) => {}
-    }
-    match capability.access_mode.map(|mode| mode.mode()) {
-        None | Some(Mode::Unknown) => Err(Refusal::Missing("volume_capability.access_mode")),
-        Some(Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter) => Ok(()),
-        Some(other) => Err(invalid(
-            other.as_str_name().into(),
-            "an EnvironmentVolume is written by one pod: use accessMode ReadWriteOnce",
-        )),
-    }
-}
-
 #[tonic::async_trait]
 impl csi::node_server::Node for Node {
     async fn node_stage_volume(
         &self,
         request: Request<csi::NodeStageVolumeRequest>,
     ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
-        let (publisher, request) = (self.publisher.clone(), request.into_inner());
+        let (publisher, claims, request) = (self.publisher.clone(), self.claims.clone(), request.into_inner());
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             path(request.staging_target_path, "staging_target_path")?;
-            check_capability(request.volume_capability.as_ref())?;
+            if is_claim(&id) {
+                claim_capability(request.volume_capability.as_ref())?;
+                claims.stage(id).await?;
+                return Ok(csi::NodeStageVolumeResponse {});
+            }
+            environment_capability(request.volume_capability.as_ref())?;
             let name = volume_name(&request.volume_context)?;
             publisher.stage(StageCall { id, name }).await?;
             Ok(csi::NodeStageVolumeResponse {})
@@ -145,7 +103,10 @@ impl csi::node_server::Node for Node {
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             path(request.staging_target_path, "staging_target_path")?;
-            publisher.unstage(&id).await?;
+            // Of the others nothing is outside the pool.
+            if !is_claim(&id) {
+                publisher.unstage(&id).await?;
+            }
             Ok(csi::NodeUnstageVolumeResponse {})
         })
         .await
@@ -156,6 +117,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodePublishVolumeRequest>,
     ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
         let (publisher, views, request) = (self.publisher.clone(), self.views.clone(), request.into_inner());
+        let claims = self.claims.clone();
         to_the_end(async move {
             // The kubelet says so; a persistent volume that says it is not one of ours.
             if request.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral == "true") {
@@ -165,7 +127,12 @@ impl csi::node_server::Node for Node {
             let id = volume_id(&request.volume_id)?;
             let target = path(request.target_path, "target_path")?;
             path(request.staging_target_path, "staging_target_path")?;
-            check_capability(request.volume_capability.as_ref())?;
+            if is_claim(&id) {
+                claim_capability(request.volume_capability.as_ref())?;
+                claims.publish(id, target, request.readonly).await?;
+                return Ok(csi::NodePublishVolumeResponse {});
+            }
+            environment_capability(request.volume_capability.as_ref())?;
             if request.readonly {
                 return Err(Refusal::Invalid {
                     field: "readonly",
@@ -190,11 +157,14 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
         let (publisher, views, request) = (self.publisher.clone(), self.views.clone(), request.into_inner());
+        let claims = self.claims.clone();
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             let target = path(request.target_path, "target_path")?;
             if Views::is_view(&id) {
                 views.unpublish(&id, &target)?;
+            } else if is_claim(&id) {
+                claims.unpublish(id, target).await?;
             } else {
                 publisher.unpublish(&id, target).await?;
             }
@@ -207,23 +177,60 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<csi::NodeGetVolumeStatsResponse>, Status> {
-        let (publisher, request) = (self.publisher.clone(), request.into_inner());
+        let (publisher, claims, request) = (self.publisher.clone(), self.claims.clone(), request.into_inner());
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
-            let path = path(request.volume_path, "volume_path")?;
+            let path = some_path(request.volume_path)?;
             if Views::is_view(&id) {
                 // What it holds counts against nobody. The kubelet takes an answer without numbers for a failure.
                 let usage = csi::VolumeUsage { unit: csi::volume_usage::Unit::Bytes.into(), ..Default::default() };
                 return Ok(csi::NodeGetVolumeStatsResponse { usage: vec![usage] });
             }
-            let usage = publisher.stats(&id, path).await?;
+            let usage = if is_claim(&id) {
+                claims.stats(id, path).await?.map(|usage| (usage.used, usage.limit))
+            } else {
+                publisher.stats(&id, path).await?
+            };
             let usage = usage.map(|(used, total)| csi::VolumeUsage {
-                available: total.saturating_sub(used) as i64,
-                total: total as i64,
-                used: used as i64,
+                available: signed(total.saturating_sub(used)),
+                total: signed(total),
+                used: signed(used),
                 unit: csi::volume_usage::Unit::Bytes.into(),
             });
             Ok(csi::NodeGetVolumeStatsResponse { usage: usage.into_iter().collect() })
+        })
+        .await
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<csi::NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<csi::NodeGetVolumeHealthResponse>, Status> {
+        let (claims, request) = (self.claims.clone(), request.into_inner());
+        to_the_end(async move {
+            let id = volume_id(&request.volume_id)?;
+            // How an environment's volume is, its object and its environment say.
+            let troubles = if is_claim(&id) { claims.health(id.clone()).await? } else { Vec::new() };
+            Ok(csi::NodeGetVolumeHealthResponse { volume_health: Some(volume_health(&id, troubles)) })
+        })
+        .await
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<csi::NodeExpandVolumeRequest>,
+    ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
+        let (claims, request) = (self.claims.clone(), request.into_inner());
+        to_the_end(async move {
+            let id = volume_id(&request.volume_id)?;
+            some_path(request.volume_path)?;
+            if let Some(capability) = &request.volume_capability {
+                claim_capability(Some(capability))?;
+            }
+            let range = request.capacity_range.unwrap_or_default();
+            let range = Range::new(range.required_bytes, range.limit_bytes)?;
+            // The size of an environment's disk is in its spec: for others than ours there is no such volume.
+            Ok(csi::NodeExpandVolumeResponse { capacity_bytes: signed(claims.expand(id, range).await?) })
         })
         .await
     }
@@ -233,8 +240,13 @@ impl csi::node_server::Node for Node {
         _: Request<csi::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
         use csi::node_service_capability::{Rpc, Type, rpc};
-        let capabilities = [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats]
-            .map(|rpc| csi::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: rpc.into() })) });
+        let capabilities = [
+            rpc::Type::StageUnstageVolume,
+            rpc::Type::GetVolumeStats,
+            rpc::Type::ExpandVolume,
+            rpc::Type::GetVolumeHealth,
+        ]
+        .map(|rpc| csi::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: rpc.into() })) });
         Ok(Response::new(csi::NodeGetCapabilitiesResponse { capabilities: capabilities.into() }))
     }
 
@@ -242,11 +254,12 @@ impl csi::node_server::Node for Node {
         &self,
         _: Request<csi::NodeGetInfoRequest>,
     ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
-        let segments = HashMap::from([(names::TOPOLOGY_POOL.to_owned(), "true".to_owned())]);
+        let mut topology = topology(&self.name);
+        topology.segments.insert(names::TOPOLOGY_POOL.to_owned(), "true".to_owned());
         Ok(Response::new(csi::NodeGetInfoResponse {
             node_id: self.name.clone(),
             max_volumes_per_node: 0,
-            accessible_topology: Some(csi::Topology { segments }),
+            accessible_topology: Some(topology),
         }))
     }
 }

@@ -1,10 +1,30 @@
-//! gRPC servers on Unix sockets of the node.
+//! gRPC servers on Unix sockets of the node, and the CSI services as one of them.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+use super::controller::Controller;
+use super::identity::Identity;
+use super::node::Node;
+use crate::pool::Pool;
+use crate::proto::csi::controller_server::ControllerServer;
+use crate::proto::csi::identity_server::IdentityServer;
+use crate::proto::csi::node_server::NodeServer;
+
+/// The services of the driver's socket.
+#[must_use]
+pub fn services(pool: Arc<Pool>, node: Node) -> Router {
+    Server::builder()
+        .add_service(IdentityServer::new(Identity { pool }))
+        .add_service(ControllerServer::new(Controller { claims: node.claims.clone() }))
+        .add_service(NodeServer::new(node))
+}
 
 /// A socket that cannot be served.
 #[derive(Debug, thiserror::Error)]

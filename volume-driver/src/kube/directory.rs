@@ -14,9 +14,10 @@ use serde_json::json;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::{DigestStatus, RestoreProgress, SourceStatus};
-use vivarium_api::v1alpha1::{EnvironmentVolume, EnvironmentVolumeStatus};
+use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeStatus};
 
 use super::{FIELD_MANAGER, is_conflict, is_gone};
+use crate::claim::TemplateDirectory;
 use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 use crate::journal::prove::Fingerprint;
@@ -139,6 +140,17 @@ impl VolumeDirectory for ClusterDirectory {
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
         apply(&self.api(&name.namespace), &name, volume, "source", json!({"source": source})).await
+    }
+}
+
+#[async_trait]
+impl TemplateDirectory for ClusterDirectory {
+    async fn template(&self, name: &str) -> Result<Option<EnvironmentTemplate>, String> {
+        let templates: Api<EnvironmentTemplate> = Api::all(self.client.clone());
+        match tokio::time::timeout(TIMEOUT, templates.get_opt(name)).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the API server does not answer".into()),
+        }
     }
 }
 

@@ -317,6 +317,12 @@ fn resolution(template: &EnvironmentTemplate) -> Option<(String, Vec<LayerDigest
     Some((status.digest.clone()?, layers))
 }
 
+/// Image reference by digest, and layers, if the image of the present spec was resolved.
+pub(crate) fn resolved(template: &EnvironmentTemplate) -> Option<(String, Vec<LayerDigest>)> {
+    let (digest, layers) = resolution(template)?;
+    Some((by_digest(&template.spec.image, &digest), layers))
+}
+
 /// A reference with the digest in place of one that it may have.
 fn by_digest(image: &str, digest: &str) -> String {
     format!("{}@{digest}", image.split('@').next().unwrap_or(image))

@@ -121,6 +121,8 @@ pub struct Pool {
     root: OwnedFd,
     templates: OwnedFd,
     volumes: OwnedFd,
+    claims: OwnedFd,
+    snapshots: OwnedFd,
     uuid: Uuid,
     quota: Quota,
 }
@@ -144,8 +146,19 @@ impl Pool {
         rustix::fs::fchmod(&root, Mode::RWXU).map_err(|e| PoolError::io("protect", &path)(e.into()))?;
         let uuid = btrfs::file_system_uuid(root.as_fd()).map_err(PoolError::io("identify", &path))?;
         let quota = quota(root.as_fd(), uuid);
-        let [templates, volumes] = ["templates", "volumes"].map(|name| subdirectory(root.as_fd(), name, &path));
-        let pool = Self { node: node.to_owned(), root, templates: templates?, volumes: volumes?, uuid, quota, path };
+        let [templates, volumes, claims, snapshots] =
+            ["templates", "volumes", "claims", "snapshots"].map(|name| subdirectory(root.as_fd(), name, &path));
+        let pool = Self {
+            node: node.to_owned(),
+            root,
+            templates: templates?,
+            volumes: volumes?,
+            claims: claims?,
+            snapshots: snapshots?,
+            uuid,
+            quota,
+            path,
+        };
         tracing::info!(path = %pool.path.display(), uuid = %pool.uuid, quota = ?pool.quota, space = ?pool.space().ok(), "the pool is ready");
         Ok(pool)
     }
@@ -184,6 +197,18 @@ impl Pool {
     #[must_use]
     pub fn volumes_path(&self) -> PathBuf {
         self.path.join("volumes")
+    }
+
+    /// Directory of the volumes of ordinary pods.
+    #[must_use]
+    pub fn claims(&self) -> BorrowedFd<'_> {
+        self.claims.as_fd()
+    }
+
+    /// Directory of the snapshots of those.
+    #[must_use]
+    pub fn snapshots(&self) -> BorrowedFd<'_> {
+        self.snapshots.as_fd()
     }
 
     /// UUID of the file system.

@@ -7,7 +7,7 @@
 
 pub mod decide;
 pub mod guard;
-mod mounts;
+pub(crate) mod mounts;
 mod refusal;
 
 use std::path::PathBuf;
@@ -251,7 +251,8 @@ impl Publisher {
                 At::Subvolume(uuid) if uuid == live.info.uuid => Ok(()),
                 At::Nothing => {
                     use std::os::fd::AsFd;
-                    mounts::bind(live.directory.as_fd(), &call.target).map_err(mount_error("mount the volume at"))
+                    mounts::bind(live.directory.as_fd(), &call.target, false)
+                        .map_err(mount_error("mount the volume at"))
                 }
                 At::Subvolume(_) | At::Other => {
                     Err(mount_error("mount the volume at")(std::io::Error::other("something else is mounted there")))

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use vivarium_sys::btrfs::{self, Uuid};
-use vivarium_sys::mount::{Attributes, NODEV, NOSUID, set_attributes};
+use vivarium_sys::mount::{Attributes, NODEV, NOSUID, RDONLY, set_attributes};
 
 use crate::pool;
 
@@ -37,11 +37,11 @@ pub fn at(path: &Path) -> io::Result<At> {
     Ok(btrfs::subvolume_at(directory.as_fd())?.map_or(At::Other, |info| At::Subvolume(info.uuid)))
 }
 
-/// Mounts a directory at `target`, which is made if it is not there.
+/// Mounts a directory at `target`, which is made if it is not there; `read_only` if nothing may be written there.
 ///
 /// # Errors
 /// As the kernel says.
-pub fn bind(source: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+pub fn bind(source: BorrowedFd<'_>, target: &Path, read_only: bool) -> io::Result<()> {
     match std::fs::create_dir(target) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -51,8 +51,10 @@ pub fn bind(source: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
         c"",
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
     )?;
-    // The pool is mounted without devices and set-user-ID, the environment needs both; only root reaches the target.
-    set_attributes(tree.as_fd(), &Attributes { clear: NODEV | NOSUID, ..Attributes::default() }, false)?;
+    // The pool is mounted without devices and set-user-ID, the environment needs both, and other pods have them on any
+    // volume; only root reaches the target.
+    let set = if read_only { RDONLY } else { 0 };
+    set_attributes(tree.as_fd(), &Attributes { set, clear: NODEV | NOSUID, ..Attributes::default() }, false)?;
     let place = pool::open_directory(target)?;
     rustix::mount::move_mount(
         &tree,

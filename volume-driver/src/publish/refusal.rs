@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tonic::{Code, Status};
 
+use crate::claim::ClaimError;
 use crate::directory::{DirectoryError, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
 use crate::journal::JournalError;
@@ -275,6 +276,9 @@ pub enum Refusal {
     /// Records of what is shown.
     #[error("the records of what is shown to pods cannot be kept: {0}")]
     ShownRecords(std::io::Error),
+    /// A volume of an ordinary pod.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// A task of ours ended by itself.
     #[error("the operation was cut off: {0}")]
     CutOff(String),
@@ -293,6 +297,7 @@ impl Refusal {
         match self {
             Self::Missing(_) | Self::Invalid { .. } => Code::InvalidArgument,
             Self::Busy(_) => Code::Aborted,
+            Self::Claim(error) => error.code(),
             // An unknown handle that cannot even be one is still an unknown volume.
             Self::BadId(_)
             | Self::NoObject { .. }
@@ -358,6 +363,7 @@ impl Refusal {
             | Self::TooManyViews { .. }
             | Self::ShownRecords(_)
             | Self::Journal(JournalError::CutOff { .. } | JournalError::Lost { .. })
+            | Self::Claim(_)
             | Self::CutOff(_) => return None,
             Self::NotStaged(_) | Self::DataMissing { .. } | Self::Volume(VolumeError::NotFound(_)) => "DataMissing",
             Self::OtherNode { .. } => "OtherNode",

@@ -8,7 +8,7 @@
 //! Nobody can write to a copy, and nothing that is done here changes a volume, its journal or who holds it.
 
 mod history;
-mod mount;
+pub(crate) mod mount;
 mod record;
 mod request;
 

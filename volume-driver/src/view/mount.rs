@@ -28,9 +28,30 @@ const INDEX_ROOM: &str = "64m";
 pub fn tree(live: &Path, layers: &[PathBuf], target: &Path) -> io::Result<()> {
     let live = open_directory(live)?;
     let upper = open_beneath(live.as_fd(), Path::new("upper"))?;
+    let layers = layers.iter().map(|layer| open_directory(layer));
+    let layers = std::iter::once(Ok(upper)).chain(layers).collect::<io::Result<Vec<_>>>()?;
+    place(overlay(&layers)?.as_fd(), &directory(target)?)?;
+    // As the shim shows them: what cannot lie on an overlay.
+    let root = open_directory(target)?;
+    for bind in default_binds() {
+        let Ok(data) = open_beneath(live.as_fd(), &Path::new("data").join(&bind.name)) else { continue };
+        let below = bind.target.strip_prefix("/").unwrap_or(&bind.target);
+        // Whoever made a link of it, or removed it, sees what is there.
+        if let Ok(at) = resolve(root.as_fd(), below) {
+            place(inert_clone(&data)?.as_fd(), &at)?;
+        }
+    }
+    Ok(())
+}
+
+/// The tree that directories make, the topmost first, as a mount that is nowhere and is gone with its descriptor. There are
+/// at least two.
+///
+/// # Errors
+/// As the kernel says.
+pub(crate) fn overlay(layers: &[OwnedFd]) -> io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let layers = layers.iter().map(|layer| open_directory(layer)).collect::<io::Result<Vec<_>>>()?;
-    for layer in std::iter::once(&upper).chain(&layers) {
+    for layer in layers {
         // By descriptor: a path may be too long for the call, which takes 255 bytes.
         fsconfig_set_string(context.as_fd(), "lowerdir+", format!("/proc/self/fd/{}", layer.as_raw_fd()))?;
     }
@@ -44,18 +65,7 @@ pub fn tree(live: &Path, layers: &[PathBuf], target: &Path) -> io::Result<()> {
     for (key, value) in options {
         fsconfig_set_string(context.as_fd(), key, value)?;
     }
-    place(make(&context)?.as_fd(), &directory(target)?)?;
-    // As the shim shows them: what cannot lie on an overlay.
-    let root = open_directory(target)?;
-    for bind in default_binds() {
-        let Ok(data) = open_beneath(live.as_fd(), &Path::new("data").join(&bind.name)) else { continue };
-        let below = bind.target.strip_prefix("/").unwrap_or(&bind.target);
-        // Whoever made a link of it, or removed it, sees what is there.
-        if let Ok(at) = resolve(root.as_fd(), below) {
-            place(inert_clone(&data)?.as_fd(), &at)?;
-        }
-    }
-    Ok(())
+    make(&context)
 }
 
 /// Mounts a directory with one file at `target`.

@@ -47,7 +47,7 @@ impl Volumes {
     /// # Errors
     /// The pool fails.
     pub fn set_aside(&self, id: &VolumeId, epoch: u64, now: SystemTime) -> Result<(), VolumeError> {
-        let parent = self.pool.volumes();
+        let parent = self.parent();
         let mut since = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         loop {
             let name = Diverged { since, volume: id.clone(), epoch }.name();
@@ -72,7 +72,7 @@ impl Volumes {
     /// Where such a tree is.
     #[must_use]
     pub fn diverged_path(&self, diverged: &Diverged) -> PathBuf {
-        self.pool.volumes_path().join(diverged.name())
+        self.path().join(diverged.name())
     }
 
     /// Destroys what was set aside longer ago than `retention`, and more while the pool is nearly full.

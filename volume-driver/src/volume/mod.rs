@@ -4,6 +4,7 @@
 //! one. A volume is there whole or not at all: it is made and destroyed under another name. Everything of a volume,
 //! subvolumes that a tenant makes inside included, counts against one quota group `1/<subvolume>` with one limit.
 
+mod described;
 pub mod diverged;
 pub mod record;
 pub mod standby;
@@ -116,10 +117,42 @@ fn limit_on_the_way(size: u64) -> u64 {
     limit_for(size).saturating_mul(2)
 }
 
-/// The volumes in the pool of this node.
+/// Whose volumes: each kind has a directory of the pool of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Those of environments.
+    Environments,
+    /// Those of ordinary pods.
+    Claims,
+    /// Snapshots of those of ordinary pods.
+    Snapshots,
+}
+
+impl Place {
+    const ALL: [Self; 3] = [Self::Environments, Self::Claims, Self::Snapshots];
+
+    fn directory(self, pool: &Pool) -> BorrowedFd<'_> {
+        match self {
+            Self::Environments => pool.volumes(),
+            Self::Claims => pool.claims(),
+            Self::Snapshots => pool.snapshots(),
+        }
+    }
+
+    fn path(self, pool: &Pool) -> PathBuf {
+        match self {
+            Self::Environments => pool.volumes_path(),
+            Self::Claims => pool.path().join("claims"),
+            Self::Snapshots => pool.path().join("snapshots"),
+        }
+    }
+}
+
+/// The volumes of one kind in the pool of this node.
 #[derive(Clone, Debug)]
 pub struct Volumes {
     pool: Arc<Pool>,
+    place: Place,
 }
 
 impl Volumes {
@@ -128,11 +161,19 @@ impl Volumes {
     /// # Errors
     /// The pool fails.
     pub fn open(pool: Arc<Pool>) -> Result<Self, PoolError> {
-        let volumes = Self { pool };
+        Self::open_at(pool, Place::Environments)
+    }
+
+    /// As [`Self::open`], for volumes of any kind.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn open_at(pool: Arc<Pool>, place: Place) -> Result<Self, PoolError> {
+        let volumes = Self { pool, place };
         for name in volumes.names()? {
             if name.starts_with(PARTIAL) || name.starts_with(DELETED) {
                 tracing::info!(name, "removing a volume that was half made or half destroyed");
-                let path = volumes.pool.volumes_path().join(&name);
+                let path = volumes.path().join(&name);
                 volumes.destroy(&name).map_err(PoolError::io("remove", &path))?;
             }
         }
@@ -140,10 +181,19 @@ impl Volumes {
         Ok(volumes)
     }
 
+    /// The directory that they are in.
+    fn parent(&self) -> BorrowedFd<'_> {
+        self.place.directory(&self.pool)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.place.path(&self.pool)
+    }
+
     /// Path of the live subvolume.
     #[must_use]
     pub fn live_path(&self, id: &VolumeId) -> PathBuf {
-        self.pool.volumes_path().join(id.as_str()).join(LIVE)
+        self.path().join(id.as_str()).join(LIVE)
     }
 
     /// Every volume that is there.
@@ -159,7 +209,7 @@ impl Volumes {
     /// # Errors
     /// [`VolumeError::NotFound`], or the pool fails.
     pub fn get(&self, id: &VolumeId) -> Result<Live, VolumeError> {
-        let directory = match open_beneath(self.pool.volumes(), &Path::new(id.as_str()).join(LIVE)) {
+        let directory = match open_beneath(self.parent(), &Path::new(id.as_str()).join(LIVE)) {
             Ok(directory) => directory,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::NotFound(id.clone())),
             Err(error) => return Err(failed("open the live subvolume", id)(error)),
@@ -227,7 +277,7 @@ impl Volumes {
         fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<(), E> {
         self.pool.require(FRESH).map_err(VolumeError::from)?;
-        let (parent, directory) = (self.pool.volumes(), self.directory(id)?);
+        let (parent, directory) = (self.parent(), self.directory(id)?);
         let partial = format!("{PARTIAL}{id}");
         self.destroy(&partial).map_err(failed("remove the remains", id))?;
         let done = self.make(id, &partial, size, fill).and_then(|()| {
@@ -249,7 +299,7 @@ impl Volumes {
         size: u64,
         fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<(), E> {
-        let parent = self.pool.volumes();
+        let parent = self.parent();
         let partial = format!("{PARTIAL}{}", name.trim_start_matches('.'));
         self.destroy(&partial).map_err(failed("remove the remains", id))?;
         let made = self.make(id, &partial, size, fill);
@@ -274,7 +324,7 @@ impl Volumes {
         size: u64,
         fill: impl FnOnce(&OwnedFd) -> Result<(), E>,
     ) -> Result<(), E> {
-        let parent = self.pool.volumes();
+        let parent = self.parent();
         rustix::fs::mkdirat(parent, partial, Mode::RWXU).map_err(failed("make the directory", id))?;
         let directory = open_beneath(parent, Path::new(partial)).map_err(failed("open the directory", id))?;
         btrfs::create_subvolume(directory.as_fd(), c"live").map_err(failed("make the live subvolume", id))?;
@@ -304,7 +354,7 @@ impl Volumes {
     /// # Errors
     /// [`VolumeError::NotFound`], or the pool fails.
     pub fn directory(&self, id: &VolumeId) -> Result<OwnedFd, VolumeError> {
-        match open_beneath(self.pool.volumes(), Path::new(id.as_str())) {
+        match open_beneath(self.parent(), Path::new(id.as_str())) {
             Ok(directory) => Ok(directory),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(id.clone())),
             Err(error) => Err(failed("open the directory", id)(error)),
@@ -314,7 +364,7 @@ impl Volumes {
     /// Its path.
     #[must_use]
     pub fn directory_path(&self, id: &VolumeId) -> PathBuf {
-        self.pool.volumes_path().join(id.as_str())
+        self.path().join(id.as_str())
     }
 
     /// The pool that they are in.
@@ -368,7 +418,7 @@ impl Volumes {
 
     /// Destroys what lies under `name`, which is called `deleted` first.
     fn delete_as(&self, id: &VolumeId, name: &str, deleted: &str) -> Result<(), VolumeError> {
-        let parent = self.pool.volumes();
+        let parent = self.parent();
         self.destroy(deleted).map_err(failed("remove the remains", id))?;
         match rustix::fs::renameat(parent, name, parent, deleted) {
             Ok(()) => passed("volume-unnamed"),
@@ -382,7 +432,7 @@ impl Volumes {
 
     /// Destroys a directory of a volume by its present name, if it is there.
     fn destroy(&self, name: &str) -> io::Result<()> {
-        let parent = self.pool.volumes();
+        let parent = self.parent();
         let directory = match open_beneath(parent, Path::new(name)) {
             Ok(directory) => directory,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -421,13 +471,18 @@ impl Volumes {
         if self.pool.quota() == Quota::None {
             return;
         }
-        let used: Vec<u64> = match self.list() {
-            Ok(list) => list.iter().filter_map(|id| Some(self.get(id).ok()?.info.id)).collect(),
-            Err(error) => {
-                tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
-                return;
+        // The groups are of the whole pool.
+        let mut used = Vec::new();
+        for place in Place::ALL {
+            let there = Self { pool: self.pool.clone(), place };
+            match there.list() {
+                Ok(list) => used.extend(list.iter().filter_map(|id| Some(there.get(id).ok()?.info.id))),
+                Err(error) => {
+                    tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
+                    return;
+                }
             }
-        };
+        }
         let groups = match btrfs::qgroups(self.pool.uuid(), 1) {
             Ok(groups) => groups,
             Err(error) => {
@@ -447,8 +502,8 @@ impl Volumes {
     }
 
     fn names(&self) -> Result<Vec<String>, PoolError> {
-        let path = self.pool.volumes_path();
-        names_in(self.pool.volumes()).map_err(PoolError::io("list", &path))
+        let path = self.path();
+        names_in(self.parent()).map_err(PoolError::io("list", &path))
     }
 }
 

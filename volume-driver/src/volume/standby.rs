@@ -47,7 +47,7 @@ impl Volumes {
     /// The pool fails.
     pub fn standby(&self, id: &VolumeId) -> Result<Option<Standby>, VolumeError> {
         loop {
-            let directory = match open_beneath(self.pool.volumes(), Path::new(&name(id))) {
+            let directory = match open_beneath(self.parent(), Path::new(&name(id))) {
                 Ok(directory) => directory,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(failed("open the copy", id)(error)),
@@ -132,7 +132,7 @@ impl Standby {
                 .map_err(failed("set the size"))?;
         }
         self.begin()?;
-        let (parent, flags) = (self.volumes.pool.volumes(), rustix::fs::RenameFlags::NOREPLACE);
+        let (parent, flags) = (self.volumes.parent(), rustix::fs::RenameFlags::NOREPLACE);
         rustix::fs::renameat_with(parent, name(&self.id), parent, self.id.as_str(), flags)
             .map_err(|error| failed("make the volume from the copy")(error.into()))
     }

@@ -68,13 +68,13 @@ impl Volumes {
     /// Where the tree of a copy is.
     #[must_use]
     pub fn view_path(&self, view: &View) -> PathBuf {
-        self.pool.volumes_path().join(view.to_string()).join(LIVE)
+        self.path().join(view.to_string()).join(LIVE)
     }
 
     /// Whether a copy is there.
     #[must_use]
     pub fn has_view(&self, view: &View) -> bool {
-        open_beneath(self.pool.volumes(), &PathBuf::from(view.to_string()).join(LIVE)).is_ok()
+        open_beneath(self.parent(), &PathBuf::from(view.to_string()).join(LIVE)).is_ok()
     }
 
     /// Every copy that is there.
@@ -119,7 +119,7 @@ impl Volumes {
     /// # Errors
     /// The subvolume is being destroyed, or the pool fails; nothing is left of the copy then, or until the next start.
     pub fn snapshot_view(&self, view: &View, source: BorrowedFd<'_>) -> Result<(), VolumeError> {
-        let (id, parent, name) = (&view.volume, self.pool.volumes(), view.to_string());
+        let (id, parent, name) = (&view.volume, self.parent(), view.to_string());
         let partial = format!("{PARTIAL}{}", name.trim_start_matches('.'));
         self.destroy(&partial).map_err(failed("remove the remains", id))?;
         rustix::fs::mkdirat(parent, &partial, Mode::RWXU).map_err(failed("make the directory", id))?;
@@ -140,7 +140,7 @@ impl Volumes {
     pub fn touch_view(&self, view: &View) -> Result<(), VolumeError> {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
-        match rustix::fs::utimensat(self.pool.volumes(), view.to_string(), &times, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::utimensat(self.parent(), view.to_string(), &times, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(error) => Err(failed("note the use of a copy", &view.volume)(error)),
         }
@@ -149,7 +149,7 @@ impl Volumes {
     /// For how long nobody has begun or ended to use a copy.
     #[must_use]
     pub fn view_idle(&self, view: &View, now: SystemTime) -> Duration {
-        let path = self.pool.volumes_path().join(view.to_string());
+        let path = self.path().join(view.to_string());
         let used = std::fs::metadata(path).and_then(|metadata| metadata.modified());
         used.ok().and_then(|used| now.duration_since(used).ok()).unwrap_or_default()
     }
@@ -159,7 +159,7 @@ impl Volumes {
     /// # Errors
     /// The pool fails; what is left goes with the next start.
     pub fn drop_view(&self, view: &View) -> Result<(), VolumeError> {
-        let (id, parent, name) = (&view.volume, self.pool.volumes(), view.to_string());
+        let (id, parent, name) = (&view.volume, self.parent(), view.to_string());
         let deleted = format!("{}{}", super::DELETED, name.trim_start_matches('.'));
         self.destroy(&deleted).map_err(failed("remove the remains", id))?;
         match rustix::fs::renameat(parent, &name, parent, &deleted) {

@@ -11,14 +11,18 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use vivarium_api::v1alpha1::volume::{DigestStatus, Holder, RestoreProgress, SourceStatus, VolumeTemplate};
 use vivarium_api::v1alpha1::{
-    Condition, ConditionStatus, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus, condition,
+    Condition, ConditionStatus, EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus,
+    condition,
 };
+use vivarium_node::claim::TemplateDirectory;
 use vivarium_node::directory::{DirectoryError, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
 use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::prove::Fingerprint;
 
 #[derive(Clone)]
 pub struct Cluster {
+    /// Its one template, if it has one.
+    pub template: Arc<Mutex<Option<EnvironmentTemplate>>>,
     object: watch::Sender<Option<EnvironmentVolume>>,
     pub reports: Arc<Mutex<Vec<Published>>>,
 }
@@ -40,7 +44,8 @@ impl Cluster {
         );
         object.metadata.uid = Some(uid.into());
         object.metadata.namespace = Some("team-a".into());
-        let cluster = Self { object: watch::Sender::new(Some(object)), reports: Arc::default() };
+        let cluster =
+            Self { template: Arc::default(), object: watch::Sender::new(Some(object)), reports: Arc::default() };
         cluster.give("n1", "s1", 1);
         cluster
     }
@@ -125,5 +130,13 @@ impl VolumeDirectory for Cluster {
     async fn branched(&self, _: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         self.status(|status| status.source = Some(source));
         Ok(())
+    }
+}
+
+#[async_trait]
+impl TemplateDirectory for Cluster {
+    async fn template(&self, name: &str) -> Result<Option<EnvironmentTemplate>, String> {
+        let template = self.template.lock().unwrap().clone();
+        Ok(template.filter(|template| template.metadata.name.as_deref() == Some(name)))
     }
 }

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use vivarium_node::authority::Promises;
 use vivarium_node::authority::published::Leases;
+use vivarium_node::claim::Claims;
 use vivarium_node::csi::node::Node;
 use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::keeper::Keeper;
@@ -106,7 +107,8 @@ impl TestNode {
         };
         let publisher = Arc::new(publisher);
         let views = Arc::new(Views::open(publisher.clone(), &self.run()).unwrap());
-        Node { publisher, views, name: "n1".into() }
+        let claims = Arc::new(Claims::open(&publisher, Arc::new(cluster.clone())).unwrap());
+        Node { publisher, views, claims, name: "n1".into() }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 pub use debian::{Package, ensure, ensure_packages, unpacked};
-use modules::{MODULES, Module};
+use modules::{MODULES, Module, TESTS};
 use sha2::{Digest, Sha256};
 
 use crate::{cache, command, progress::Progress, workspace};
@@ -54,13 +54,22 @@ impl Programs {
     }
 }
 
-/// Builds what is not in the cache yet.
+/// Builds what the lab consists of and is not in the cache yet.
 pub fn ensure_programs() -> Result<Programs, Error> {
+    ensure_of(MODULES, "building the programs of the lab: about 20 minutes on two cores when nothing is cached")
+}
+
+/// The same for what only tests need.
+pub fn ensure_test_programs() -> Result<Programs, Error> {
+    ensure_of(TESTS, "building the programs of tests: a minute when nothing is cached")
+}
+
+fn ensure_of(modules: &'static [Module], announcement: &str) -> Result<Programs, Error> {
     let folder = workspace::root()?.join("hack/modules");
     let go = command::run(&mut command::command("go", ["version"])).map_err(|source| Error::NoGo { source })?;
     let mut programs = BTreeMap::new();
     let mut missing = Vec::new();
-    for module in MODULES {
+    for module in modules {
         let place = place(module, &folder.join(module.name), go.trim())?;
         programs.extend(module.programs.iter().map(|program| (program.name, place.join(program.name))));
         if !place.is_dir() {
@@ -72,7 +81,7 @@ pub fn ensure_programs() -> Result<Programs, Error> {
     }
     let lock = cache::root();
     let _lock = cache::lock("build").map_err(file("lock", &lock))?;
-    eprintln!("building the programs of the lab: about 20 minutes on two cores when nothing is cached");
+    eprintln!("{announcement}");
     let mut progress = Progress::new(missing.iter().map(|(module, _)| module.programs.len()).sum());
     for (module, place) in missing {
         build(module, &folder.join(module.name), &place, &mut progress)?;

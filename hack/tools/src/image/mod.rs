@@ -7,6 +7,7 @@ pub mod binaries;
 mod closure;
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     fs, io,
     path::{Path, PathBuf},
@@ -24,6 +25,8 @@ pub const REGISTRY: &str = "10.250.0.1:5000";
 
 /// What nodes need of btrfs-progs, besides the kernel.
 const MKFS: &str = "/usr/sbin/mkfs.btrfs";
+/// What nodes need of coreutils: volumes that begin with a tree are copied.
+const CP: &str = "/usr/bin/cp";
 /// Where programs look for the certificates of authorities.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Certificates of Debian's package ca-certificates, for templates that are pulled over TLS.
@@ -139,9 +142,12 @@ fn node(binaries: &binaries::Binaries) -> Result<Recipe, ImageError> {
     entries.push(Entry::file("/usr/local/bin/ve-reader", &binaries.reader, 0o755));
     // Not run here: `install-runtime` copies it to the node.
     entries.push(Entry::file("/usr/local/bin/containerd-shim-vivarium-v1", &binaries.shim, 0o755));
-    entries.push(Entry::file(MKFS, MKFS, 0o755));
-    entries
-        .extend(closure::of(Path::new(MKFS))?.into_iter().map(|library| Entry::file(library.clone(), library, 0o755)));
+    let mut files = BTreeSet::new();
+    for program in [MKFS, CP] {
+        files.insert(PathBuf::from(program));
+        files.extend(closure::of(Path::new(program))?);
+    }
+    entries.extend(files.into_iter().map(|file| Entry::file(file.clone(), file, 0o755)));
     Ok(Recipe { name: "node", entries, entrypoint: "/usr/local/bin/vivarium-node", user: "0:0" })
 }
 

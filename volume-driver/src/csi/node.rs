@@ -14,7 +14,7 @@ use crate::claim::Claims;
 use crate::claim::request::{Range, is_claim};
 use crate::directory::VolumeName;
 use crate::proto::csi;
-use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall};
+use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall, blocking};
 use crate::view::{Request as ViewRequest, ShowCall, Views};
 
 /// Volume context: name of the pod that is being started (`podInfoOnMount`).
@@ -220,16 +220,24 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeExpandVolumeRequest>,
     ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
-        let (claims, request) = (self.claims.clone(), request.into_inner());
+        let (publisher, claims, request) = (self.publisher.clone(), self.claims.clone(), request.into_inner());
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
             some_path(request.volume_path)?;
+            if !is_claim(&id) {
+                // The disk of an environment is as large as its spec says, live: the kubelet, which sees that the claim has
+                // grown before it mounts, only has to hear how large.
+                let volumes = publisher.volumes.clone();
+                let usage = blocking(move || Ok(volumes.usage(&id)?)).await?;
+                return Ok(csi::NodeExpandVolumeResponse {
+                    capacity_bytes: usage.map_or(0, |usage| signed(usage.limit)),
+                });
+            }
             if let Some(capability) = &request.volume_capability {
                 claim_capability(Some(capability))?;
             }
             let range = request.capacity_range.unwrap_or_default();
             let range = Range::new(range.required_bytes, range.limit_bytes)?;
-            // The size of an environment's disk is in its spec: for others than ours there is no such volume.
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: signed(claims.expand(id, range).await?) })
         })
         .await

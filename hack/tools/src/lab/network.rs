@@ -62,8 +62,11 @@ pub fn create_node(node: Node, all: impl Iterator<Item = Node>) -> Result<(), Er
     let (name, namespace) = (node.name(), node.namespace());
     let outside = format!("ip -n {CONTROL_PLANE}");
     // The kernel takes a namespace apart in its own time, and the cable's end in this one goes with it.
-    if !shown(node).is_empty() {
-        words(&format!("{outside} link del {name}"))?;
+    if !shown(node).is_empty()
+        && let Err(error) = words(&format!("{outside} link del {name}"))
+        && !shown(node).is_empty()
+    {
+        return Err(error);
     }
     words(&format!("ip netns add {namespace}"))?;
     let inside = format!("ip -n {namespace}");

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, RenameFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use vivarium_fail_point::passed;
 use vivarium_sys::btrfs;
 
 use super::{LIVE, Live, PARTIAL, VolumeError, Volumes, failed, limit_for};
@@ -51,7 +50,6 @@ impl Volumes {
         self.half_snapshot(id, source, |partial| {
             let what = what()?;
             self.write_description(partial, id, &what)?;
-            passed("snapshot-described");
             rustix::fs::renameat_with(parent, partial, parent, name, RenameFlags::NOREPLACE)
                 .map_err(failed("name the directory", id))?;
             Ok(what)

@@ -54,7 +54,6 @@ fn answers_of_both_witnesses_are_lost() {
 
 /// The whole cable: the witness does not hear the environments either, which go on until the promise is over.
 #[test]
-#[ignore = "long: hack/drill run the_cable_is_pulled"]
 fn the_cable_is_pulled() {
     let drill = Drill::new(count(3));
     let cut = drill.cut();

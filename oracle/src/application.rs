@@ -87,7 +87,11 @@ impl Home {
                 output(self.sqlite().arg(format!("PRAGMA journal_mode={mode}; {table};")))?;
             }
             Application::Postgres => {
-                output(unprivileged("initdb").args(["--no-sync", "-A", "trust", "-U", "v", "-D"]).arg(self.data()))?;
+                output(
+                    unprivileged(&of_postgres("initdb"))
+                        .args(["--no-sync", "-A", "trust", "-U", "v", "-D"])
+                        .arg(self.data()),
+                )?;
                 let server = Server::start(self)?;
                 output(server.psql().args(["-c", "CREATE TABLE t (n bigint PRIMARY KEY, content text)"]))?;
             }
@@ -281,8 +285,15 @@ fn output(command: &mut Command) -> io::Result<String> {
     Err(io::Error::other(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
+/// A program of the database server. Debian has them by version, where no `PATH` leads.
+fn of_postgres(program: &str) -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions.map(|version| version.path().join("bin").join(program)).filter(|path| path.is_file());
+    found.max().unwrap_or_else(|| program.into())
+}
+
 /// A program that refuses to be run by root, for files of root: root by another name.
-fn unprivileged(program: &str) -> Command {
+fn unprivileged(program: &Path) -> Command {
     // Whoever started it may be killed, and then it dies with it.
     let mut command = Command::new("setpriv");
     command.args([
@@ -297,8 +308,8 @@ fn unprivileged(program: &str) -> Command {
         // The segment by which postgres knows that another server runs goes with the processes.
         "--ipc",
         "--fork",
-        program,
     ]);
+    command.arg(program);
     command
 }
 
@@ -314,7 +325,7 @@ impl Server {
         // What the one before has left, if it was on another machine or in another life.
         let _ = fs::remove_file(home.data().join("postmaster.pid"));
         let log = fs::File::create(home.aside.path().join("log"))?;
-        let mut command = unprivileged("postgres");
+        let mut command = unprivileged(&of_postgres("postgres"));
         command.arg("-D").arg(home.data()).arg("-k").arg(home.aside.path());
         command.args(["-c", "listen_addresses=", "-c", "shared_buffers=4MB", "-c", "max_connections=10"]);
         // What it shares among processes must not outlive them.

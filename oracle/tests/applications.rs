@@ -1,7 +1,7 @@
 //! Real programs lose their node while they work: databases, a repository, a package manager. Where another node takes over,
 //! each must find its own data whole, with every transaction that it had made last when a commit began that was acknowledged.
 //!
-//! Needs sqlite3, `PostgreSQL`, git and dpkg on this machine.
+//! Needs sqlite3, `PostgreSQL`, git and dpkg on this machine: `hack/test` installs them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what must hold by unwrapping it")]
 

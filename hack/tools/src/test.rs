@@ -90,6 +90,7 @@ const STEPS: &[Step] = &[
     }),
     ("deny", "licences, advisories and sources of dependencies", |c| own(c, &["deny"])),
     ("unit", "pure parts, and the parts that meet the kernel, as root", |c| {
+        build::ensure_tested()?;
         // Of the end-to-end tests only what they are made of: the rest needs the lab.
         Ok(cargo(c, &["test", "--workspace", "--exclude", "vivarium-e2e", "--locked", "--quiet"])?
             && cargo(c, &["test", "-p", "vivarium-e2e", "--lib", "--locked", "--quiet"])?)

@@ -33,6 +33,16 @@ const PACKAGES: &[Package] = &[
     ("util-linux", &["/usr/bin/nsenter"]),
 ];
 
+/// What tests of pure parts, and of those that meet the kernel, need beside that: programs whose files journals bring back.
+const TESTED: &[Package] = &[
+    ("dpkg", &["/usr/bin/dpkg-deb"]),
+    ("git", &["/usr/bin/git"]),
+    ("postgresql", &["/usr/lib/postgresql"]),
+    ("sqlite3", &["/usr/bin/sqlite3"]),
+];
+/// Where it is said whether Debian's `PostgreSQL` makes a database and starts a server when it is installed: no test needs that.
+const CLUSTER: &str = "/etc/postgresql-common";
+
 /// Packages of the table none of whose files are there.
 fn missing(table: &[Package], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
     table.iter().filter(|(_, files)| !files.iter().any(|file| exists(file))).map(|(package, _)| *package).collect()
@@ -41,6 +51,18 @@ fn missing(table: &[Package], exists: impl Fn(&str) -> bool) -> Vec<&'static str
 /// Installs what the lab and every build need and lack.
 pub fn ensure_packages() -> Result<(), Error> {
     ensure(PACKAGES)
+}
+
+/// Installs what tests need and lack.
+pub fn ensure_tested() -> Result<(), Error> {
+    ensure_packages()?;
+    let lacks_postgres = missing(TESTED, |file| Path::new(file).exists()).contains(&"postgresql");
+    let (folder, choice) = (Path::new(CLUSTER), Path::new(CLUSTER).join("createcluster.conf"));
+    if lacks_postgres && !choice.exists() {
+        fs::create_dir_all(folder).map_err(file("make", folder))?;
+        fs::write(&choice, "create_main_cluster = false\n").map_err(file("write", &choice))?;
+    }
+    ensure(TESTED)
 }
 
 /// Installs what is missing with apt-get and says what.

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-pub use debian::{Package, ensure, ensure_packages, unpacked};
+pub use debian::{Package, ensure, ensure_packages, ensure_tested, unpacked};
 use modules::{MODULES, Module, TESTS};
 use sha2::{Digest, Sha256};
 

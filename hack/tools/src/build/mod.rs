@@ -64,13 +64,16 @@ pub fn ensure_test_programs() -> Result<Programs, Error> {
     ensure_of(TESTS, "building the programs of tests: a minute when nothing is cached")
 }
 
+/// Whether all that the lab consists of is in the cache.
+pub fn has_programs() -> Result<bool, Error> {
+    Ok(places(MODULES)?.iter().all(|(_, place)| place.is_dir()))
+}
+
 fn ensure_of(modules: &'static [Module], announcement: &str) -> Result<Programs, Error> {
     let folder = workspace::root()?.join("hack/modules");
-    let go = command::run(&mut command::command("go", ["version"])).map_err(|source| Error::NoGo { source })?;
     let mut programs = BTreeMap::new();
     let mut missing = Vec::new();
-    for module in modules {
-        let place = place(module, &folder.join(module.name), go.trim())?;
+    for (module, place) in places(modules)? {
         programs.extend(module.programs.iter().map(|program| (program.name, place.join(program.name))));
         if !place.is_dir() {
             missing.push((module, place));
@@ -87,6 +90,13 @@ fn ensure_of(modules: &'static [Module], announcement: &str) -> Result<Programs,
         build(module, &folder.join(module.name), &place, &mut progress)?;
     }
     Ok(Programs(programs))
+}
+
+/// Where the build of each belongs.
+fn places(modules: &'static [Module]) -> Result<Vec<(&'static Module, PathBuf)>, Error> {
+    let folder = workspace::root()?.join("hack/modules");
+    let go = command::run(&mut command::command("go", ["version"])).map_err(|source| Error::NoGo { source })?;
+    modules.iter().map(|module| Ok((module, place(module, &folder.join(module.name), go.trim())?))).collect()
 }
 
 /// Where the build of this module belongs.

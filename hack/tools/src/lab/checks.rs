@@ -8,10 +8,13 @@ use super::{
     error::{Error, refused},
     state::Layout,
 };
-use crate::cache;
+use crate::{build, cache};
 
-/// Free space that programs, images and a few environments take.
-const DISK_GIB: u64 = 15;
+/// Free space for the disks of nodes with a few environments on them, and for the object store.
+const LAB_GIB: u64 = 5;
+
+/// Free space for programs and images, and for what they are built from, where they are not in the cache.
+const BUILD_GIB: u64 = 10;
 
 /// What was found on the machine.
 struct Machine {
@@ -21,8 +24,14 @@ struct Machine {
     filesystems: String,
     user_namespaces: u64,
     has_cgroups: bool,
-    /// Place and free GiB.
-    disks: Vec<(String, u64)>,
+    disks: Vec<Disk>,
+}
+
+/// Room at a place.
+struct Disk {
+    place: String,
+    free_gib: u64,
+    needed_gib: u64,
 }
 
 /// Refuses with a list of all that is missing.
@@ -42,7 +51,7 @@ pub fn machine(layout: &Layout) -> Result<(), Error> {
         user_namespaces: maximum.trim().parse().unwrap_or(0),
         has_cgroups: Path::new("/sys/fs/cgroup/memory").is_dir()
             || Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
-        disks: [layout.root().to_path_buf(), cache::root()].iter().filter_map(|path| free(path)).collect(),
+        disks: disks(layout)?,
     };
     let missing = missing(&machine);
     if missing.is_empty() {
@@ -85,25 +94,39 @@ fn missing(machine: &Machine) -> Vec<String> {
         machine.has_cgroups,
         "no memory controller at /sys/fs/cgroup: mount cgroup2 or the cgroup v1 controllers there",
     );
-    for (place, gib) in &machine.disks {
+    for Disk { place, free_gib, needed_gib } in &machine.disks {
         let sentence = format!(
-            "{gib} GiB are free at {place} and {DISK_GIB} are needed: free some, or set VIVARIUM_LAB and VIVARIUM_CACHE"
+            "{free_gib} GiB are free at {place} and {needed_gib} are needed: free some, or set VIVARIUM_LAB and \
+             VIVARIUM_CACHE"
         );
-        require(*gib >= DISK_GIB, &sentence);
+        require(free_gib >= needed_gib, &sentence);
     }
     missing
 }
 
-/// Free GiB at a place that need not exist yet.
-fn free(path: &Path) -> Option<(String, u64)> {
+/// What is still to be made wants room; what an earlier run made has it already.
+fn disks(layout: &Layout) -> Result<Vec<Disk>, Error> {
+    let lab = if layout.cluster()?.is_some() { 0 } else { LAB_GIB };
+    let build = if build::has_programs()? { 0 } else { BUILD_GIB };
+    let places = [(layout.root().to_path_buf(), lab), (cache::root(), build)];
+    Ok(places.iter().filter_map(|(path, needed)| disk(path, *needed)).collect())
+}
+
+/// Of a place that need not exist yet.
+fn disk(path: &Path, needed_gib: u64) -> Option<Disk> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     let space = rustix::fs::statvfs(existing).ok()?;
-    Some((path.display().to_string(), (space.f_bavail * space.f_frsize) >> 30))
+    let free_gib = (space.f_bavail * space.f_frsize) >> 30;
+    Some(Disk { place: path.display().to_string(), free_gib, needed_gib })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn disk(free_gib: u64) -> Disk {
+        Disk { place: "/var".into(), free_gib, needed_gib: LAB_GIB }
+    }
 
     fn good() -> Machine {
         Machine {
@@ -112,7 +135,7 @@ mod tests {
             filesystems: "nodev\toverlay\n\tbtrfs\n".into(),
             user_namespaces: 1,
             has_cgroups: true,
-            disks: vec![("/var".into(), DISK_GIB)],
+            disks: vec![disk(LAB_GIB)],
         }
     }
 
@@ -131,7 +154,7 @@ mod tests {
             (Machine { filesystems: "nodev\toverlay\n\tbtrfs2\n".into(), ..good() }, "btrfs"),
             (Machine { user_namespaces: 0, ..good() }, "user.max_user_namespaces"),
             (Machine { has_cgroups: false, ..good() }, "cgroup"),
-            (Machine { disks: vec![("/var".into(), 3)], ..good() }, "3 GiB are free at /var"),
+            (Machine { disks: vec![disk(LAB_GIB), disk(3)], ..good() }, "3 GiB are free at /var and 5 are needed"),
         ] {
             let missing = missing(&machine);
             assert!(missing.len() == 1 && missing[0].contains(word), "{missing:?} should name {word}");

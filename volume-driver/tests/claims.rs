@@ -25,7 +25,7 @@ use tonic::Code;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentTemplateSpec, EnvironmentTemplateStatus};
 use vivarium_node::claim::Claims;
 use vivarium_node::claim::record::{Claim, Origin};
-use vivarium_node::claim::request::{NewClaim, Range};
+use vivarium_node::claim::request::{NewClaim, Range, claim_id, snapshot_id};
 use vivarium_node::ids::VolumeId;
 use vivarium_node::pool::Pool;
 use vivarium_node::publish::Refusal;
@@ -54,7 +54,7 @@ fn bench() -> Bench {
 
 fn wanted(name: &str, size: u64, origin: Origin) -> NewClaim {
     let range = Range { required: size, limit: 0 };
-    NewClaim { origin, ..NewClaim::new(name, range, &HashMap::new(), None).unwrap() }
+    NewClaim { origin, ..NewClaim::new(name, "n1", range, &HashMap::new(), None).unwrap() }
 }
 
 impl Bench {
@@ -213,6 +213,13 @@ async fn what_does_not_fit_is_refused_and_leaves_nothing() {
     let names: Vec<_> = std::fs::read_dir(bench.pool.path().join("claims")).unwrap().collect();
     assert_eq!(names.len(), 1, "{names:?}");
     bench.claims.delete(id(VOLUME)).await.unwrap();
+    // The scheduler looks for another node, and what is there stays.
+    let there = bench.create("pvc-b", 0, Origin::Snapshot(snapshot_id("s", "n2").to_string())).await;
+    assert_eq!(code(there), Code::ResourceExhausted);
+    let there = bench.create("pvc-b", 0, Origin::Claim(claim_id("c", "n2").to_string())).await;
+    assert_eq!(code(there), Code::ResourceExhausted);
+    assert_eq!(code(bench.claims.delete(claim_id("c", "n2")).await), Code::FailedPrecondition);
+    assert_eq!(code(bench.claims.delete_snapshot(snapshot_id("s", "n2")).await), Code::FailedPrecondition);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,24 @@ pub enum ClaimError {
         /// This node.
         node: String,
     },
+    /// What it is to be made from is on another node.
+    #[error(
+        "{id} is on another node than {node}, and a copy is made where its source is: let the pod that uses it run on the node of the pods that use its source"
+    )]
+    SourceElsewhere {
+        /// Handle of the source.
+        id: VolumeId,
+        /// This node.
+        node: String,
+    },
+    /// It is another node's.
+    #[error("{id} was not made on node {node}, so only the driver of its own node can do that")]
+    OtherNode {
+        /// Handle.
+        id: VolumeId,
+        /// This node.
+        node: String,
+    },
     /// A pod has it.
     #[error("volume {id} is still mounted at {}: it is destroyed once no pod uses it", target.display())]
     InUse {
@@ -97,8 +115,8 @@ impl ClaimError {
             Self::NoSnapshot(_) => Code::NotFound,
             Self::Token(_) => Code::Aborted,
             // What tells the provisioner to have the pod placed elsewhere.
-            Self::Elsewhere { .. } => Code::ResourceExhausted,
-            Self::InUse { .. } | Self::TemplateNotReady { .. } => Code::FailedPrecondition,
+            Self::Elsewhere { .. } | Self::SourceElsewhere { .. } => Code::ResourceExhausted,
+            Self::InUse { .. } | Self::OtherNode { .. } | Self::TemplateNotReady { .. } => Code::FailedPrecondition,
             Self::Template { .. } => Code::Unavailable,
             Self::Copy(_) => Code::Internal,
         }

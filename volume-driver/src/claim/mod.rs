@@ -8,7 +8,8 @@
 //!
 //! Guarantees: a volume or snapshot is there whole or not at all; a volume holds no more than its size and what its
 //! snapshots keep; nothing that a pod has mounted is destroyed. Leaves to others: where a volume is made (the scheduler,
-//! by topology), when (the provisioner), and copies on other nodes: there are none, see `docs/src/adr`.
+//! by topology), when (the provisioner), and copies on other nodes: there are none, see
+//! `docs/src/adr/0008-volumes-of-pods.md`.
 
 mod copy;
 pub mod error;
@@ -38,7 +39,7 @@ use crate::volume::{Place, Usage, VolumeError, Volumes};
 pub use error::ClaimError;
 use health::Trouble;
 use record::{Claim, ClaimRecord, Origin, Snapshot, SnapshotRecord, VERSION};
-use request::{NewClaim, Range, is_claim, is_snapshot};
+use request::{NewClaim, Range, is_claim, is_of, is_snapshot};
 
 /// Where templates are looked up.
 #[async_trait]
@@ -155,12 +156,16 @@ impl Claims {
             Origin::Snapshot(id) => {
                 let no_snapshot = || ClaimError::NoSnapshot(id.clone());
                 let id = VolumeId::parse(id).ok().filter(is_snapshot).ok_or_else(no_snapshot)?;
+                self.source_is_here(&id)?;
                 let kept = self.begin(&id)?;
                 let SnapshotRecord { size, held, .. } = self.find_snapshot(&id)?.record;
                 (Tree::Snapshot { directory: self.snapshots.get(&id)?.directory, held, _kept: kept }, size)
             }
             Origin::Claim(id) => {
                 let id = VolumeId::parse(id)?;
+                if is_claim(&id) {
+                    self.source_is_here(&id)?;
+                }
                 let size = self.find(&id)?.record.size;
                 (Tree::Claim(id), size)
             }
@@ -206,6 +211,7 @@ impl Claims {
         if !is_claim(&id) {
             return Ok(());
         }
+        self.is_ours(&id)?;
         let _operation = self.begin(&id)?;
         let this = self.clone();
         blocking(move || {
@@ -266,7 +272,10 @@ impl Claims {
     /// # Errors
     /// The volume is not there, the name stands for a snapshot of another one, [`Refusal::Busy`], or the pool is full or fails.
     pub async fn snapshot(&self, name: String, source: VolumeId) -> Result<Snapshot, Refusal> {
-        let id = request::snapshot_id(&name);
+        if is_claim(&source) {
+            self.is_ours(&source)?;
+        }
+        let id = request::snapshot_id(&name, &self.node);
         let operations = (self.begin(&id)?, self.begin(&source)?);
         let this = self.clone();
         blocking(move || {
@@ -305,6 +314,7 @@ impl Claims {
         if !is_snapshot(&id) {
             return Ok(());
         }
+        self.is_ours(&id)?;
         let _operation = self.begin(&id)?;
         let this = self.clone();
         blocking(move || {
@@ -449,6 +459,20 @@ impl Claims {
             }
         })
         .await
+    }
+
+    /// What was made elsewhere is neither gone nor unknown because it is not here.
+    fn is_ours(&self, id: &VolumeId) -> Result<(), ClaimError> {
+        if is_of(id, &self.node) {
+            Ok(())
+        } else {
+            Err(ClaimError::OtherNode { id: id.clone(), node: self.node.clone() })
+        }
+    }
+
+    /// The scheduler does not know where snapshots are: it is told to look for another node.
+    fn source_is_here(&self, id: &VolumeId) -> Result<(), ClaimError> {
+        self.is_ours(id).map_err(|_| ClaimError::SourceElsewhere { id: id.clone(), node: self.node.clone() })
     }
 
     fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {

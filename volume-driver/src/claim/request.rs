@@ -16,24 +16,28 @@ const DEFAULT_SIZE: u64 = 1 << 30;
 const MIN_SIZE: u64 = 1 << 20;
 const CLAIM: &str = "pvc-";
 const SNAPSHOT: &str = "snap-";
-/// Hexadecimal digits of a handle.
-const DIGITS: usize = 32;
+/// Hexadecimal digits of a handle for the name, and for the node.
+const DIGITS: (usize, usize) = (32, 16);
 
-/// Handle of the volume that is asked for under a name: the same name is the same volume.
+/// Handle of the volume that is asked for under a name on a node: the same name is the same volume.
 #[must_use]
-pub fn claim_id(name: &str) -> VolumeId {
-    handle(CLAIM, name)
+pub fn claim_id(name: &str, node: &str) -> VolumeId {
+    handle(CLAIM, name, node)
 }
 
-/// Handle of the snapshot that is asked for under a name.
+/// Handle of the snapshot that is asked for under a name on a node.
 #[must_use]
-pub fn snapshot_id(name: &str) -> VolumeId {
-    handle(SNAPSHOT, name)
+pub fn snapshot_id(name: &str, node: &str) -> VolumeId {
+    handle(SNAPSHOT, name, node)
 }
 
-fn handle(prefix: &str, name: &str) -> VolumeId {
+fn handle(prefix: &str, name: &str, node: &str) -> VolumeId {
     let digest = blake3::hash(name.as_bytes()).to_hex();
-    VolumeId::made(format!("{prefix}{}", &digest[..DIGITS]))
+    VolumeId::made(format!("{prefix}{}-{}", &digest[..DIGITS.0], digest_of_node(node)))
+}
+
+fn digest_of_node(node: &str) -> String {
+    blake3::hash(node.as_bytes()).to_hex()[..DIGITS.1].to_owned()
 }
 
 /// Whether a handle is that of a volume of a pod. Those of environments are UUIDs.
@@ -49,9 +53,16 @@ pub fn is_snapshot(id: &VolumeId) -> bool {
 }
 
 fn has_form(id: &VolumeId, prefix: &str) -> bool {
-    let digest = id.as_str().strip_prefix(prefix);
-    digest
-        .is_some_and(|digest| digest.len() == DIGITS && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    let digits =
+        |text: &str, count| text.len() == count && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let parts = id.as_str().strip_prefix(prefix).and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(name, node)| digits(name, DIGITS.0) && digits(node, DIGITS.1))
+}
+
+/// Whether the handle of a volume or snapshot was made on a node. What was made elsewhere is there, even if it is not here.
+#[must_use]
+pub fn is_of(id: &VolumeId, node: &str) -> bool {
+    id.as_str().rsplit_once('-').is_some_and(|(_, of)| of == digest_of_node(node))
 }
 
 /// How large a volume should be, in bytes.
@@ -126,12 +137,13 @@ pub struct NewClaim {
 }
 
 impl NewClaim {
-    /// Puts a request together: `content` is the volume or snapshot that it names as its source.
+    /// Puts a request to a node together: `content` is the volume or snapshot that it names as its source.
     ///
     /// # Errors
     /// A parameter that there is not, or that contradicts the source.
     pub fn new(
         name: &str,
+        node: &str,
         range: Range,
         parameters: &HashMap<String, String>,
         content: Option<Origin>,
@@ -143,7 +155,7 @@ impl NewClaim {
         // Whoever restores or clones has what the template gave the source.
         let template = parameters.get(TEMPLATE).map(|template| template_name(template)).transpose()?;
         let origin = content.or(template.map(Origin::Template)).unwrap_or(Origin::Empty);
-        Ok(Self { id: claim_id(name), name: name.to_owned(), range, origin })
+        Ok(Self { id: claim_id(name, node), name: name.to_owned(), range, origin })
     }
 
     /// Whether a volume that is there is the one that is asked for.
@@ -214,12 +226,14 @@ mod tests {
 
     #[test]
     fn handles_follow_from_names_and_are_told_apart() {
-        let id = claim_id("pvc-1");
+        let id = claim_id("pvc-1", "n1");
         assert_eq!(VolumeId::parse(id.as_str()), Ok(id.clone()), "it can be a directory");
-        assert_eq!((claim_id("pvc-1") == id, claim_id("pvc-2") == id), (true, false));
+        assert_eq!((claim_id("pvc-1", "n1") == id, claim_id("pvc-2", "n1") == id), (true, false));
         assert!(is_claim(&id) && !is_snapshot(&id));
-        assert!(is_snapshot(&snapshot_id("pvc-1")) && !is_claim(&snapshot_id("pvc-1")));
-        for other in ["11111111-2222-3333-4444-555555555555", "pvc-", "pvc-1", "pvc-ABCDEF00ABCDEF00ABCDEF00ABCDEF00"] {
+        assert!(is_snapshot(&snapshot_id("pvc-1", "n1")) && !is_claim(&snapshot_id("pvc-1", "n1")));
+        assert_eq!((is_of(&id, "n1"), is_of(&id, "n2"), is_of(&snapshot_id("s", "n2"), "n2")), (true, false, true));
+        let upper = format!("pvc-{}-{}", "AB".repeat(16), "AB".repeat(8));
+        for other in ["11111111-2222-3333-4444-555555555555", "pvc-", "pvc-1", "pvc-1-1", &upper] {
             assert!(!is_claim(&VolumeId::parse(other).unwrap()), "{other}");
         }
     }
@@ -249,7 +263,7 @@ mod tests {
 
     fn wanted(parameters: &[(&str, &str)], content: Option<Origin>) -> Result<NewClaim, ClaimError> {
         let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        NewClaim::new("pvc-1", Range::default(), &parameters, content)
+        NewClaim::new("pvc-1", "n1", Range::default(), &parameters, content)
     }
 
     #[test]
@@ -283,7 +297,7 @@ mod tests {
             origin: Origin::Empty,
             created: Timestamp::UNIX_EPOCH,
         };
-        let found = Claim { id: claim_id("pvc-1"), record };
+        let found = Claim { id: claim_id("pvc-1", "n1"), record };
         for (required, limit, origin, same) in [
             (0, 0, Origin::Empty, true),
             (10, 10, Origin::Empty, true),
@@ -298,7 +312,7 @@ mod tests {
 
     #[test]
     fn pages_hold_each_entry_once_whatever_comes_and_goes() {
-        let mut ids: Vec<VolumeId> = (0..5).map(|n| claim_id(&n.to_string())).collect();
+        let mut ids: Vec<VolumeId> = (0..5).map(|n| claim_id(&n.to_string(), "n1")).collect();
         ids.sort();
         let page = |ids: &[VolumeId], token: &str, most| page(ids.to_vec(), |id| id, token, most, is_claim);
         assert_eq!(page(&ids, "", 0).unwrap(), (ids.clone(), None));

@@ -72,7 +72,7 @@ fn new_claim(request: csi::CreateVolumeRequest, node: &str) -> Result<NewClaim, 
     }
     let range = request.capacity_range.unwrap_or_default();
     let range = Range::new(range.required_bytes, range.limit_bytes)?;
-    let new = NewClaim::new(&name, range, &request.parameters, content(request.volume_content_source)?)?;
+    let new = NewClaim::new(&name, node, range, &request.parameters, content(request.volume_content_source)?)?;
     let wanted = request.accessibility_requirements.unwrap_or_default().requisite;
     if !wanted.is_empty() && !wanted.iter().any(|topology| allows(topology, node)) {
         return Err(ClaimError::Elsewhere { node: node.to_owned() }.into());

@@ -27,8 +27,8 @@ use vivarium_node::csi::node::Node;
 use vivarium_node::directory::VolumeName;
 use vivarium_node::proto::csi::node_server::Node as _;
 use vivarium_node::proto::csi::{
-    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability, volume_capability,
+    CapacityRange, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest,
+    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability, volume_capability,
 };
 
 const VOLUME: &str = "11111111-2222-3333-4444-555555555555";
@@ -120,6 +120,30 @@ impl Bench {
 fn mounts_at(target: &Path) -> usize {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts.lines().filter(|line| line.split(' ').nth(4) == target.to_str()).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_finds_the_disk_of_an_environment_grown_is_told_that_all_is_done() {
+    let bench = bench("64Mi").await;
+    let expand = |path: &Path| {
+        let request = NodeExpandVolumeRequest {
+            volume_id: VOLUME.into(),
+            volume_path: path.to_str().unwrap().into(),
+            capacity_range: Some(CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+            ..Default::default()
+        };
+        bench.service.node_expand_volume(Request::new(request))
+    };
+    let target = bench.node.target("uid-shop-1");
+    // A volume with a journal is not here yet when it is staged; the kubelet asks about the directory that it made.
+    let staging = target.parent().unwrap();
+    assert_eq!(expand(staging).await.unwrap().into_inner().capacity_bytes, 1 << 30);
+    assert_eq!(expand(&target).await.unwrap_err().code(), Code::NotFound, "nothing is there");
+    bench.stage().await.unwrap();
+    bench.publish(&target, "shop-1").await.unwrap();
+    assert_eq!(expand(&target).await.unwrap().into_inner().capacity_bytes, 1 << 30);
+    let usage = bench.service.publisher.volumes.usage(&id(VOLUME)).unwrap().unwrap();
+    assert!(usage.limit < 128 << 20, "its size is what its object says: {usage:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

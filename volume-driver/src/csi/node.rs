@@ -1,6 +1,6 @@
 //! CSI node service: from the wire to [`crate::publish`], for volumes of environments, and [`crate::claim`], for those of
-//! other pods, and back. Every call runs as a task of its own, so that a kubelet
-//! that gives up waiting does not cut an operation off half way; its next call is answered ABORTED until that has ended.
+//! other pods, and back. Every call runs as a task of its own, so that a kubelet that gives up waiting does not cut an
+//! operation off half way; its next call is answered ABORTED until that has ended.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use super::wire::{claim_capability, environment_capability, path, to_the_end, vo
 use crate::claim::Claims;
 use crate::claim::request::{Range, is_claim};
 use crate::directory::VolumeName;
+use crate::ids::VolumeId;
 use crate::proto::csi;
-use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall, blocking};
+use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall};
 use crate::view::{Request as ViewRequest, ShowCall, Views};
 
 /// Volume context: name of the pod that is being started (`podInfoOnMount`).
@@ -53,6 +54,21 @@ fn volume_name(of: &HashMap<String, String>) -> Result<VolumeName, Refusal> {
 /// A path that a volume may be mounted at. One that cannot be simply shows no volume.
 fn some_path(text: String) -> Result<std::path::PathBuf, Refusal> {
     if text.is_empty() { Err(Refusal::Missing("volume_path")) } else { Ok(text.into()) }
+}
+
+/// The disk of an environment grows when its object does. The kubelet asks for it as well, as soon as the persistent volume is
+/// larger than the claim says, and would not start the pod if it were refused. It asks about a path that it has made,
+/// when the volume may not have been brought here yet.
+async fn grown_by_its_object(
+    id: VolumeId,
+    path: std::path::PathBuf,
+    capacity_bytes: i64,
+) -> Result<csi::NodeExpandVolumeResponse, Refusal> {
+    if path.is_absolute() && tokio::fs::metadata(&path).await.is_ok_and(|found| found.is_dir()) {
+        Ok(csi::NodeExpandVolumeResponse { capacity_bytes })
+    } else {
+        Err(Refusal::NotThere { id, path })
+    }
 }
 
 /// What a pod asks to see, in a volume that stands in it alone.
@@ -220,24 +236,18 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeExpandVolumeRequest>,
     ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
-        let (publisher, claims, request) = (self.publisher.clone(), self.claims.clone(), request.into_inner());
+        let (claims, request) = (self.claims.clone(), request.into_inner());
         to_the_end(async move {
             let id = volume_id(&request.volume_id)?;
-            some_path(request.volume_path)?;
+            let path = some_path(request.volume_path)?;
+            let wanted = request.capacity_range.unwrap_or_default();
             if !is_claim(&id) {
-                // The disk of an environment is as large as its spec says, live: the kubelet, which sees that the claim has
-                // grown before it mounts, only has to hear how large.
-                let volumes = publisher.volumes.clone();
-                let usage = blocking(move || Ok(volumes.usage(&id)?)).await?;
-                return Ok(csi::NodeExpandVolumeResponse {
-                    capacity_bytes: usage.map_or(0, |usage| signed(usage.limit)),
-                });
+                return grown_by_its_object(id, path, wanted.required_bytes).await;
             }
             if let Some(capability) = &request.volume_capability {
                 claim_capability(Some(capability))?;
             }
-            let range = request.capacity_range.unwrap_or_default();
-            let range = Range::new(range.required_bytes, range.limit_bytes)?;
+            let range = Range::new(wanted.required_bytes, wanted.limit_bytes)?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: signed(claims.expand(id, range).await?) })
         })
         .await

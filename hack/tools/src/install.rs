@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::image::binaries;
-use crate::{command, workspace};
+use crate::{build, command, workspace};
 
 /// Name of the Helm release.
 pub const RELEASE: &str = "vivarium";
@@ -40,6 +40,9 @@ pub enum Error {
     /// The workspace could not be found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
+    /// The custom resources of snapshots were not found.
+    #[error(transparent)]
+    Build(#[from] build::Error),
     /// A command with an input failed.
     #[error(transparent)]
     Command(#[from] command::Error),
@@ -154,6 +157,14 @@ pub fn install() -> Result<Installation, Error> {
     match store()? {
         Some(store) => settings.extend(use_store(&installation, &store)?),
         None => settings.push("store.local.path=/var/lib/vivarium/store".to_owned()),
+    }
+    let definitions = build::snapshot_definitions()?;
+    for kind in ["volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots"] {
+        let file = definitions.join(format!("snapshot.storage.k8s.io_{kind}.yaml"));
+        check(installation.command("kubectl").args(["apply", "--server-side", "-f"]).arg(file).stdout(Stdio::null()))?;
+    }
+    for setting in ["enabled", "snapshots.enabled", "snapshots.controller"] {
+        settings.push(format!("claims.{setting}=true"));
     }
     helm("vivarium", RELEASE, &settings)?;
     println!("Vivarium is installed in namespace {NAMESPACE}; the template is {}", template.trim());

@@ -77,6 +77,37 @@ pub const TESTS: &[Module] = &[Module {
     ..DEFAULT
 }];
 
+/// What provisions, enlarges and snapshots the volumes of ordinary pods in a cluster.
+pub const SIDECARS: &[Module] = &[
+    Module {
+        name: "csi-provisioner",
+        version: "v6.4.0",
+        version_variables: &["main.version"],
+        programs: &[program(
+            "csi-provisioner",
+            "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner",
+        )],
+        ..DEFAULT
+    },
+    Module {
+        name: "csi-snapshotter",
+        version: "v8.7.0",
+        version_variables: &["main.version"],
+        programs: &[
+            program("csi-snapshotter", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"),
+            program("snapshot-controller", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller"),
+        ],
+        ..DEFAULT
+    },
+    Module {
+        name: "csi-resizer",
+        version: "v2.3.0",
+        version_variables: &["main.version"],
+        programs: &[program("csi-resizer", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer")],
+        ..DEFAULT
+    },
+];
+
 /// In the order of building: what takes longest comes last.
 pub const MODULES: &[Module] = &[
     Module {
@@ -175,7 +206,7 @@ mod tests {
 
     #[test]
     fn each_module_file_requires_the_version_of_the_table() {
-        for module in MODULES.iter().chain(TESTS) {
+        for module in MODULES.iter().chain(TESTS).chain(SIDECARS) {
             let text = go_mod(module);
             let package = module.programs[0].package;
             let required = text.lines().any(|line| {
@@ -189,10 +220,10 @@ mod tests {
 
     #[test]
     fn each_program_is_a_tool_of_its_module_file() {
-        for module in MODULES.iter().chain(TESTS) {
+        for module in MODULES.iter().chain(TESTS).chain(SIDECARS) {
             let text = go_mod(module);
             for program in module.programs {
-                let named = text.lines().any(|line| line.trim_start_matches("tool").trim() == program.package);
+                let named = text.lines().any(|line| line.trim().trim_start_matches("tool").trim() == program.package);
                 assert!(named, "hack/modules/{}/go.mod has no tool {}", module.name, program.package);
             }
         }

@@ -36,6 +36,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("unknown=1", "unknown"),
     ("store.local.path=/srv/store", "/store/local/path"),
     ("store.s3.endpoint=ftp://x", "/store/s3/endpoint"),
+    ("claims.storageClass=Big", "/claims/storageClass"),
     ("store.s3.bucket=", "store.s3.bucket is not set"),
 ];
 

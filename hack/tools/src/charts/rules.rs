@@ -13,12 +13,17 @@ const CLUSTER_KINDS: &[&str] = &[
     "CustomResourceDefinition",
     "JournalStore",
     "RuntimeClass",
+    "StorageClass",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
+    "VolumeSnapshotClass",
 ];
 
 /// The one workload that is privileged.
 const PRIVILEGED: (&str, &str) = ("DaemonSet", "vivarium-node");
+
+/// The one workload that talks to a socket of the node, which is root's; beyond that it has no privileges.
+const ON_THE_SOCKET: (&str, &str) = ("DaemonSet", "vivarium-claims");
 
 /// Everything that is broken in a rendering of the chart `vivarium`.
 pub fn broken(objects: &[Value]) -> Vec<String> {
@@ -88,8 +93,10 @@ fn images(object: &Value) -> Vec<String> {
 
 /// One workload is privileged; the others run under the pod security standard `restricted`.
 fn privileges(object: &Value) -> Vec<String> {
-    let kind = object["kind"].as_str().unwrap_or_default();
-    if (kind, object["metadata"]["name"].as_str().unwrap_or_default()) == PRIVILEGED {
+    let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+    let (kind, called) = (text(&object["kind"]), text(&object["metadata"]["name"]));
+    let who = (kind.as_str(), called.as_str());
+    if who == PRIVILEGED {
         return Vec::new();
     }
     let Some(pod) = pod(object) else { return Vec::new() };
@@ -99,12 +106,16 @@ fn privileges(object: &Value) -> Vec<String> {
             found.push(format!("{} {what}", name(object)));
         }
     };
-    must(pod["securityContext"]["runAsNonRoot"] == true, "may run as root");
+    must(who == ON_THE_SOCKET || pod["securityContext"]["runAsNonRoot"] == true, "may run as root");
     must(pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile");
     for field in ["hostPID", "hostNetwork", "hostIPC"] {
         must(pod[field].is_null(), "shares a namespace with the node");
     }
-    must(list(&pod["volumes"]).iter().all(|volume| volume["hostPath"].is_null()), "mounts a path of the node");
+    let socket = |path: &Value| {
+        who == ON_THE_SOCKET && path["path"].as_str().is_some_and(|path| path.ends_with("/plugins/csi.vivarium.dev"))
+    };
+    let allowed = |path: &Value| path.is_null() || socket(path);
+    must(list(&pod["volumes"]).iter().all(|volume| allowed(&volume["hostPath"])), "mounts a path of the node");
     for container in containers(object) {
         let context = &container["securityContext"];
         must(context["allowPrivilegeEscalation"] == false, "may gain privileges");
@@ -199,6 +210,22 @@ mod tests {
             let (parent, field) = pointer.rsplit_once('/').unwrap();
             pod.pointer_mut(parent).unwrap()[field] = value;
             assert!(only(&[pod]).contains(what), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_the_socket_may_have_that_and_nothing_else() {
+        let mut pod = restricted(IMAGE);
+        pod["spec"]["securityContext"]["runAsNonRoot"] = json!(false);
+        let on = |path: &str| {
+            let mut template = pod["spec"].clone();
+            template["volumes"] = json!([{"hostPath": {"path": path}}]);
+            json!({"kind": "DaemonSet", "metadata": {"name": "vivarium-claims", "namespace": NAMESPACE},
+                "spec": {"template": {"spec": template}}})
+        };
+        assert_eq!(broken(&[on("/var/lib/kubelet/plugins/csi.vivarium.dev")]), [""; 0]);
+        for path in ["/", "/var/lib/kubelet", "/var/lib/kubelet/plugins/other"] {
+            assert!(only(&[on(path)]).contains("mounts a path"), "{path}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The images of this repository, built without a container engine: `vivarium/operator` and `vivarium/node` hold static
-//! programs, `vivarium/stub` holds nothing, because the file tree of an environment comes from its volume.
+//! programs, `vivarium/stub` holds nothing, because the file tree of an environment comes from its volume, and
+//! `vivarium/sidecars` holds what Kubernetes needs beside a CSI driver.
 //!
 //! A tag is the version and a digest of the content, so that a changed image has a new name and nodes pull it.
 
@@ -77,7 +78,7 @@ pub struct BuiltImage {
 pub fn build_all() -> Result<Vec<BuiltImage>, ImageError> {
     build::ensure_packages()?;
     let binaries = binaries::build()?;
-    [operator(&binaries)?, node(&binaries)?, stub()].into_iter().map(Recipe::build).collect()
+    [operator(&binaries)?, node(&binaries)?, stub(), sidecars()?].into_iter().map(Recipe::build).collect()
 }
 
 /// Uploads an archive to the registry that its reference names, which must be the lab's or reachable from there.
@@ -149,6 +150,14 @@ fn node(binaries: &binaries::Binaries) -> Result<Recipe, ImageError> {
     }
     entries.extend(files.into_iter().map(|file| Entry::file(file.clone(), file, 0o755)));
     Ok(Recipe { name: "node", entries, entrypoint: "/usr/local/bin/vivarium-node", user: "0:0" })
+}
+
+/// Programs of Kubernetes' storage group, each for a container of its own.
+fn sidecars() -> Result<Recipe, ImageError> {
+    let mut entries = base();
+    let programs = build::ensure_sidecars()?;
+    entries.extend(programs.iter().map(|(name, path)| Entry::file(format!("/{name}"), path, 0o755)));
+    Ok(Recipe { name: "sidecars", entries, entrypoint: "/csi-provisioner", user: "65532:65532" })
 }
 
 /// containerd asks an image for its process and the kubelet for its size; beyond that it is never looked into.

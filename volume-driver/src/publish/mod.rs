@@ -121,7 +121,7 @@ impl Publisher {
     /// # Errors
     /// Any [`Refusal`]; what is about the volume is also reported in its condition `Published`.
     pub async fn stage(&self, call: StageCall) -> Result<(), Refusal> {
-        let _operation = self.begin(&call.id)?;
+        let _operation = self.call(&call.id).await?;
         let object = self.object(&call.name, &call.id).await?;
         let result = self.stage_object(&call, &object).await;
         match &result {
@@ -169,7 +169,7 @@ impl Publisher {
     /// # Errors
     /// [`Refusal::InUse`] while it is published, [`Refusal::Busy`].
     pub async fn unstage(&self, id: &VolumeId) -> Result<(), Refusal> {
-        let _operation = self.begin(id)?;
+        let _operation = self.call(id).await?;
         let (records, id) = (self.records.clone(), id.clone());
         blocking(move || match records.get(&id)? {
             Some(publication) if mounts::at(&publication.target).is_ok_and(|at| at != At::Nothing) => {
@@ -185,7 +185,7 @@ impl Publisher {
     /// # Errors
     /// Any [`Refusal`]; what is about the volume is also reported in its condition `Published`.
     pub async fn publish(&self, call: PublishCall) -> Result<(), Refusal> {
-        let _operation = self.begin(&call.id)?;
+        let _operation = self.call(&call.id).await?;
         let object = self.object(&call.name, &call.id).await?;
         let result = self.publish_object(&call, &object).await;
         let condition = match &result {
@@ -376,7 +376,7 @@ impl Publisher {
     /// # Errors
     /// Something uses the mount, [`Refusal::Busy`].
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
-        let operation = self.begin(id)?;
+        let operation = self.call(id).await?;
         let (records, volume) = (self.records.clone(), id.clone());
         let at = target.clone();
         let known = blocking(move || {
@@ -514,6 +514,10 @@ impl Publisher {
         let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
         let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: store.to_owned() })?;
         Ok(Log::new(id, opened)?.purge().await?)
+    }
+
+    async fn call(&self, id: &VolumeId) -> Result<Operation, Refusal> {
+        self.operations.call(id).await.ok_or_else(|| Refusal::Busy(id.clone()))
     }
 
     fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {

@@ -93,7 +93,7 @@ pub async fn reconcile(
 ) -> Result<Requeue, Error> {
     let begin = Instant::now();
     let done = match &object.0 {
-        Ok(environment) => run(environment, &context).await,
+        Ok(environment) => Box::pin(run(environment, &context)).await,
         Err(invalid) => {
             let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
             let why = match misunderstood::read(&context.client, &namespace, &name).await {

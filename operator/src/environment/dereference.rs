@@ -1,12 +1,12 @@
 //! Gathers the [`World`] of one environment: from the caches, which is free and may be old, or from the API server,
-//! which costs about ten requests and is the truth at that moment.
+//! which costs some requests and is the truth at that moment in all that an incarnation depends on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret, Service};
 use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
@@ -89,7 +89,8 @@ fn source_of(environment: &VirtualEnvironment, has_volume: bool) -> Option<Sourc
 }
 
 /// The world as the API server has it now; `None` if the environment is gone. Nodes are taken from the cache: they only
-/// explain why a pod is not placed.
+/// explain why a pod is not placed. So is, unless the environment goes, what was applied before: applying it once more
+/// harms nothing.
 pub async fn from_server(
     client: &Client,
     caches: &Caches,
@@ -102,7 +103,8 @@ pub async fn from_server(
     let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
     let Some(environment) = environments.get_opt(name).await.map_err(error("the object"))? else { return Ok(None) };
     let volume_name = volume_name(&environment).to_owned();
-    let templates: Api<EnvironmentTemplate> = Api::all(client.clone());
+    let seen = from_caches(caches, Arc::new(environment.clone()), install_namespace, known.clone());
+    let stays = environment.metadata.deletion_timestamp.is_none();
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
     // The volume is read before the pods. So a pod that got the volume earlier is among the pods, and for one that gets it
@@ -120,25 +122,40 @@ pub async fn from_server(
         },
         None => None,
     };
-    let (template, claim, config_map, service, pods, secrets) = futures::try_join!(
-        async { templates.get_opt(&environment.spec.template.name).await.map_err(error("the template")) },
-        async { get(client, namespace, &names::claim(&volume_name)).await.map_err(error("the claim")) },
-        async { get(client, namespace, &names::boot_config_map(name)).await.map_err(error("the boot configuration")) },
-        async { get(client, namespace, name).await.map_err(error("the Service")) },
+    let global = (Api::<EnvironmentTemplate>::all(client.clone()), Api::<PersistentVolume>::all(client.clone()));
+    let local = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let seen_volume = seen.persistent_volume.filter(|_| stays && same_uid(seen.volume.as_deref(), volume.as_deref()));
+    let (template, claim, config_map, service, persistent_volume, pods, secrets) = futures::try_join!(
+        async {
+            let found = seen_or(&global.0, seen.template, Some(environment.spec.template.name.clone())).await;
+            found.map_err(error("the template"))
+        },
+        async {
+            let found = seen_or(&local.0, seen.claim.filter(|_| stays), Some(names::claim(&volume_name))).await;
+            found.map_err(error("the claim"))
+        },
+        async {
+            let found = seen_or(&local.1, seen.config_map.filter(|_| stays), Some(names::boot_config_map(name))).await;
+            found.map_err(error("the boot configuration"))
+        },
+        async {
+            // One that is not ours is of interest only where ours would be.
+            let wanted = !stays || !environment.spec.services.is_empty();
+            let found = seen_or(&services, seen.service.filter(|_| stays), wanted.then(|| name.to_owned())).await;
+            found.map_err(error("the Service"))
+        },
+        async {
+            let uid = volume.as_ref().and_then(|v| v.metadata.uid.as_deref());
+            let found = seen_or(&global.1, seen_volume, uid.map(names::persistent_volume)).await;
+            found.map_err(error("the PersistentVolume"))
+        },
         async { pods.list(&labelled).await.map_err(error("the pods")) },
         async { secrets(client, &environment).await.map_err(error("the Secrets")) },
     )?;
-    let persistent_volume = match volume.as_ref().and_then(|v| v.metadata.uid.as_deref()) {
-        Some(uid) => {
-            let persistent: Api<PersistentVolume> = Api::all(client.clone());
-            let found = persistent.get_opt(&names::persistent_volume(uid)).await;
-            found.map_err(error("the PersistentVolume"))?.map(Arc::new)
-        }
-        None => None,
-    };
     let mut world = World {
         environment: Arc::new(environment),
-        template: template.map(Arc::new),
+        template,
         volume,
         source,
         persistent_volume,
@@ -165,6 +182,22 @@ pub async fn from_server(
         if holder == bound { world.nodes.session.clone() } else { session_on(holder.as_deref()).await? };
     explain_nodes(&mut world, caches);
     Ok(Some(world))
+}
+
+/// What a cache has, or else what the API server has under a name.
+async fn seen_or<K>(api: &Api<K>, seen: Option<Arc<K>>, name: Option<String>) -> Result<Option<Arc<K>>, kube::Error>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    match (seen, name) {
+        (None, Some(name)) => Ok(api.get_opt(&name).await?.map(Arc::new)),
+        (seen, _) => Ok(seen),
+    }
+}
+
+/// Whether two readings are of one volume.
+fn same_uid(one: Option<&EnvironmentVolume>, other: Option<&EnvironmentVolume>) -> bool {
+    one.and_then(ResourceExt::uid) == other.and_then(ResourceExt::uid)
 }
 
 async fn get<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<Arc<K>>, kube::Error>

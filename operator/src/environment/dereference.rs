@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
@@ -51,16 +51,16 @@ pub fn from_caches(
         let found = caches.volumes.get(&ObjectRef::new(&name).within(&namespace)).and_then(valid)?;
         (found.spec.environment.as_ref() == Some(&source.environment)).then_some(found)
     });
-    let template = caches.templates.get(&ObjectRef::new(&environment.spec.template.name));
+    let Applied { template, persistent_volume, claim, config_map, service } =
+        Applied::seen(caches, &environment, volume.as_deref());
     let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(&namespace));
     let pods = caches.pod_names.of(&namespace, &name, |name| pod(name).is_some());
-    let persistent = volume.as_ref().and_then(|v| v.uid()).map(|uid| names::persistent_volume(&uid));
     let mut world = World {
-        template: template.and_then(|t| t.0.clone().ok()).map(Arc::new),
-        persistent_volume: persistent.and_then(|name| caches.persistent_volumes.get(&ObjectRef::new(&name))),
-        claim: caches.claims.get(&ObjectRef::new(&names::claim(&volume_name)).within(&namespace)),
-        config_map: caches.config_maps.get(&ObjectRef::new(&names::boot_config_map(&name)).within(&namespace)),
-        service: caches.services.get(&ObjectRef::new(&name).within(&namespace)),
+        template,
+        persistent_volume,
+        claim,
+        config_map,
+        service,
         pods: pods.iter().filter_map(|name| pod(name)).collect(),
         secrets: None,
         stores: stores(caches),
@@ -103,8 +103,6 @@ pub async fn from_server(
     let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
     let Some(environment) = environments.get_opt(name).await.map_err(error("the object"))? else { return Ok(None) };
     let volume_name = volume_name(&environment).to_owned();
-    let seen = from_caches(caches, Arc::new(environment.clone()), install_namespace, known.clone());
-    let stays = environment.metadata.deletion_timestamp.is_none();
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
     // The volume is read before the pods. So a pod that got the volume earlier is among the pods, and for one that gets it
@@ -122,37 +120,14 @@ pub async fn from_server(
         },
         None => None,
     };
-    let global = (Api::<EnvironmentTemplate>::all(client.clone()), Api::<PersistentVolume>::all(client.clone()));
-    let local = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let seen_volume = seen.persistent_volume.filter(|_| stays && same_uid(seen.volume.as_deref(), volume.as_deref()));
-    let (template, claim, config_map, service, persistent_volume, pods, secrets) = futures::try_join!(
+    let (applied, pods, secrets) = futures::try_join!(
         async {
-            let found = seen_or(&global.0, seen.template, Some(environment.spec.template.name.clone())).await;
-            found.map_err(error("the template"))
-        },
-        async {
-            let found = seen_or(&local.0, seen.claim.filter(|_| stays), Some(names::claim(&volume_name))).await;
-            found.map_err(error("the claim"))
-        },
-        async {
-            let found = seen_or(&local.1, seen.config_map.filter(|_| stays), Some(names::boot_config_map(name))).await;
-            found.map_err(error("the boot configuration"))
-        },
-        async {
-            // One that is not ours is of interest only where ours would be.
-            let wanted = !stays || !environment.spec.services.is_empty();
-            let found = seen_or(&services, seen.service.filter(|_| stays), wanted.then(|| name.to_owned())).await;
-            found.map_err(error("the Service"))
-        },
-        async {
-            let uid = volume.as_ref().and_then(|v| v.metadata.uid.as_deref());
-            let found = seen_or(&global.1, seen_volume, uid.map(names::persistent_volume)).await;
-            found.map_err(error("the PersistentVolume"))
+            Applied::now(client, caches, &environment, volume.as_deref()).await.map_err(error("what was applied"))
         },
         async { pods.list(&labelled).await.map_err(error("the pods")) },
         async { secrets(client, &environment).await.map_err(error("the Secrets")) },
     )?;
+    let Applied { template, persistent_volume, claim, config_map, service } = applied;
     let mut world = World {
         environment: Arc::new(environment),
         template,
@@ -184,6 +159,66 @@ pub async fn from_server(
     Ok(Some(world))
 }
 
+/// What is only compared with what it should be, and applied again if it is not so.
+struct Applied {
+    template: Option<Arc<EnvironmentTemplate>>,
+    persistent_volume: Option<Arc<PersistentVolume>>,
+    claim: Option<Arc<PersistentVolumeClaim>>,
+    config_map: Option<Arc<ConfigMap>>,
+    service: Option<Arc<Service>>,
+}
+
+impl Applied {
+    /// As the caches have it.
+    fn seen(caches: &Caches, environment: &VirtualEnvironment, volume: Option<&EnvironmentVolume>) -> Self {
+        let namespace = environment.namespace().unwrap_or_default();
+        let name = environment.name_any();
+        let template = caches.templates.get(&ObjectRef::new(&environment.spec.template.name));
+        let persistent = volume.and_then(ResourceExt::uid).map(|uid| names::persistent_volume(&uid));
+        let claim = names::claim(volume_name(environment));
+        Self {
+            template: template.and_then(|t| t.0.clone().ok()).map(Arc::new),
+            persistent_volume: persistent.and_then(|name| caches.persistent_volumes.get(&ObjectRef::new(&name))),
+            claim: caches.claims.get(&ObjectRef::new(&claim).within(&namespace)),
+            config_map: caches.config_maps.get(&ObjectRef::new(&names::boot_config_map(&name)).within(&namespace)),
+            service: caches.services.get(&ObjectRef::new(&name).within(&namespace)),
+        }
+    }
+
+    /// As the caches have it, and what they have not as the API server has it; all from there if the environment goes, which
+    /// it must not do before all else is gone.
+    async fn now(
+        client: &Client,
+        caches: &Caches,
+        environment: &VirtualEnvironment,
+        volume: Option<&EnvironmentVolume>,
+    ) -> Result<Self, kube::Error> {
+        let namespace = environment.namespace().unwrap_or_default();
+        let name = environment.name_any();
+        let goes = environment.metadata.deletion_timestamp.is_some();
+        let seen = if goes { Self::none() } else { Self::seen(caches, environment, volume) };
+        let (templates, persistent_volumes) = (Api::all(client.clone()), Api::all(client.clone()));
+        let claims = Api::namespaced(client.clone(), &namespace);
+        let config_maps = Api::namespaced(client.clone(), &namespace);
+        let services = Api::namespaced(client.clone(), &namespace);
+        let persistent_volume = volume.and_then(ResourceExt::uid).map(|uid| names::persistent_volume(&uid));
+        // One that is not ours is of interest only where ours would be.
+        let service = (goes || !environment.spec.services.is_empty()).then(|| name.clone());
+        let (template, persistent_volume, claim, config_map, service) = futures::try_join!(
+            seen_or(&templates, seen.template, Some(environment.spec.template.name.clone())),
+            seen_or(&persistent_volumes, seen.persistent_volume, persistent_volume),
+            seen_or(&claims, seen.claim, Some(names::claim(volume_name(environment)))),
+            seen_or(&config_maps, seen.config_map, Some(names::boot_config_map(&name))),
+            seen_or(&services, seen.service, service),
+        )?;
+        Ok(Self { template, persistent_volume, claim, config_map, service })
+    }
+
+    const fn none() -> Self {
+        Self { template: None, persistent_volume: None, claim: None, config_map: None, service: None }
+    }
+}
+
 /// What a cache has, or else what the API server has under a name.
 async fn seen_or<K>(api: &Api<K>, seen: Option<Arc<K>>, name: Option<String>) -> Result<Option<Arc<K>>, kube::Error>
 where
@@ -193,11 +228,6 @@ where
         (None, Some(name)) => Ok(api.get_opt(&name).await?.map(Arc::new)),
         (seen, _) => Ok(seen),
     }
-}
-
-/// Whether two readings are of one volume.
-fn same_uid(one: Option<&EnvironmentVolume>, other: Option<&EnvironmentVolume>) -> bool {
-    one.and_then(ResourceExt::uid) == other.and_then(ResourceExt::uid)
 }
 
 async fn get<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<Arc<K>>, kube::Error>

@@ -8,6 +8,7 @@
 pub mod decide;
 pub mod guard;
 pub(crate) mod mounts;
+mod own;
 mod refusal;
 
 use std::path::PathBuf;
@@ -34,7 +35,6 @@ use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::{Opening, Origin, Source};
 use crate::journal::keeper::{Keeper, Outcome};
-use crate::journal::local::Local;
 use crate::journal::log::Log;
 use crate::journal::revert::Reverted;
 use crate::journal::wanted::Wanted;
@@ -433,95 +433,8 @@ impl Publisher {
         blocking(move || Ok(records.get(&id)?.is_some())).await
     }
 
-    /// Takes the condition `Published` back if it says of a volume that no pod has that one has it. The kubelet's call
-    /// to unpublish does not name the object, and after a power cut there is no such call.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`], a record cannot be read, or the cluster does not answer.
-    pub async fn settle(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
-        // No call can mount it meanwhile.
-        let _operation = self.begin(id)?;
-        if self.is_published(id).await? {
-            return Ok(());
-        }
-        // As it is now: what called for this may be older than the last mount.
-        let object = self.object(name, id).await?;
-        if decide::says_published(&object) {
-            let message = format!("no pod on node {} has the volume mounted", self.me.node);
-            let published = Published { published: false, reason: "NotPublished", message };
-            self.directory.report(&object, published).await?;
-        }
-        Ok(())
-    }
-
-    /// Destroys a volume whose object is being deleted.
-    ///
-    /// # Errors
-    /// [`Refusal::Held`] while somebody may write it, [`VolumeError::Published`] while a pod has it mounted,
-    /// [`Refusal::Busy`], the pool fails, or the store of its journal.
-    pub async fn destroy(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
-        let _operation = self.begin(id)?;
-        // What a deletion began with may be older than the last word on who holds it.
-        let object = self.object(name, id).await?;
-        decide::given_back(&object, name)?;
-        self.remove(id).await?;
-        match &object.spec.store {
-            Some(store) => self.purge(id, name, store).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Destroys what is here of a volume that another node brought back from its journal, or sets it aside if some of it is in
-    /// no journal.
-    ///
-    /// # Errors
-    /// As [`Self::destroy`], but for who may write it: that is another node's business by now.
-    pub async fn drop_former(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
-        let _operation = self.begin(id)?;
-        let object = self.object(name, id).await?;
-        let elsewhere = object.status.as_ref().and_then(|s| s.node.as_deref()).is_some_and(|node| node != self.me.node);
-        if object.spec.store.is_none() || !elsewhere {
-            return Ok(());
-        }
-        self.remove_with(id, |volumes, id| Ok(Local::retire(volumes, id).map(drop)?)).await
-    }
-
-    async fn remove(&self, id: &VolumeId) -> Result<(), Refusal> {
-        self.remove_with(id, |volumes, id| Ok(volumes.delete(id)?)).await
-    }
-
-    async fn remove_with(
-        &self,
-        id: &VolumeId,
-        remove: impl FnOnce(&Volumes, &VolumeId) -> Result<(), Refusal> + Send + 'static,
-    ) -> Result<(), Refusal> {
-        let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
-        blocking(move || {
-            if let Some(publication) = records.get(&id)? {
-                let mounted = mounts::at(&publication.target).is_ok_and(|at| matches!(at, At::Subvolume(_)));
-                if mounted {
-                    return Err(VolumeError::Published { id, pod: publication.stage.pod_uid }.into());
-                }
-                records.remove(&id, &publication)?;
-            }
-            remove(&volumes, &id)
-        })
-        .await
-    }
-
-    /// Takes the journal of a volume out of its store.
-    async fn purge(&self, id: &VolumeId, name: &VolumeName, store: &str) -> Result<(), Refusal> {
-        let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
-        let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: store.to_owned() })?;
-        Ok(Log::new(id, opened)?.purge().await?)
-    }
-
     async fn call(&self, id: &VolumeId) -> Result<Operation, Refusal> {
         self.operations.call(id).await.ok_or_else(|| Refusal::Busy(id.clone()))
-    }
-
-    fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {
-        self.operations.begin(id).ok_or_else(|| Refusal::Busy(id.clone()))
     }
 
     async fn object(&self, name: &VolumeName, id: &VolumeId) -> Result<EnvironmentVolume, Refusal> {

@@ -69,11 +69,6 @@ pub fn ensure_test_programs() -> Result<Programs, Error> {
     ensure_of(TESTS, "building the programs of tests: a minute when nothing is cached")
 }
 
-/// Whether all that the lab consists of is in the cache.
-pub fn has_programs() -> Result<bool, Error> {
-    Ok(places(MODULES)?.iter().all(|(_, place)| place.is_dir()))
-}
-
 /// The same for what goes into the image of the sidecars.
 pub fn ensure_sidecars() -> Result<Programs, Error> {
     ensure_of(SIDECARS, "building the sidecars of the CSI driver: about 10 minutes on two cores when nothing is cached")
@@ -88,6 +83,11 @@ pub fn snapshot_definitions() -> Result<PathBuf, Error> {
         .ok()
         .and_then(|module: serde_json::Value| Some(PathBuf::from(module["Dir"].as_str()?).join("config/crd")));
     folder.ok_or(Error::NoDefinitions)
+}
+
+/// Whether all that the lab consists of is in the cache.
+pub fn has_programs() -> Result<bool, Error> {
+    Ok(places(MODULES)?.iter().all(|(_, place)| place.is_dir()))
 }
 
 fn ensure_of(modules: &'static [Module], announcement: &str) -> Result<Programs, Error> {

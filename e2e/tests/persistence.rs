@@ -103,6 +103,9 @@ fn ten_reboots_in_a_row_meet_no_back_off() {
     assert_eq!(object["status"]["containerStatuses"][0]["restartCount"], 0);
     assert_eq!(ve.object()["status"]["failures"], 0);
     assert_eq!(ve.sh("systemctl is-system-running"), "running");
+    // The journal reaches the disk a while after the boot, or when it is cut short.
+    let boots = "journalctl --no-pager -t systemd-journald | grep -c 'Journal started'";
+    assert_eq!(ve.sh(boots), "11", "{}", ve.sh("journalctl --no-pager -t systemd-journald"));
 }
 
 #[test]

@@ -81,10 +81,33 @@ const ADDITIONS: &[Addition] = &[
                   SystemKeepFree=0\n\
                   RuntimeMaxUse=8M\n",
     },
+    Addition {
+        path: "usr/lib/systemd/system/systemd-journal-flush.timer",
+        content: "# The journal goes to disk in one piece once the boot is over. Written while the system starts, and committed every\n\
+                  # second meanwhile, each page of it would occupy several times its size.\n\
+                  [Unit]\n\
+                  Description=Flush Journal to Persistent Storage after the Boot\n\
+                  [Timer]\n\
+                  OnActiveSec=10s\n\
+                  AccuracySec=1s\n",
+    },
+    Addition {
+        path: "usr/lib/systemd/system/timers.target.d/10-environment.conf",
+        content: "[Unit]\n\
+                  Wants=systemd-journal-flush.timer\n",
+    },
+    Addition {
+        path: "usr/lib/systemd/system/shutdown.target.d/10-environment.conf",
+        content: "# For a system that goes down before the timer has elapsed.\n\
+                  [Unit]\n\
+                  Wants=systemd-journal-flush.service\n\
+                  After=systemd-journal-flush.service\n",
+    },
     Addition { path: "etc/locale.conf", content: "LANG=C.UTF-8\n" },
 ];
 
-/// What the packages leave behind and no template may hold: identities, and names of the building machine.
+/// What the packages leave behind and no template may hold: identities, names of the building machine, and the start of
+/// what a timer starts here.
 pub const REMOVED: &[&str] = &[
     "etc/hostname",
     "etc/hosts",
@@ -96,6 +119,7 @@ pub const REMOVED: &[&str] = &[
     "etc/ssh/ssh_host_ed25519_key.pub",
     "etc/ssh/ssh_host_rsa_key",
     "etc/ssh/ssh_host_rsa_key.pub",
+    "usr/lib/systemd/system/sysinit.target.wants/systemd-journal-flush.service",
     "var/cache/debconf/config.dat-old",
     "var/cache/debconf/templates.dat-old",
     "var/cache/ldconfig/aux-cache",

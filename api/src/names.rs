@@ -25,6 +25,8 @@ pub const TOPOLOGY_NODE: &str = "topology.csi.vivarium.dev/node";
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on an environment: the epoch of an incarnation that is to be stopped and started on another node.
 pub const ANNOTATION_MOVE_FROM: &str = "vivarium.dev/move-from";
+/// Annotation on a pod whose sandbox was long in coming: it was changed so that the kubelet looks at it again.
+pub const ANNOTATION_AWAITED: &str = "vivarium.dev/awaited";
 /// Annotation on a `VirtualEnvironment`: the node that it is to be moved to. The operator takes it off when that is done.
 pub const ANNOTATION_MOVE_TO: &str = "vivarium.dev/move-to";
 /// Annotation on a node's `Lease`: the session of the node driver.
@@ -74,6 +76,8 @@ pub const STATE_DIR: &str = "/var/lib/vivarium";
 pub const POOL_DIR: &str = "/var/lib/vivarium/pool";
 /// Stage records, `<subvolume uuid>.json` ([`crate::node::stage::StageRecord`]).
 pub const STAGE_RECORDS: &str = "/run/vivarium/volumes";
+/// Volumes that are still to be handed over, `<pod uid>.json` ([`crate::node::stage::PendingRecord`]).
+pub const PENDING_RECORDS: &str = "/run/vivarium/pending";
 /// Guest reports, `<sandbox>.json` ([`crate::node::guest::GuestReport`]).
 pub const GUEST_REPORTS: &str = "/run/vivarium/guests";
 /// Published leases ([`crate::node::lease::PublishedLease`]).

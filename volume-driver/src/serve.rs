@@ -33,6 +33,7 @@ use crate::pool::probe::Probe;
 use crate::pool::{Pool, PoolError, PoolSource};
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::guard::Operations;
+use crate::publish::pending::Pending;
 use crate::publish::{Me, Publisher, WAIT};
 use crate::registration::Registration;
 use crate::runtime_install;
@@ -140,6 +141,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         volumes,
         templates: templates.clone(),
         records,
+        pending: Arc::new(Pending::open(&args.run_dir)?),
         stores: Stores::default(),
         operations: Operations::default(),
         promises: promises.clone(),
@@ -153,6 +155,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     start_witnesses(&mut tasks, &args, &client, &session, &publisher, is_well);
     start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates);
     publisher.resume_journals()?;
+    publisher.resume_pending()?;
     let keeper = publisher.keeper.clone();
     tasks.spawn(async move {
         keeper.run().await;

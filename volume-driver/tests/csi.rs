@@ -30,6 +30,7 @@ use vivarium_node::proto::csi::{
     CapacityRange, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest,
     NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability, volume_capability,
 };
+use vivarium_store::Store;
 
 const VOLUME: &str = "11111111-2222-3333-4444-555555555555";
 
@@ -259,6 +260,60 @@ async fn only_the_holder_mounts() {
     };
     let (published, ()) = tokio::join!(bench.publish(&target, "shop-1"), operator);
     published.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_node_has_is_promised_and_mounted_once_it_is_given() {
+    let bench = bench("64Mi").await;
+    bench.cluster.change(|object| object.spec.store = Some("s".into()));
+    bench.service.publisher.stores.put("s", Some(Store::memory("s").into()));
+    let pending = |pod: &str| bench.node.run().join(format!("pending/uid-{pod}.json"));
+    let eventually = async |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    bench.cluster.give("n2", "s9", 1);
+    bench.stage().await.unwrap();
+    let target = bench.node.target("uid-shop-2");
+    for _ in 0..2 {
+        bench.publish(&target, "shop-2").await.unwrap();
+        assert!(target.is_dir() && pending("shop-2").exists());
+        assert_eq!((mounts_at(&target), bench.stage_records().len()), (0, 0), "nothing may start on it yet");
+    }
+    bench.cluster.give("n1", "s1", 2);
+    eventually("it is handed over", &|| !pending("shop-2").exists()).await;
+    assert_eq!((mounts_at(&target), bench.stage_records()[0].epoch), (1, 2));
+    bench.publish(&target, "shop-2").await.unwrap();
+    bench.unpublish(&target).await.unwrap();
+
+    // What the kubelet takes back is not mounted any more.
+    bench.cluster.give("n1", "s0", 2);
+    let target = bench.node.target("uid-shop-3");
+    bench.publish(&target, "shop-3").await.unwrap();
+    let promised = std::fs::read(pending("shop-3")).unwrap();
+    bench.unpublish(&target).await.unwrap();
+    bench.cluster.give("n1", "s1", 3);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((mounts_at(&target), target.exists(), pending("shop-3").exists()), (0, false, false));
+
+    // The next process goes on with what the former one has promised.
+    std::fs::write(pending("shop-3"), promised).unwrap();
+    bench.service.publisher.resume_pending().unwrap();
+    eventually("it is handed over by the next process", &|| !pending("shop-3").exists()).await;
+    assert_eq!((mounts_at(&target), bench.stage_records()[0].epoch), (1, 3));
+    bench.unpublish(&target).await.unwrap();
+
+    // A pod that never gets it is told so.
+    bench.cluster.give("n2", "s9", 3);
+    let target = bench.node.target("uid-shop-4");
+    bench.publish(&target, "shop-4").await.unwrap();
+    bench.cluster.give("n2", "s9", 5);
+    let refused = || std::fs::read_to_string(pending("shop-4")).unwrap().contains("is superseded and never gets it");
+    eventually("it is refused", &refused).await;
+    assert_eq!((mounts_at(&target), bench.stage_records().len()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

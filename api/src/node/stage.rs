@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of [`StageRecord`] that this build writes and reads.
+use super::guest::PodReference;
+
+/// Version of [`StageRecord`] and [`PendingRecord`] that this build writes and reads.
 pub const VERSION: u32 = 1;
 
 /// `/run/vivarium/volumes/<subvolume uuid>.json`. The shim finds it by the UUID of the subvolume that is mounted in the
@@ -33,6 +35,30 @@ pub struct StageRecord {
     pub layers: Vec<PathBuf>,
     /// Directories of the volume that are mounted over the root, because overlayfs cannot be an upper layer of overlayfs.
     pub binds: Vec<DataBind>,
+}
+
+/// `/run/vivarium/pending/<pod uid>.json`: a volume that another node may still write, and that this pod gets when it cannot
+/// any more. Written by the node driver before the kubelet goes on to make the pod's containers, so that this work is done
+/// while the other node is waited out; removed when the volume is mounted, or when the pod is not to have it any more. The
+/// shim waits for that before it looks for the [`StageRecord`]: this record gives nobody the right to start anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// CSI volume handle: UID of the `EnvironmentVolume`.
+    pub volume_id: String,
+    /// Namespace of the `EnvironmentVolume`.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where the volume will be mounted.
+    pub target: PathBuf,
+    /// To whom it goes.
+    pub pod: PodReference,
+    /// Why it never does, once that is certain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// One directory of the volume's `data` that is mounted at a fixed place of the tree.

@@ -119,6 +119,13 @@ async fn run(client: &Client, world: &World, action: &Action) -> Attempt<Outcome
         Action::CreatePod(pod) => create_pod(&pods, world, pod, &post).await,
         Action::DeletePod(doomed) => delete(&pods, "Pod", doomed, None).await,
         Action::RemovePod(doomed) => delete(&pods, "Pod", doomed, Some(0)).await,
+        Action::AwakenPod { name } => {
+            let patch = json!({"metadata": {"annotations": {(names::ANNOTATION_AWAITED): "true"}}});
+            let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+            let attempt = format!("have the kubelet look at pod {name} again");
+            pods.patch_metadata(name, &params, &Patch::Merge(patch)).await.map_err(failed(attempt))?;
+            Ok(Outcome::Done(None))
+        }
         Action::EndMove => end_move(client, world).await,
         Action::ResizePod { name, resources } => {
             let patch = json!({"spec": {"containers": [{"name": names::CONTAINER, "resources": resources}]}});

@@ -244,6 +244,7 @@ fn kind(action: &Action) -> &'static str {
         Action::CreatePod(_) => "CreatePod",
         Action::DeletePod(_) => "DeletePod",
         Action::RemovePod(_) => "RemovePod",
+        Action::AwakenPod { .. } => "AwakenPod",
         Action::EndMove => "EndMove",
         Action::ResizePod { .. } => "ResizePod",
     }

@@ -43,6 +43,11 @@ pub enum Action {
     DeletePod(Doomed),
     /// Removes the object of a pod whose node is dead, so that nobody is there to shut it down.
     RemovePod(Doomed),
+    /// Changes a pod, so that its kubelet looks at it again.
+    AwakenPod {
+        /// Name of the pod.
+        name: String,
+    },
     /// Takes the annotation off that asks for a move: it is done.
     EndMove,
     /// Changes the resources of a running pod in place.

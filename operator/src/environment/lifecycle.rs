@@ -15,6 +15,7 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::environment::{LastFailover, Phase, RunMode};
 use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, VirtualEnvironmentStatus, condition};
 
+use super::awaken::{Awaken, awaken};
 use super::build::{self, Place, StartedWith};
 use super::decision::{Action, Decision, Refusal};
 use super::holder::{self, Bidder, Claim};
@@ -362,6 +363,11 @@ impl Life<'_> {
             Some(trouble) => Verdict::no("StartFailed", format!("pod {} cannot be started. {trouble}", pod.name_any())),
             None => Verdict::no("Starting", format!("pod {} is being started", pod.name_any())),
         };
+        match awaken(pod, self.now) {
+            Awaken::Now => self.actions.push(Action::AwakenPod { name: pod.name_any() }),
+            Awaken::After(left) => self.again = Some(left),
+            Awaken::No => {}
+        }
         let held = self.hold(pod);
         let storage = self.storage_verdict(pod);
         if let Err(refusal) = held {

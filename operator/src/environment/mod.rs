@@ -3,7 +3,7 @@
 //! 1. [`dereference`]: what is observed becomes a plain [`world::World`], from caches or from the API server itself.
 //! 2. [`lifecycle::decide`]: a pure function of the world and the time says what is to be done ([`decision::Action`])
 //!    and what the status becomes ([`status`], [`durability`]). [`validate`] refuses, [`build`] builds, [`storage`] prepares,
-//!    [`holder`] guards the volume, [`resize`] changes what runs, [`leave`] stops what shall go elsewhere, [`moves`] moves it
+//!    [`awaken`] has the kubelet look again, [`holder`] guards the volume, [`resize`] changes what runs, [`leave`] stops what shall go elsewhere, [`moves`] moves it
 //!    to a node that was named, [`standby`] chooses the node of its copy, [`placement`] explains what no node takes,
 //!    [`deletion`] takes down.
 //! 3. [`apply`]: carries actions out, one API call each.
@@ -13,6 +13,7 @@
 //! caches lag behind one's own writes, and an old view must neither start nor delete anything.
 
 pub mod apply;
+pub mod awaken;
 pub mod build;
 pub mod compare;
 pub mod controller;

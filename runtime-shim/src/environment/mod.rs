@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`identify`] | tells a Vivarium volume from anything else that is mounted at `/.vivarium/root` |
+//! | [`pending`] | waits for a volume that is still to come |
 //! | [`profile`] | rewrites the container's spec into that of an operating system (pure) |
 //! | [`runtree`] | fills the `/run` that the guest boots with |
 //! | [`tree`] | puts what the spec asks for into the guest's `/etc`, never following a symlink out |
@@ -19,6 +20,7 @@ pub mod identify;
 pub mod lease;
 pub mod limits;
 pub mod notify;
+pub mod pending;
 pub mod profile;
 pub mod report;
 pub mod runtree;

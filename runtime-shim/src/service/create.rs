@@ -12,6 +12,7 @@ use containerd_shim_protos::shim::oci::Options;
 use oci_spec::runtime::Spec;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
+use vivarium_api::names::PENDING_RECORDS;
 use vivarium_api::node::guest::PodReference;
 
 use super::container::{Container, Inner, Member};
@@ -23,7 +24,7 @@ use crate::environment::egress::Egress;
 use crate::environment::notify::Listener;
 use crate::environment::profile::config_source;
 use crate::environment::report::{self, Reporter};
-use crate::environment::{config, find_mount, hostdir, limits, root_mount};
+use crate::environment::{config, find_mount, hostdir, limits, pending, root_mount};
 use crate::error::{Attempt, Error, Result};
 use crate::helper::names;
 use crate::helper::protocol::{CreateRequest, EnvironmentRequest, Request, RootfsMount, receive_descriptors};
@@ -47,6 +48,10 @@ pub(super) async fn create(pod: &Arc<Pod>, request: CreateTaskRequest) -> Result
     name_program(pod, &request)?;
     translate_namespaces(pod, &mut spec)?;
     let environment = root_mount(&spec).map(|_| environment_request(pod, &spec)).transpose()?;
+    if let Some(environment) = &environment {
+        // Before anything is made, so that a shim that ends meanwhile leaves nothing.
+        pending::over(Path::new(PENDING_RECORDS), &environment.pod_uid, Path::new(&request.bundle)).await?;
+    }
     let group = group(&spec)?;
     let report = environment.as_ref().and_then(|_| lock(&pod.sandbox).as_ref().map(|s| report::path_of(&s.id)));
 

@@ -1,6 +1,7 @@
 //! Who may have a volume, decided from the `EnvironmentVolume` alone.
 
 use vivarium_api::names;
+use vivarium_api::v1alpha1::volume::Holder;
 use vivarium_api::v1alpha1::{EnvironmentVolume, condition};
 
 use super::Refusal;
@@ -99,6 +100,15 @@ pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, pod: Incarna
     Verdict::NotYet(Refusal::NotHolder { name: name.clone(), epoch, seconds: waited, holder: holder(object) })
 }
 
+/// Whether somebody else has a volume, from which an incarnation of this node gets it by way of the store: another node,
+/// or this one in a session that is over.
+#[must_use]
+pub fn is_of_another(object: &EnvironmentVolume, me: &Me, epoch: u64) -> bool {
+    let Some(status) = object.status.as_ref().filter(|status| status.epoch < epoch) else { return false };
+    let other = |holder: &Holder| holder.node != me.node || holder.session != me.session;
+    object.spec.store.is_some() && status.holder.as_ref().is_some_and(other)
+}
+
 /// Whether nobody may write the volume any more, so that its data may be destroyed.
 ///
 /// # Errors
@@ -130,7 +140,7 @@ fn holder(object: &EnvironmentVolume) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-    use vivarium_api::v1alpha1::volume::{Holder, VolumeTemplate};
+    use vivarium_api::v1alpha1::volume::VolumeTemplate;
     use vivarium_api::v1alpha1::{EnvironmentVolumeSpec, EnvironmentVolumeStatus};
 
     use super::*;
@@ -195,6 +205,23 @@ mod tests {
             object.status.as_mut().unwrap().holder_pod = holder_pod.map(Into::into);
             let verdict = held(&object, &name(), &me(), Incarnation { epoch: 3, pod_uid: "p1" }, 30);
             assert_eq!(matches!(verdict, Verdict::Yes), expected, "{holder_pod:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_comes_by_way_of_the_store_from_somebody_else_is_waited_for_by_the_shim() {
+        for (store, holder, epoch, expected) in [
+            (true, Some(("n2", "s9")), 2, true),
+            (true, Some(("n1", "s0")), 2, true),
+            (true, Some(("n1", "s1")), 2, false),
+            (true, None, 2, false),
+            (true, Some(("n2", "s9")), 3, false),
+            (true, Some(("n2", "s9")), 4, false),
+            (false, Some(("n2", "s9")), 2, false),
+        ] {
+            let mut object = object(holder, epoch, None);
+            object.spec.store = store.then(|| "default".into());
+            assert_eq!(is_of_another(&object, &me(), 3), expected, "{store} {holder:?} {epoch}");
         }
     }
 

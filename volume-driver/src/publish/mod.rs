@@ -2,13 +2,15 @@
 //!
 //! Stage brings the template's layers here and makes the volume on first use; publish waits until the operator has given
 //! the volume to this node, session and epoch ([`decide`]), writes the records for the shim, then mounts. Each call can be
-//! repeated at any time, also after it was cut off anywhere. Data is made only on the node that the object names, so no
+//! repeated at any time, also after it was cut off anywhere. Where somebody else has the volume, the call does not wait
+//! ([`pending`]). Data is made only on the node that the object names, so no
 //! data is ever left behind where nobody looks for it.
 
 pub mod decide;
 pub mod guard;
 pub(crate) mod mounts;
 mod own;
+pub mod pending;
 mod refusal;
 
 use std::path::PathBuf;
@@ -28,6 +30,7 @@ pub use decide::Me;
 use decide::Verdict;
 use guard::{Operation, Operations};
 use mounts::At;
+use pending::Pending;
 pub use refusal::Refusal;
 
 use crate::authority::Promises;
@@ -94,6 +97,8 @@ pub struct Publisher {
     pub templates: Arc<TemplateCache>,
     /// What is published.
     pub records: Records,
+    /// What is to be published.
+    pub pending: Arc<Pending>,
     /// The stores of journals.
     pub stores: Stores,
     /// The journals of this node.
@@ -140,14 +145,14 @@ impl Publisher {
             .ensure(&template.image, &layers, &stores)
             .await
             .map_err(|error| Refusal::Template { name: call.name.clone(), source: error.into() })?;
-        let object =
-            self.wait(&call.name, &call.id, |object, waited| decide::placed(object, &call.name, &self.me, waited));
-        let object = object.await?;
-        let size = size(&object)?;
         if object.spec.store.is_some() {
             // What is here counts only once the journal was asked, which is for the one who holds the volume.
             return Ok(());
         }
+        let object =
+            self.wait(&call.name, &call.id, |object, waited| decide::placed(object, &call.name, &self.me, waited));
+        let object = object.await?;
+        let size = size(&object)?;
         let was_here = object.status.as_ref().is_some_and(|status| status.capacity_bytes.is_some());
         let (volumes, id, name) = (self.volumes.clone(), call.id.clone(), call.name.clone());
         blocking(move || match volumes.get(&id) {
@@ -180,14 +185,23 @@ impl Publisher {
         .await
     }
 
-    /// Mounts the volume for a pod, once the operator has given it to this node.
+    /// Mounts the volume for a pod, once the operator has given it to this node; at once if somebody else has it until
+    /// then ([`pending`]).
     ///
     /// # Errors
     /// Any [`Refusal`]; what is about the volume is also reported in its condition `Published`.
-    pub async fn publish(&self, call: PublishCall) -> Result<(), Refusal> {
+    pub async fn publish(self: &Arc<Self>, call: PublishCall) -> Result<(), Refusal> {
         let _operation = self.call(&call.id).await?;
         let object = self.object(&call.name, &call.id).await?;
-        let result = self.publish_object(&call, &object).await;
+        let epoch = decide::epoch(&object, &call.name, &call.pod.namespace, &call.pod.name)?;
+        if decide::is_of_another(&object, &self.me, epoch) {
+            return self.promise(&call).await;
+        }
+        self.publish_and_report(&call, &object).await
+    }
+
+    async fn publish_and_report(&self, call: &PublishCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
+        let result = self.publish_object(call, object).await;
         let condition = match &result {
             Ok(()) => Some(Published {
                 published: true,
@@ -196,7 +210,7 @@ impl Publisher {
             }),
             Err(refusal) => refusal.condition(),
         };
-        self.report(&object, condition).await;
+        self.report(object, condition).await;
         result
     }
 
@@ -377,9 +391,10 @@ impl Publisher {
     /// Something uses the mount, [`Refusal::Busy`].
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
         let operation = self.call(id).await?;
-        let (records, volume) = (self.records.clone(), id.clone());
+        let (records, pending, volume) = (self.records.clone(), self.pending.clone(), id.clone());
         let at = target.clone();
         let known = blocking(move || {
+            pending.withdraw(&volume, &at)?;
             let known = records.get(&volume)?;
             mounts::unbind(&at).map_err(|source| Refusal::Mount { attempt: "unmount", path: at, source })?;
             Ok(known)

@@ -338,6 +338,19 @@ impl Refusal {
         }
     }
 
+    /// Whether the same will be said of the same pod for ever.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Superseded { .. }
+                | Self::NotItsPod { .. }
+                | Self::NoObject { .. }
+                | Self::BadId(_)
+                | Self::Journal(JournalError::Superseded { .. })
+        )
+    }
+
     /// As the condition `Published` tells; `None` for what is not about the volume or passes by itself.
     #[must_use]
     pub fn condition(&self) -> Option<Published> {

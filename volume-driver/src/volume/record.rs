@@ -175,7 +175,8 @@ impl Records {
     }
 }
 
-fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+/// What could not be done with a record, or a directory of them.
+pub(crate) fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
     let path = path.to_owned();
     move |source| RecordError { attempt, path, source }
 }

@@ -23,6 +23,7 @@ use vivarium_node::journal::keeper::Keeper;
 use vivarium_node::kube::stores::Stores;
 use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::publish::guard::Operations;
+use vivarium_node::publish::pending::Pending;
 use vivarium_node::publish::{Me, Publisher};
 use vivarium_node::template::TemplateCache;
 use vivarium_node::template::unpack::Limits;
@@ -100,6 +101,7 @@ impl TestNode {
             volumes,
             templates,
             records: Records::open(&self.run()).unwrap(),
+            pending: Arc::new(Pending::open(&self.run()).unwrap()),
             promises: self.promises(),
             operations: Operations::default(),
             changed: Arc::new(Notify::new()),

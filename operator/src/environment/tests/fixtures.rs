@@ -200,6 +200,7 @@ pub fn short(decision: &Decision) -> Vec<String> {
         Action::DeletePod(doomed) => format!("delete pod {}", doomed.name),
         Action::RemovePod(doomed) => format!("remove pod {}", doomed.name),
         Action::EndMove => "end move".to_owned(),
+        Action::AwakenPod { name } => format!("awaken pod {name}"),
         Action::ResizePod { name, .. } => format!("resize pod {name}"),
     };
     decision.actions.iter().map(one).collect()

@@ -262,19 +262,45 @@ async fn only_the_holder_mounts() {
     published.unwrap();
 }
 
+async fn eventually(what: &str, holds: &dyn Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_has_of_a_promised_volume_is_brought_here_before_it_is_given() {
+    let bench = bench("64Mi").await;
+    bench.cluster.change(|object| object.spec.store = Some("s".into()));
+    let publisher = &bench.service.publisher;
+    publisher.stores.put("s", Some(Store::memory("s").into()));
+    tokio::spawn(publisher.keeper.clone().run());
+    bench.stage().await.unwrap();
+    let target = bench.node.target("uid-shop-1");
+    bench.publish(&target, "shop-1").await.unwrap();
+    std::fs::write(target.join("upper/kept"), "data").unwrap();
+    bench.unpublish(&target).await.unwrap();
+    // From here on this node is another one: it has only what is in the store.
+    publisher.volumes.delete(&id(VOLUME)).unwrap();
+    bench.cluster.give("n2", "s9", 1);
+    let target = bench.node.target("uid-shop-2");
+    bench.publish(&target, "shop-2").await.unwrap();
+    eventually("a copy is made", &|| !publisher.volumes.standbys().unwrap().is_empty()).await;
+    assert_eq!((mounts_at(&target), publisher.volumes.list().unwrap().len()), (0, 0));
+    bench.cluster.give("n1", "s1", 2);
+    eventually("it is handed over", &|| mounts_at(&target) == 1).await;
+    assert_eq!(std::fs::read(target.join("upper/kept")).unwrap(), b"data");
+    assert_eq!(publisher.volumes.standbys().unwrap(), [], "the copy became the volume");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_node_has_is_promised_and_mounted_once_it_is_given() {
     let bench = bench("64Mi").await;
     bench.cluster.change(|object| object.spec.store = Some("s".into()));
     bench.service.publisher.stores.put("s", Some(Store::memory("s").into()));
     let pending = |pod: &str| bench.node.run().join(format!("pending/uid-{pod}.json"));
-    let eventually = async |what: &str, holds: &dyn Fn() -> bool| {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-        while !holds() {
-            assert!(tokio::time::Instant::now() < deadline, "{what}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
     bench.cluster.give("n2", "s9", 1);
     bench.stage().await.unwrap();
     let target = bench.node.target("uid-shop-2");

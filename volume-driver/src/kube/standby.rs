@@ -19,17 +19,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
-use vivarium_api::v1alpha1::volume::EnvironmentVolumeStatus;
 
 use super::{ApiError, failed, is_conflict, is_gone, watch_readable};
 use crate::directory::VolumeName;
-use crate::ids::{IdError, LayerDigest, VolumeId};
-use crate::journal::JournalError;
-use crate::journal::log::Log;
-use crate::journal::standby::{Followed, Follower, drop_standby};
+use crate::ids::VolumeId;
+use crate::journal::standby::{Followed, drop_standby};
 use crate::publish::Publisher;
-use crate::settings::parse_size;
-use crate::template::TemplateError;
+use crate::publish::copy::CopyError;
 
 /// Type of the condition that says whether the copy follows.
 const STANDBY: &str = "Standby";
@@ -43,35 +39,6 @@ const IDLE: Duration = Duration::from_secs(4);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often the object is told how far the copy is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// Room that is asked for beside what the volume was last said to hold.
-const ROOM: u64 = 64 << 20;
-
-/// Why a log is not followed; it is tried again.
-#[derive(Debug, thiserror::Error)]
-enum StandbyError {
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    #[error(transparent)]
-    Id(#[from] IdError),
-    #[error("its size cannot be understood: {0}")]
-    Size(String),
-    #[error("store '{0}' was not opened on this node yet")]
-    NoStore(String),
-}
-
-impl StandbyError {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Journal(error) => error.reason(),
-            Self::Template(error) if error.is_pool_full() => "PoolFull",
-            Self::Template(_) => "TemplateMissing",
-            Self::Id(_) | Self::Size(_) => "NodeError",
-            Self::NoStore(_) => "StoreNotReady",
-        }
-    }
-}
 
 /// What keeps copies.
 pub struct Standbys {
@@ -168,6 +135,8 @@ impl Standbys {
         let of_use = |id: &VolumeId| {
             let volume = all.get(id);
             volume.is_some_and(|volume| is_wanted(volume, me) || is_awaited(volume, me) && volumes.get(id).is_err())
+                // What cannot be read is no reason to destroy anything.
+                || self.publisher.pending.awaits(id).unwrap_or(true)
         };
         let Some(id) = here.into_iter().find(|id| !of_use(id)) else { return };
         // A call that gives the volume to this node may be about to take the copy over.
@@ -226,22 +195,10 @@ impl One {
         }
     }
 
-    async fn step(&self) -> Result<Followed, StandbyError> {
+    async fn step(&self) -> Result<Followed, CopyError> {
         let object = self.volumes.find(|volume| volume.metadata.uid.as_deref() == Some(self.id.as_str()));
         let Some(object) = object else { return Ok(Followed::Nothing) };
-        let Some(name) = &object.spec.store else { return Ok(Followed::Nothing) };
-        let store = self.publisher.stores.get(name).ok_or_else(|| StandbyError::NoStore(name.clone()))?;
-        let layers =
-            object.spec.template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
-        let templates = &self.publisher.templates;
-        templates.ensure(&object.spec.template.image, &layers, std::slice::from_ref(&store)).await?;
-        let status = object.status.as_ref();
-        let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);
-        let used = status.map_or(0, EnvironmentVolumeStatus::in_use);
-        let size = parse_size(&object.spec.size.0).map_err(StandbyError::Size)?;
-        let (volumes, id) = (self.publisher.volumes.clone(), self.id.clone());
-        let follower = Follower { volumes, log: Log::new(&id, store)?, id, size, layers };
-        Ok(follower.step(templates, known, used + ROOM).await?)
+        self.publisher.bring_copy_on(&self.id, &object).await
     }
 
     /// Writes how the copy is into the status, if it is still wanted here.

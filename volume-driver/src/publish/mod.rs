@@ -6,6 +6,7 @@
 //! ([`pending`]). Data is made only on the node that the object names, so no
 //! data is ever left behind where nobody looks for it.
 
+pub mod copy;
 pub mod decide;
 pub mod guard;
 pub(crate) mod mounts;

@@ -3,6 +3,9 @@
 //! decided as ever ([`super::decide::held`]); only who waits changes: not the kubelet's call, but the shim, which starts
 //! nothing without a stage record.
 //!
+//! What is in the log already is brought here meanwhile, as a copy like that of a hot standby, so that only what the other
+//! one wrote last is left to be added.
+//!
 //! A pending record is there from then until the volume is mounted, or the kubelet takes it back. It outlives the process,
 //! as the kubelet does not repeat a call that has succeeded.
 
@@ -13,15 +16,20 @@ use std::time::Duration;
 
 use vivarium_api::node::guest::PodReference;
 use vivarium_api::node::stage::{PendingRecord, VERSION};
+use vivarium_api::v1alpha1::EnvironmentVolume;
 
 use super::{PodName, PublishCall, Publisher, Refusal, blocking, decide};
 use crate::directory::VolumeName;
 use crate::files;
 use crate::ids::{IdError, VolumeId};
+use crate::journal::standby::Followed;
 use crate::volume::record::{RecordError, failed};
 
 /// How long until a volume that could not be mounted is tried again, at first and at most.
 const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
+
+/// Between two looks at a log that does not grow.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The directory of pending records, and which of them somebody sees to.
 #[derive(Debug)]
@@ -77,6 +85,14 @@ impl Pending {
             self.remove(&record.pod.uid)?;
         }
         Ok(())
+    }
+
+    /// Whether some pod is to get the volume.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn awaits(&self, id: &VolumeId) -> Result<bool, RecordError> {
+        Ok(self.list()?.iter().any(|record| record.volume_id == id.as_str() && record.refused.is_none()))
     }
 
     fn path(&self, pod: &str) -> PathBuf {
@@ -185,7 +201,8 @@ impl Publisher {
         let epoch = decide::epoch(&object, &call.name, &call.pod.namespace, &call.pod.name)?;
         let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
         let held = |object: &_, waited| decide::held(object, &call.name, &self.me, pod, waited);
-        let object = self.wait(&call.name, &call.id, held).await?;
+        let given = self.wait(&call.name, &call.id, held);
+        let object = self.copy_until(&call.id, &object, given).await?;
         let _operation = self.call(&call.id).await?;
         // A call that ended meanwhile may have taken it back.
         if !self.is_pending(call).await? {
@@ -194,6 +211,27 @@ impl Publisher {
         self.publish_and_report(call, &object).await?;
         let (pending, pod) = (self.pending.clone(), call.pod.uid.clone());
         blocking(move || Ok(pending.remove(&pod)?)).await
+    }
+
+    /// Brings a copy on until the volume is given to this node. What is under way then is finished, because who restores
+    /// the volume would do the same.
+    async fn copy_until<T>(&self, id: &VolumeId, object: &EnvironmentVolume, given: impl Future<Output = T>) -> T {
+        tokio::pin!(given);
+        // A volume that is here may have all that the log has.
+        while self.volumes.get(id).is_err() {
+            let pause = match self.bring_copy_on(id, object).await {
+                Ok(Followed::Made(_) | Followed::Moved { .. }) => Duration::ZERO,
+                Ok(Followed::Same(_) | Followed::Nothing) => LOOK_EVERY,
+                Err(error) => {
+                    tracing::info!(%error, volume = %id, "nothing of it is brought here before it is given");
+                    break;
+                }
+            };
+            if let Ok(given) = tokio::time::timeout(pause, &mut given).await {
+                return given;
+            }
+        }
+        given.await
     }
 
     async fn is_pending(&self, call: &PublishCall) -> Result<bool, Refusal> {

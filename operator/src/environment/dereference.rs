@@ -308,10 +308,12 @@ fn explain_nodes(world: &mut World, caches: &Caches) {
     world.nodes.any_pool = !world.nodes.candidates.is_empty();
 }
 
-/// Nodes that an environment could be moved to, or its copy be made on, if there is to be such a thing.
+/// Nodes that an environment could be moved to, or its copy be made on, if there is to be such a thing, or that an
+/// incarnation which is ending may leave.
 fn hosts(world: &World, nodes: &Store<Node>) -> Vec<Host> {
     let moves = world.environment.annotations().contains_key(names::ANNOTATION_MOVE_TO);
-    if !moves && world.own_volume().is_none_or(|volume| volume.spec.standby == 0) {
+    let ends = world.newest_pod().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+    if !moves && !ends && world.own_volume().is_none_or(|volume| volume.spec.standby == 0) {
         return Vec::new();
     }
     let with_pool = nodes.state().into_iter().filter(|node| has_pool(node));

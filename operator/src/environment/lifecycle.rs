@@ -1,9 +1,9 @@
 //! The life cycle of an environment: which incarnation should exist, decided from the world and the time alone.
 //!
 //! At most one incarnation exists, because none is started while a pod of the environment is left, and because its name
-//! carries an epoch that is used once. The exception is a pod on a node that is dead ([`crate::nodes`]): the next one is
-//! made while the time of the dead node is waited out, and gets the volume after that. Data is safe beyond that by the
-//! volume's holder ([`super::holder`]).
+//! carries an epoch that is used once. The exceptions are a pod on a node that is dead ([`crate::nodes`]) and one that
+//! leaves its node in order: the next one is made on another node while the time of the dead node is waited out, or the
+//! last commit, and gets the volume after that. Data is safe beyond that by the volume's holder ([`super::holder`]).
 
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ impl Life<'_> {
             return Ok(self.give_way(newest));
         }
         Ok(match stage {
-            Stage::Terminating => self.terminating(newest),
+            Stage::Terminating => self.make_way(newest)?,
             Stage::PoweredOff => self.powered_off(newest),
             Stage::Failed { trouble, at } => self.failed(newest, &trouble, at),
             Stage::Unscheduled { message } => self.unscheduled(newest, message),
@@ -311,6 +311,31 @@ impl Life<'_> {
             incarnation::node(pod).unwrap_or_default()
         );
         self.of_pod(pod, Phase::Starting, Progress::Reconciling, Verdict::no("NodeLost", message))
+    }
+
+    /// The next incarnation of one that leaves its node is made at once, so that its sandbox is there when the last commit
+    /// is. It gets the volume when nothing is left of the former one, as ever.
+    fn make_way(&mut self, pod: &Pod) -> Result<Outlook, serde_json::Error> {
+        let outlook = self.terminating(pod);
+        let Some(volume) = self.volume.filter(|volume| self.leaves(pod, volume)) else { return Ok(outlook) };
+        // What is in the way of it now may not be when the former one is gone.
+        if self.prepared.is_err() || self.world.met.pod_refused.is_some() || validate::secrets(self.world).is_err() {
+            return Ok(outlook);
+        }
+        let epoch = self.next_incarnation(volume, &self.place(true))?;
+        Ok(Outlook { epoch, ..outlook })
+    }
+
+    /// Whether the incarnation that has the volume ends on a node on which the next one will not be.
+    fn leaves(&self, pod: &Pod, volume: &EnvironmentVolume) -> bool {
+        let Some(node) = incarnation::node(pod) else { return false };
+        let closed = self.world.nodes.hosts.iter().any(|host| host.name == node && !host.fits);
+        let away = match self.place(true) {
+            Place::Only(target) => target != node,
+            Place::Anywhere { but, .. } => closed || but.contains(node),
+            Place::Data => false,
+        };
+        away && self.world.is_shared(volume) && holder::holds(volume, pod.metadata.uid.as_deref())
     }
 
     fn terminating(&mut self, pod: &Pod) -> Outlook {

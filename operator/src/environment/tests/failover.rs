@@ -8,7 +8,7 @@ use serde_json::json;
 use vivarium_api::v1alpha1::environment::Phase;
 
 use super::fixtures::{
-    change, container, decided, failed, now, pod, powered_off, ready, running, short, terminating, with_pod,
+    change, container, decided, failed, now, pod, powered_off, ready, running, short, store, terminating, with_pod,
 };
 use crate::environment::build;
 use crate::environment::decision::Action;
@@ -23,12 +23,7 @@ fn death(over: Option<Timestamp>) -> Death {
 /// Incarnation 3 runs on n1 under session s1, with its journal in a store that every node reaches.
 pub fn world() -> World {
     let mut world = with_pod(&json!({}), 3, &running());
-    world.stores = vec![Arc::new(
-        serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
-            "metadata": {"name": "default"},
-            "spec": {"s3": {"endpoint": "https://x", "bucket": "abc", "credentialsSecret": {"name": "s"}}}}))
-        .unwrap(),
-    )];
+    world.stores = vec![Arc::new(store())];
     Arc::make_mut(world.volume.as_mut().unwrap()).spec.store = Some("default".into());
     world.nodes.of_holder = Some("s1".into());
     world

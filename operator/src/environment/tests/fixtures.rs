@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use vivarium_api::names;
-use vivarium_api::v1alpha1::{Condition, EnvironmentTemplate, EnvironmentVolume, VirtualEnvironment, condition};
+use vivarium_api::v1alpha1::{
+    Condition, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment, condition,
+};
 
 use crate::environment::build;
 use crate::environment::decision::{Action, Decision};
@@ -55,6 +57,14 @@ pub fn volume(status: &Value) -> EnvironmentVolume {
             "finalizers": [names::FINALIZER_VOLUME]},
         "spec": {"template": {"name": "debian-13", "image": IMAGE, "layers": ["sha256:l1"]}, "size": "10Gi", "environment": "shop"},
         "status": status}))
+    .unwrap()
+}
+
+/// A store that every node reaches.
+pub fn store() -> JournalStore {
+    serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+        "metadata": {"name": "default"},
+        "spec": {"s3": {"endpoint": "https://x", "bucket": "abc", "credentialsSecret": {"name": "s"}}}}))
     .unwrap()
 }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
+use serde_json::json;
 use vivarium_api::names;
 
 use super::failover::world;
-use super::fixtures::{change, decided, pod, short, shown};
+use super::fixtures::{change, decided, pod, short, shown, terminating};
 use crate::environment::build;
 use crate::environment::decision::Action;
+use crate::environment::standby::Host;
 use crate::environment::world::World;
 
 fn asked(world: &mut World, epoch: &str) {
@@ -40,6 +42,40 @@ fn the_incarnation_that_is_meant_is_stopped_and_the_next_one_goes_elsewhere() {
     let decision = decided(&world);
     let Action::CreatePod(later) = &decision.actions[0] else { panic!("{:?}", decision.actions) };
     assert!(build::shunned(later).is_empty());
+}
+
+#[test]
+fn the_next_incarnation_of_one_that_leaves_is_made_before_it_has_ended() {
+    let leaving = |fits: bool| {
+        let mut world = world();
+        let ending = terminating((**world.newest_pod().unwrap()).clone());
+        world.pods = vec![Arc::new(ending)];
+        world.nodes.hosts = vec![Host { name: "n1".into(), fits, zone: None }];
+        world
+    };
+    assert_eq!(short(&decided(&leaving(true))), Vec::<String>::new(), "it may be started where it is");
+    let decision = decided(&leaving(false));
+    assert_eq!((short(&decision), decision.status.epoch), (vec!["create pod shop-4".to_owned()], 4));
+    let mut asked_to = leaving(true);
+    asked(&mut asked_to, "3");
+    assert_eq!(short(&decided(&asked_to)), ["create pod shop-4"]);
+    let mut local = leaving(false);
+    Arc::make_mut(local.volume.as_mut().unwrap()).spec.store = None;
+    assert_eq!(short(&decided(&local)), Vec::<String>::new(), "nobody else could have its data");
+    let mut refused = leaving(false);
+    refused.met.pod_refused = Some("exceeded quota".into());
+    assert_eq!(short(&decided(&refused)), Vec::<String>::new());
+
+    // It waits for the volume until the former one is gone, and has no right to it if the last commit is missing.
+    let mut both = leaving(false);
+    both.nodes.session = Some("s2".into());
+    both.pods.push(Arc::new(pod(&both, 4, Some("n2"), &json!({"phase": "Pending"}))));
+    assert_eq!(short(&decided(&both)), Vec::<String>::new());
+    both.pods.remove(0);
+    assert_eq!(short(&decided(&both)), ["delete pod shop-4"]);
+    let status = Arc::make_mut(both.volume.as_mut().unwrap()).status.as_mut().unwrap();
+    status.released_epoch = 3;
+    assert_eq!(short(&decided(&both)), ["hold n2 s2 4"]);
 }
 
 #[test]

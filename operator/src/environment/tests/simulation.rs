@@ -14,8 +14,10 @@ use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::environment::{Phase, RunMode};
 
 use super::fixtures::*;
+use crate::environment::build;
 use crate::environment::decision::{Action, ChildKind};
 use crate::environment::lifecycle::decide;
+use crate::environment::standby::Host;
 use crate::environment::status::must_come_first;
 use crate::environment::world::{NodeState, World};
 
@@ -40,6 +42,8 @@ enum Event {
     RunMode(bool),
     /// A setting of the spec is changed.
     Hostname(u8),
+    /// The node that the environment is on is cordoned, or not any more.
+    Cordon(bool),
     /// Time passes.
     Wait,
 }
@@ -55,9 +59,14 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         4 => Just(Event::FinishDeletion),
         1 => any::<bool>().prop_map(Event::RunMode),
         1 => (0u8..3).prop_map(Event::Hostname),
+        2 => any::<bool>().prop_map(Event::Cordon),
         2 => Just(Event::Wait),
     ];
     prop::collection::vec(event, 1..120)
+}
+
+fn host(name: &str, fits: bool) -> Host {
+    Host { name: name.into(), fits, zone: None }
 }
 
 struct Cluster {
@@ -72,16 +81,15 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new() -> Self {
-        Self {
-            world: prepared(&json!({})),
-            past: Vec::new(),
-            now: now(),
-            version: 10,
-            held: Vec::new(),
-            holder_pod: None,
-            made: 0,
+    /// With one node, or with two that reach a store in which the journal is.
+    fn new(shared: bool) -> Self {
+        let mut world = prepared(&json!({}));
+        if shared {
+            world.stores = vec![Arc::new(store())];
+            Arc::make_mut(world.volume.as_mut().unwrap()).spec.store = Some("default".into());
         }
+        world.nodes.hosts = vec![host("n1", true), host("n2", true)];
+        Self { world, past: Vec::new(), now: now(), version: 10, held: Vec::new(), holder_pod: None, made: 0 }
     }
 
     fn happen(&mut self, event: &Event) {
@@ -100,7 +108,12 @@ impl Cluster {
                     self.delete_pod(&pod.name_any(), pod.uid().as_deref());
                 }
             }
-            Event::FinishDeletion => self.world.pods.retain(|pod| pod.metadata.deletion_timestamp.is_none()),
+            Event::FinishDeletion => self.finish_deletion(),
+            Event::Cordon(closed) => {
+                let on = self.world.newest_pod().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+                self.world.nodes.hosts =
+                    ["n1", "n2"].map(|name| host(name, !*closed || on.as_deref() != Some(name))).into();
+            }
             Event::RunMode(running) => {
                 change(&mut self.world, |e| {
                     e.spec.run_mode = if *running { RunMode::Running } else { RunMode::Stopped };
@@ -185,12 +198,26 @@ impl Cluster {
         true
     }
 
+    /// What the last one wrote is committed before its pod is gone.
+    fn finish_deletion(&mut self) {
+        let ended = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
+        let uids: Vec<_> = self.world.pods.iter().filter(|pod| ended(pod)).map(|pod| pod.uid()).collect();
+        self.world.pods.retain(|pod| !ended(pod));
+        if let Some(status) = Arc::make_mut(self.world.volume.as_mut().unwrap()).status.as_mut()
+            && status.holder_pod.is_some()
+            && uids.contains(&status.holder_pod)
+        {
+            status.released_epoch = status.epoch;
+        }
+    }
+
     /// Scheduler, node driver and kubelet take every pod one step further. A mount waits for the holder.
     fn advance(&mut self) {
         let status = self.world.volume.as_ref().unwrap().status.clone().unwrap_or_default();
         if status.node.is_some() {
             self.world.nodes.of_volume = Some(NodeState::Ready);
         }
+        let (shared, hosts) = (!self.world.stores.is_empty(), self.world.nodes.hosts.clone());
         let epochs: Vec<_> = self.world.pods.iter().map(|pod| self.world.epoch_of(pod)).collect();
         for (pod, epoch) in self.world.pods.iter_mut().zip(epochs) {
             let pod: &mut Pod = Arc::make_mut(pod);
@@ -198,9 +225,14 @@ impl Cluster {
             if pod.metadata.deletion_timestamp.is_some() || phase != "Pending" {
                 continue;
             }
+            let (bound, shunned) = (build::bound_to(pod), build::shunned(pod));
             let spec = pod.spec.as_mut().unwrap();
             if spec.node_name.is_none() {
-                spec.node_name = Some("n1".into());
+                let allowed = |host: &&Host| {
+                    host.fits && !shunned.contains(&host.name) && bound.as_ref().is_none_or(|to| *to == host.name)
+                };
+                let open = hosts.iter().find(allowed).map(|host| host.name.clone());
+                spec.node_name = if shared { open } else { Some("n1".into()) };
             } else if status.holder.is_some() && status.epoch == epoch && status.holder_pod == pod.metadata.uid {
                 pod.status = Some(serde_json::from_value(running()).unwrap());
             }
@@ -227,6 +259,7 @@ impl Cluster {
 
     /// Lets everything come to rest, and says whether it did.
     fn settle(&mut self) -> bool {
+        self.happen(&Event::Cordon(false));
         for _ in 0..60 {
             let before = (self.made, self.world.pods.len());
             self.happen(&Event::Wait);
@@ -246,8 +279,8 @@ impl Cluster {
 
 proptest! {
     #[test]
-    fn never_two_incarnations_and_in_the_end_what_the_spec_says(events in events()) {
-        let mut cluster = Cluster::new();
+    fn never_two_incarnations_and_in_the_end_what_the_spec_says(events in events(), shared in any::<bool>()) {
+        let mut cluster = Cluster::new(shared);
         for event in &events {
             cluster.happen(event);
         }
@@ -262,7 +295,7 @@ proptest! {
 
 #[test]
 fn without_trouble_an_environment_runs_after_few_rounds() {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(false);
     let mut rounds = 0;
     while decided(&cluster.world).status.phase != Some(Phase::Running) {
         cluster.happen(&Event::Reconcile(usize::MAX));

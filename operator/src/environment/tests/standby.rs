@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vivarium_api::names;
 use vivarium_api::v1alpha1::environment::LastMove;
 
-use super::fixtures::{change, condition_json, container, decided, now, pod, running, short, shown, with_pod};
+use super::fixtures::{change, condition_json, container, decided, now, pod, running, short, shown, store, with_pod};
 use crate::environment::decision::Action;
 use crate::environment::standby::{Host, choose};
 use crate::environment::world::World;
@@ -20,12 +20,7 @@ fn host(name: &str, zone: &str) -> Host {
 /// Incarnation 3 runs on n1; its volume has a journal that every node reaches, and `status` beside.
 fn world(standby: u32, status: &Value) -> World {
     let mut world = with_pod(&json!({"durability": {"standby": standby}}), 3, &running());
-    world.stores = vec![Arc::new(
-        serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
-            "metadata": {"name": "default"},
-            "spec": {"s3": {"endpoint": "https://x", "bucket": "abc", "credentialsSecret": {"name": "s"}}}}))
-        .unwrap(),
-    )];
+    world.stores = vec![Arc::new(store())];
     let volume = Arc::make_mut(world.volume.as_mut().unwrap());
     (volume.spec.store, volume.spec.standby) = (Some("default".into()), standby);
     let mut whole = serde_json::to_value(volume.status.as_ref().unwrap()).unwrap();

@@ -484,8 +484,8 @@ impl Life<'_> {
             );
             return Err(Refusal::waiting("NodeLost", message));
         }
-        let others =
-            self.world.pods.iter().any(|other| other.metadata.uid != pod.metadata.uid && !self.world.is_over(other));
+        let mut others = self.world.pods.iter().filter(|other| other.metadata.uid != pod.metadata.uid);
+        let others = others.any(|other| !self.world.is_over(other) && !self.world.has_given_back(other));
         if others && !holder::holds(volume, uid) {
             let message = format!("pod {} waits until the pod of the former incarnation is gone", pod.name_any());
             return Err(Refusal::waiting("Terminating", message));

@@ -196,6 +196,14 @@ impl World {
         ended || self.is_dead(pod) || self.is_unreached(pod)
     }
 
+    /// Whether a pod that is being deleted has had the volume for the last time: it is unmounted, and what was written last
+    /// is committed. What the kubelet still clears away then is in nobody's way.
+    #[must_use]
+    pub fn has_given_back(&self, pod: &Pod) -> bool {
+        let released = self.own_volume().and_then(|v| v.status.as_ref()).map_or(0, |status| status.released_epoch);
+        pod.metadata.deletion_timestamp.is_some() && released > 0 && self.epoch_of(pod) <= released
+    }
+
     /// Whether a pod is on a node that is silent and never got the volume, so that nothing of it can run there.
     #[must_use]
     pub fn is_unreached(&self, pod: &Pod) -> bool {

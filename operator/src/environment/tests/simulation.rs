@@ -36,6 +36,8 @@ enum Event {
     PowerOff,
     /// Somebody deletes the pod.
     DeletePod,
+    /// The volume of a pod that is being deleted is unmounted, and what was written last is committed.
+    GiveBack,
     /// The kubelet finishes a deletion.
     FinishDeletion,
     /// The spec is changed.
@@ -56,6 +58,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::Fail),
         1 => Just(Event::PowerOff),
         2 => Just(Event::DeletePod),
+        4 => Just(Event::GiveBack),
         4 => Just(Event::FinishDeletion),
         1 => any::<bool>().prop_map(Event::RunMode),
         1 => (0u8..3).prop_map(Event::Hostname),
@@ -108,7 +111,11 @@ impl Cluster {
                     self.delete_pod(&pod.name_any(), pod.uid().as_deref());
                 }
             }
-            Event::FinishDeletion => self.finish_deletion(),
+            Event::GiveBack => self.give_back(),
+            Event::FinishDeletion => {
+                self.give_back();
+                self.world.pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+            }
             Event::Cordon(closed) => {
                 let on = self.world.newest_pod().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
                 self.world.nodes.hosts =
@@ -198,11 +205,13 @@ impl Cluster {
         true
     }
 
-    /// What the last one wrote is committed before its pod is gone.
-    fn finish_deletion(&mut self) {
-        let ended = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
-        let uids: Vec<_> = self.world.pods.iter().filter(|pod| ended(pod)).map(|pod| pod.uid()).collect();
-        self.world.pods.retain(|pod| !ended(pod));
+    fn give_back(&mut self) {
+        let ended = self.world.pods.iter_mut().filter(|pod| pod.metadata.deletion_timestamp.is_some());
+        let mut uids = Vec::new();
+        for pod in ended {
+            Arc::make_mut(pod).status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
+            uids.push(pod.uid());
+        }
         if let Some(status) = Arc::make_mut(self.world.volume.as_mut().unwrap()).status.as_mut()
             && status.holder_pod.is_some()
             && uids.contains(&status.holder_pod)

@@ -240,6 +240,22 @@ fn a_restore_names_a_state_and_is_fixed() {
         let errors = restore(bad).validate_cel().expect_err(bad).to_string();
         assert!(errors.contains("in quotes"), "{errors}");
     }
+    let paths = |paths: Value| -> EnvironmentRestore {
+        let mut restore = serde_json::to_value(restore("1")).unwrap();
+        restore["spec"]["paths"] = paths;
+        serde_json::from_value(restore).unwrap()
+    };
+    for good in [json!([]), json!(["/etc/ssh", "/etc/ssh2", "/a b/.x/..y/z."]), json!(["/x", "/y/x"])] {
+        paths(good).validate_cel().unwrap();
+    }
+    for bad in ["", "/", "etc", "/etc/", "//etc", "/etc/../root", "/.", "/..", "/a/./b", "/a\u{0}", "/a\nb"] {
+        let errors = paths(json!(["/fine", bad])).validate_cel().expect_err(bad).to_string();
+        assert!(errors.contains("absolute and plain"), "{bad:?}: {errors}");
+    }
+    let errors = paths(json!(["/etc/ssh", "/etc"])).validate_cel().expect_err("accepted").to_string();
+    assert!(errors.contains("the outer one alone"), "{errors}");
+    let errors = paths(json!(["/a"])).validate_cel_update(&restore("1")).expect_err("accepted").to_string();
+    assert!(errors.contains("create another one"), "{errors}");
     restore("1").validate_cel_update(&restore("1")).unwrap();
     let errors = restore("2").validate_cel_update(&restore("1")).expect_err("accepted").to_string();
     assert!(errors.contains("create another one"), "{errors}");

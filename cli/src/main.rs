@@ -124,6 +124,19 @@ enum Command {
         #[command(flatten)]
         tree: Tree,
     },
+    /// Takes an environment, or some of its files and directories, back to an instant: it is shut down for that and starts
+    /// again.
+    Restore {
+        /// The environment.
+        name: String,
+        /// Files and directories, by their absolute paths in the environment [default: all of it].
+        paths: Vec<String>,
+        /// Instant, as for --at of `ls`.
+        #[arg(long)]
+        at: At,
+        #[command(flatten)]
+        consent: Consent,
+    },
     /// Attaches to the console of an environment.
     Console {
         /// The environment.
@@ -197,6 +210,9 @@ fn main() -> ExitCode {
         Command::Ls { place, tree } => commands::files::list(&kubectl, &place, &tree),
         Command::Cat { place, tree } => commands::files::print(&kubectl, &place, &tree),
         Command::Cp { place, to, tree } => commands::files::copy(&kubectl, &place, &to, &tree),
+        Command::Restore { name, paths, at, consent } => {
+            commands::restore::run(&kubectl, &name, at, &paths, consent.yes)
+        }
         Command::Console { name } => commands::console(&kubectl, &name),
         Command::Fence { node, consent, system_namespace } => {
             commands::failover::fence(&kubectl, &node, &system_namespace, consent.yes)
@@ -229,6 +245,7 @@ mod tests {
         for line in [
             &["kubectl-ve", "-n", "a", "ls", "shop:/etc", "--at", "10m"][..],
             &["kubectl-ve", "ls", "shop:/etc", "--at", "2026-01-31T12:00:00Z", "-n", "a"],
+            &["kubectl-ve", "restore", "shop", "/etc/ssh", "/srv", "--at", "10m", "-n", "a"],
         ] {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.cluster.namespace.as_deref(), Some("a"));
@@ -237,6 +254,7 @@ mod tests {
             &["kubectl-ve", "ls", "shop"][..],
             &["kubectl-ve", "ls", "shop:/", "--at", "soon"],
             &["kubectl-ve", "diff", "shop"],
+            &["kubectl-ve", "restore", "shop", "/etc/ssh"],
             &["kubectl-ve", "cat", "shop:/x", "--at", "1", "--diverged", "n1/2"],
         ] {
             assert!(Cli::try_parse_from(line).is_err(), "{line:?}");

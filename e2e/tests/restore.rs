@@ -104,6 +104,55 @@ fn what_cannot_be_restored_is_refused_and_the_environment_runs_on() {
 }
 
 #[test]
+fn files_and_directories_come_back_and_the_rest_stays() {
+    let namespace = Namespace::new("restore-paths");
+    let ve = namespace.environment("shop").up();
+    ve.sh("mkdir -p /srv/shop/sub; echo good > /srv/shop/page; ln /srv/shop/page /srv/shop/sub/same; chown 33:33 /srv/shop/sub");
+    let looks = "cd / && find etc/ssh srv/shop usr/share/doc/base-files -printf '%p %y %m %U:%G %s %T@ %l\\n' | sort | sha256sum; \
+        find etc/ssh srv/shop -type f | sort | xargs sha256sum | sha256sum";
+    let whole = ve.sh(looks);
+    let good = committed(&namespace, &ve);
+    ve.sh("rm -rf /srv/shop/sub /usr/share/doc; echo bad > /srv/shop/page; echo x > /srv/shop/extra; echo key > /etc/ssh/mine; \
+        rm /etc/ssh/moduli; echo stays > /srv/beside");
+    let boot = ve.boot();
+
+    // What was not there then is refused while the environment runs on, and nothing else is restored either.
+    let spec = json!({"environment": "shop", "at": good, "paths": ["/etc/ssh", "/srv/beside"]});
+    assert!(restore(&namespace, "typo", &spec).ok);
+    let (_, reason, message) = over(&namespace, "typo");
+    assert_eq!(reason, "NoSuchPath", "{message}");
+    assert!(message.contains("`/srv/beside`"), "{message}");
+    assert_eq!(ve.boot(), boot, "the environment was disturbed");
+    let ran = restore(&namespace, "dots", &json!({"environment": "shop", "at": good, "paths": ["/srv/../etc"]}));
+    assert!(!ran.ok && ran.stderr.contains("absolute and plain"), "{}", ran.stderr);
+
+    // By the plugin, which says first what it would do.
+    let paths = ["/etc/ssh", "/srv/shop", "/usr/share/doc/base-files"];
+    let mut line = vec!["ve", "-n", &namespace.name, "restore", "shop"];
+    line.extend(paths);
+    line.extend(["--at", &good]);
+    let ran = kubectl(&line);
+    assert!(!ran.ok && ran.stderr.contains("--yes"), "{}", ran.stderr);
+    line.push("--yes");
+    let ran = kubectl(&line);
+    assert!(ran.ok, "{}", ran.stderr);
+    let name = ran.stdout.split_whitespace().find_map(|word| word.strip_prefix("er/")).expect("its name").to_owned();
+    let (object, reason, message) = over(&namespace, &name);
+    assert_eq!(reason, "Restored", "{message}");
+    ve.wait_ready();
+    assert_eq!(ve.sh(looks), whole);
+    assert_eq!(ve.sh("cat /srv/beside; ls /usr/share/doc"), "stays\nbase-files");
+    assert_eq!(ve.sh("stat -c %h /srv/shop/page"), "2", "its hard link is none");
+
+    restored(&namespace, &ve, "undo", &object["status"]["before"].to_string());
+    assert_eq!(
+        ve.sh("cat /srv/shop/page /srv/shop/extra /etc/ssh/mine; ls -d /usr/share/doc 2>&1 | grep -c cannot"),
+        "bad\nx\nkey\n1"
+    );
+    ve.delete();
+}
+
+#[test]
 fn the_status_says_what_changes_survive() {
     let namespace = Namespace::new("durability-status");
     let spec = json!({"tolerate": {"failures": 1, "domain": "Node"}});

@@ -33,6 +33,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Journal",
         "Kept",
         "Node",
+        "Paths",
         "Reason",
         "Size",
         "Status",

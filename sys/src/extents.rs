@@ -9,6 +9,9 @@ const FIEMAP: libc::c_ulong = 0xc020_660b;
 const CLONE_RANGE: libc::c_ulong = 0x4020_940d;
 const EXTENT_LAST: u32 = 1;
 const EXTENT_UNWRITTEN: u32 = 1 << 11;
+/// `FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_DATA_INLINE`: the place says
+/// nothing.
+const EXTENT_NO_PLACE: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9;
 /// Extents that are asked for at a time.
 const BATCH: usize = 64;
 
@@ -45,6 +48,9 @@ pub struct Extent {
     pub length: u64,
     /// Whether it was reserved and never written (preallocated).
     pub unwritten: bool,
+    /// Where its blocks are in the file system, in bytes, if they have a place of their own there: who shares data with
+    /// another file has the same.
+    pub place: Option<u64>,
 }
 
 /// The extents of a file, in order, also those behind its end.
@@ -72,6 +78,7 @@ pub fn extents(file: BorrowedFd<'_>) -> io::Result<Vec<Extent>> {
             offset: raw.logical,
             length: raw.length,
             unwritten: raw.flags & EXTENT_UNWRITTEN != 0,
+            place: (raw.flags & EXTENT_NO_PLACE == 0).then_some(raw.physical),
         }));
         if last.flags & EXTENT_LAST != 0 {
             return Ok(found);

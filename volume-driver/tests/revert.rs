@@ -14,6 +14,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use object_store::memory::InMemory;
@@ -24,7 +25,7 @@ use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::keep::{Memory, Policy, Subject, keep};
 use vivarium_node::journal::log::Log;
-use vivarium_node::journal::revert::Reverted;
+use vivarium_node::journal::revert::{Revert, Reverted};
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Key, Name, Sizes, Store};
 
@@ -35,7 +36,9 @@ fn log(store: &Arc<Store>) -> Log {
 }
 
 async fn revert(place: &Place, journal: &mut Journal, sequence: u64) -> Result<Reverted, JournalError> {
-    journal.revert(&place.templates, sequence, SIZE).await
+    static ORDERS: AtomicU64 = AtomicU64::new(0);
+    let order = ORDERS.fetch_add(1, Ordering::Relaxed).to_string();
+    journal.revert(&place.templates, &Revert { order, sequence, paths: vec![] }, SIZE).await
 }
 
 /// A tree with some of everything.

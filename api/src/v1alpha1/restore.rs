@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
 
-/// Brings an environment back to a former state: it is shut down, gets the state, and starts again. Its journal goes on, so
-/// a restore can be undone by another one. Deleting the object does not undo it, nor call it off.
+/// Brings an environment, or some of its files and directories, back to a former state: it is shut down, gets the state, and
+/// starts again. Its journal goes on, so a restore can be undone by another one. Deleting the object does not undo it, nor
+/// call it off.
 #[allow(clippy::duplicated_attributes, reason = "columns have types and priorities of their own")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -21,7 +22,7 @@ use super::condition::Condition;
     cel,
     shortname = "er",
     category = "vivarium",
-    doc = "Brings an environment back to a former state: it is shut down, gets the state, and starts again. Its journal goes on, so a restore can be undone by another one. Deleting the object does not undo it, nor call it off.",
+    doc = "Brings an environment, or some of its files and directories, back to a former state: it is shut down, gets the state, and starts again. Its journal goes on, so a restore can be undone by another one. Deleting the object does not undo it, nor call it off.",
     printcolumn(name = "Environment", type_ = "string", json_path = ".spec.environment"),
     printcolumn(name = "At", type_ = "string", json_path = ".spec.at", description = "The state that is asked for"),
     printcolumn(name = "Complete", type_ = "string", json_path = ".status.conditions[?(@.type==\"Complete\")].status"),
@@ -40,6 +41,7 @@ use super::condition::Condition;
         priority = "1",
         description = "The newest transaction before: to restore that undoes this"
     ),
+    printcolumn(name = "Paths", type_ = "string", json_path = ".spec.paths", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.spec == oldSelf.spec").message("a restore cannot be changed: create another one")
 )]
@@ -52,6 +54,15 @@ pub struct EnvironmentRestoreSpec {
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,17}$') || self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$')").message("the state is a time like 2026-11-25T18:00:00Z or the number of a transaction like \"1234\", in quotes"))]
     pub at: String,
+    /// Files and directories that are brought back, by their absolute paths in the environment; without any, all of it is.
+    /// Each becomes what it was, with all that was in it and nothing else; what is not named stays. What was not there then
+    /// is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 2, max = 1024)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = Rule::new("self.all(p, p.matches('^(/([^/.[:cntrl:]]|[.][^/.[:cntrl:]]|[.][.][^/[:cntrl:]])[^/[:cntrl:]]*)+$'))").message("a path is absolute and plain, like /etc/ssh: it begins with '/', does not end with it, and has no part that is empty, '.' or '..'; to restore all of the environment, give no paths"))]
+    #[x_kube(validation = Rule::new("self.all(p, !self.exists(q, p != q && p.startsWith(q + '/')))").message("one of the paths lies in another one of them: give the outer one alone"))]
+    pub paths: Vec<String>,
 }
 
 /// What became of a restore.

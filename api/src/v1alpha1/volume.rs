@@ -112,7 +112,7 @@ pub struct VolumeSource {
 }
 
 /// A former state that the volume is to be brought back to, before the next incarnation starts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct RestoreOrder {
     /// Name of the `EnvironmentRestore`.
     pub name: String,
@@ -120,6 +120,10 @@ pub struct RestoreOrder {
     pub uid: String,
     /// Which state: a time (RFC 3339), or the number of a transaction.
     pub at: String,
+    /// Files and directories of the environment that are brought back, by their absolute paths; empty: all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub paths: Vec<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
@@ -372,9 +376,11 @@ impl EnvironmentVolume {
         self.status.as_ref()?.restore.as_ref().filter(|progress| progress.uid == order.uid)
     }
 
-    /// The transaction whose state the volume is to have before incarnation `epoch` runs on it; `None`: as it is.
+    /// The order to be carried out before incarnation `epoch` runs on the volume, and the transaction whose state it is
+    /// about; `None`: the volume stays as it is.
     #[must_use]
-    pub fn revert_for(&self, epoch: u64) -> Option<u64> {
-        self.restore().filter(|progress| !progress.is_settled() && progress.epoch < epoch)?.sequence
+    pub fn revert_for(&self, epoch: u64) -> Option<(&RestoreOrder, u64)> {
+        let sequence = self.restore().filter(|progress| !progress.is_settled() && progress.epoch < epoch)?.sequence?;
+        Some((self.spec.restore.as_ref()?, sequence))
     }
 }

@@ -50,7 +50,7 @@ pub fn failover(kubectl: &Kubectl, name: &str, yes: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn consent(yes: bool) -> Result<(), Error> {
+pub(super) fn consent(yes: bool) -> Result<(), Error> {
     if yes { Ok(()) } else { Err(Error::said("nothing was done: add --yes to do it")) }
 }
 

@@ -4,6 +4,7 @@ pub mod diff;
 pub mod failover;
 pub mod files;
 pub mod history;
+pub mod restore;
 
 use std::os::unix::process::CommandExt;
 

@@ -87,7 +87,7 @@ fn stage(world: World<'_>, now: Timestamp, order: &mut Option<Box<EnvironmentVol
     }
     match (&volume.spec.restore, volume.restore()) {
         (Some(current), progress) if world.restore.metadata.uid.as_ref() == Some(&current.uid) => {
-            under_way(environment, progress)
+            under_way(environment, &spec.paths, progress)
         }
         (Some(other), progress) if !progress.is_some_and(RestoreProgress::is_settled) => {
             Stage::UnderWay("OtherRestore", format!("restore `{}` of the same environment comes first", other.name))
@@ -98,6 +98,7 @@ fn stage(world: World<'_>, now: Timestamp, order: &mut Option<Box<EnvironmentVol
                 name: world.restore.name_any(),
                 uid: world.restore.uid().unwrap_or_default(),
                 at: spec.at.clone(),
+                paths: spec.paths.clone(),
             });
             *order = Some(Box::new(wanted));
             Stage::UnderWay("LookingUp", LOOKING_UP.into())
@@ -108,17 +109,22 @@ fn stage(world: World<'_>, now: Timestamp, order: &mut Option<Box<EnvironmentVol
 const LOOKING_UP: &str = "the state is being looked up in the journal";
 
 /// A restore that the volume has as its order.
-fn under_way(environment: &VirtualEnvironment, progress: Option<&RestoreProgress>) -> Stage {
+fn under_way(environment: &VirtualEnvironment, paths: &[String], progress: Option<&RestoreProgress>) -> Stage {
     let Some(progress) = progress else { return Stage::UnderWay("LookingUp", LOOKING_UP.into()) };
     if let Some(refused) = &progress.refused {
         return Stage::Failed(refused.reason.clone(), refused.message.clone());
     }
     let sequence = progress.sequence.unwrap_or_default();
     let time = progress.time.as_ref().map_or_else(String::new, |time| format!(", of {}", time.0));
-    let state = format!("the state after transaction {sequence}{time}");
+    let (what, undo) = match paths {
+        [] => (String::new(), ""),
+        [path] => (format!("`{path}` of "), "it from "),
+        [path, others @ ..] => (format!("`{path}` and {} more of ", others.len()), "them from "),
+    };
+    let state = format!("{what}the state after transaction {sequence}{time}");
     if let Some(done) = &progress.done {
         return Stage::Complete(format!(
-            "incarnation {} began with {state}; to undo that, restore transaction {}",
+            "incarnation {} began with {state}; to undo that, restore {undo}transaction {}",
             done.epoch, done.before
         ));
     }

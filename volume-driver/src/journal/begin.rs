@@ -11,6 +11,7 @@ use super::commit::Journal;
 use super::local::Local;
 use super::log::{Appended, Log, Position, Unnamed};
 use super::restore::{Restored, layer_roots, restore};
+use super::revert::Revert;
 use super::standby::take_over;
 use super::wanted::Wanted;
 use super::{JournalError, blocking};
@@ -33,8 +34,8 @@ pub struct Opening {
     pub layers: Vec<LayerDigest>,
     /// A transaction that was in the log for certain, for example as the volume's object says; 0: none.
     pub known: u64,
-    /// Transaction whose state the volume is to have then, whatever it has now; none: it stays as it is.
-    pub revert: Option<u64>,
+    /// The state that the volume is to have then, whatever it has now; none: it stays as it is.
+    pub revert: Option<Revert>,
     /// The state of another volume that it begins with while its own log holds nothing.
     pub source: Option<Source>,
 }

@@ -176,8 +176,8 @@ impl Keeper {
         }
         let (mut journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
         let mut reverted = None;
-        if let Some(sequence) = opening.revert {
-            reverted = match journal.revert(&self.templates, sequence, opening.size).await {
+        if let Some(wanted) = &opening.revert {
+            reverted = match journal.revert(&self.templates, wanted, opening.size).await {
                 Ok(reverted) => Some(Ok(reverted)),
                 Err(error) if error.is_final() => Some(Err((error.reason(), error.to_string()))),
                 Err(error) => return Err(error),

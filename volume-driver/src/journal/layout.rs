@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn data(offset: u64, length: u64) -> Extent {
-        Extent { offset: offset * BLOCK, length: length * BLOCK, unwritten: false }
+        Extent { offset: offset * BLOCK, length: length * BLOCK, unwritten: false, place: None }
     }
 
     fn reserved(offset: u64, length: u64) -> Extent {

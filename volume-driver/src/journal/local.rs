@@ -7,6 +7,7 @@
 //! | `next` | read-only snapshot that is being committed |
 //! | `proof` | read-only snapshot of the base whose digest is being computed |
 //! | `attempt.vtx` | the transaction that may or may not be in the store |
+//! | `revert.json` | the newest order to bring a former state back, and the newest transaction before |
 //!
 //! Every step leaves something from which [`Local::open`] goes on.
 
@@ -37,6 +38,7 @@ const PARTIAL: &str = "attempt.partial";
 const NEXT: &str = "next";
 const BASE: &str = "base.";
 const PROOF: &str = "proof";
+const REVERT: &str = "revert.json";
 /// Version of [`Stored`] that this build writes and reads.
 const VERSION: u32 = 1;
 
@@ -50,6 +52,16 @@ struct Stored {
     digest: String,
     /// Number of the base; none while the tree of the journal is empty.
     base: Option<u64>,
+}
+
+/// `revert.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reverting {
+    order: String,
+    sequence: u64,
+    epoch: u64,
+    digest: String,
 }
 
 /// A read-only snapshot.
@@ -374,6 +386,25 @@ impl Local {
             self.destroy(&format!("{BASE}{old}"))?;
         }
         Ok(())
+    }
+
+    /// The newest transaction from before an order to bring a former state back was begun: `newest`, unless the order was begun
+    /// here before and cut off.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn note_before(&self, order: &str, newest: Position) -> Result<Position, JournalError> {
+        let path = self.path.join(REVERT);
+        let noted: Option<Reverting> = files::read_json(&path).map_err(self.io("read what is under way"))?;
+        if let Some(noted) = noted.filter(|noted| noted.order == order) {
+            let digest = Digest::parse(&noted.digest).ok_or_else(|| invalid(&self.id, "its digest is none"))?;
+            return Ok(Position { sequence: noted.sequence, epoch: noted.epoch, digest });
+        }
+        let Position { sequence, epoch, digest } = newest;
+        let noted = Reverting { order: order.to_owned(), sequence, epoch, digest: digest.to_string() };
+        files::write_json(&path, &noted).map_err(self.io("note what is under way"))?;
+        self.sync()?;
+        Ok(newest)
     }
 
     fn sync(&self) -> Result<(), JournalError> {

@@ -10,7 +10,7 @@
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
 //! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
-//! [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
+//! or some [`paths`] of it, [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
 //! does that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
 //! transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that works.
 //!
@@ -27,6 +27,7 @@ pub mod begin;
 pub mod branch;
 pub mod capture;
 pub mod commit;
+mod copy;
 pub mod inventory;
 pub mod keep;
 pub mod keeper;
@@ -34,10 +35,13 @@ mod layout;
 pub mod local;
 pub mod log;
 mod merge;
+mod overlay;
+mod paths;
 pub mod pieces;
 pub mod prove;
 pub mod restore;
 pub mod revert;
+mod shown;
 pub mod standby;
 pub mod tree;
 pub mod wanted;
@@ -119,6 +123,16 @@ pub enum JournalError {
         /// Why not.
         message: String,
     },
+    /// What was asked for cannot be had.
+    #[error("{message}")]
+    Refused {
+        /// The volume.
+        volume: VolumeId,
+        /// One word of the runbook.
+        reason: &'static str,
+        /// Why not.
+        message: String,
+    },
     /// Restoring.
     #[error("volume {volume} cannot be restored: {source}")]
     Apply {
@@ -164,6 +178,7 @@ impl JournalError {
         matches!(
             self,
             Self::Damaged { .. }
+                | Self::Refused { .. }
                 | Self::Read { .. }
                 | Self::Apply { .. }
                 | Self::Capture { .. }
@@ -197,7 +212,7 @@ impl JournalError {
             Self::Superseded { .. } | Self::Lost { .. } => "Superseded",
             Self::Store { .. } => "StoreUnreachable",
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
-            Self::NoSource { reason, .. } => reason,
+            Self::NoSource { reason, .. } | Self::Refused { reason, .. } => reason,
             Self::LayerMissing { .. } => "TemplateMissing",
             Self::Capture { .. } => "CaptureFailed",
             Self::Volume(VolumeError::Pool(PoolError::Full { .. })) => "PoolFull",

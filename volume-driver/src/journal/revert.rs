@@ -1,9 +1,11 @@
-//! Back to a former state: the tree after some transaction becomes the newest one.
+//! Back to a former state: the tree after some transaction becomes the newest one, or some files and directories of it
+//! ([`super::paths`]).
 //!
 //! The journal goes on: what differs is one more transaction. So nothing that was written since is lost, and this can be
-//! undone by the same means. Order of events: what was written last is committed; the former tree is put together beside
-//! the live one and exchanged with it; the difference is committed. A crash at any point leaves a tree that is whole, and
-//! the caller does all of it again, since nothing runs on the volume before it has noted that this was done.
+//! undone by the same means. Order of events: what was written last is committed, and its number noted; the former tree is
+//! put together beside the live one, and exchanged with it, or gives what is asked for; the difference is committed. A crash
+//! at any point leaves a tree that is whole, or of some paths the former and of others the present state, and the caller
+//! does all of it again, since nothing runs on the volume before it has noted that this was done.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,10 +15,22 @@ use super::JournalError;
 use super::begin::empty;
 use super::commit::Journal;
 use super::log::{Log, Position};
+use super::paths;
 use super::restore::{Restored, layer_roots, replay};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::template::TemplateCache;
 use crate::volume::{VolumeError, Volumes, lay_out};
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revert {
+    /// Names the order. Whoever repeats one that was cut off gets the answer that he would have had.
+    pub order: String,
+    /// The state after this transaction.
+    pub sequence: u64,
+    /// Absolute paths in the environment; none: all of it.
+    pub paths: Vec<PathBuf>,
+}
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,27 +42,41 @@ pub struct Reverted {
 }
 
 impl Journal {
-    /// Makes the state after transaction `sequence` the newest one, in `size` bytes. Nobody has the volume open.
+    /// Makes the state after a transaction the newest one, or some of it, in `size` bytes. Nobody has the volume open.
     ///
     /// # Errors
-    /// [`JournalError`]. The volume then is as it was before or as it was to become; see [`JournalError::is_final`].
+    /// [`JournalError`]. After one that is final ([`JournalError::is_final`]) the volume is as it was before.
     pub async fn revert(
         &mut self,
         templates: &TemplateCache,
-        sequence: u64,
+        wanted: &Revert,
         size: u64,
     ) -> Result<Reverted, JournalError> {
-        let before = self.commit_all().await?;
+        let (sequence, order) = (wanted.sequence, wanted.order.clone());
+        let (volumes, id) = (self.volumes.clone(), self.id.clone());
+        super::blocking(&self.id, move || paths::clear(&volumes, &id)).await?;
+        let newest = self.commit_all().await?;
+        let before = self.with_local(move |local| local.note_before(&order, newest)).await?;
         let Some(to) = self.log.state(sequence).await? else {
             let what = format!("it is not kept any more, so that volume {} cannot become what it was then", self.id);
             return Err(JournalError::Damaged { volume: self.id.clone(), sequence, what });
         };
         let layers: Vec<LayerDigest> = self.layers.iter().map(|(layer, _)| layer.clone()).collect();
         let roots = layer_roots(templates, &self.id, &layers)?;
-        let restored = put_in_place(&self.volumes, &self.id, &self.log, to, roots, size, |_| Ok(())).await?;
+        if wanted.paths.is_empty() {
+            put_in_place(&self.volumes, &self.id, &self.log, to, roots, size, |_| Ok(())).await?;
+        } else {
+            let (volumes, id, paths, at) =
+                (self.volumes.clone(), self.id.clone(), wanted.paths.clone(), named(sequence));
+            let again = duplicates(&self.id, &roots)?;
+            with_state(&self.volumes, &self.id, &self.log, to, roots, size, move |past| {
+                paths::put(&volumes, &id, size, past.as_fd(), &again, &paths, &at)
+            })
+            .await?;
+        }
         self.clean = None;
         let head = self.commit_all().await?;
-        tracing::info!(volume = %self.id, to = sequence, ?restored, head = head.sequence, "brought a former state back");
+        tracing::info!(volume = %self.id, ?wanted, head = head.sequence, "brought a former state back");
         Ok(Reverted { before, head })
     }
 
@@ -58,6 +86,59 @@ impl Journal {
         super::blocking(&self.id, move || Ok(pool.sync().map_err(VolumeError::from)?)).await?;
         Ok(self.commit().await?.head)
     }
+}
+
+fn named(sequence: u64) -> String {
+    format!("the state after transaction {sequence}")
+}
+
+fn duplicates(id: &VolumeId, roots: &[OwnedFd]) -> Result<Vec<OwnedFd>, JournalError> {
+    let again = roots.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+    again.map_err(|source| JournalError::Io { attempt: "open a layer", volume: id.clone(), source })
+}
+
+/// Finds out whether the state after transaction `to` of `log` has all these paths of the environment. `size` is that of the
+/// volume.
+///
+/// # Errors
+/// [`JournalError::Refused`] says which it has not; or it cannot be put together.
+pub async fn check_paths(
+    volumes: &Volumes,
+    templates: &TemplateCache,
+    log: &Log,
+    layers: &[LayerDigest],
+    to: Position,
+    size: u64,
+    paths: Vec<PathBuf>,
+) -> Result<(), JournalError> {
+    let (id, at) = (log.volume().clone(), named(to.sequence));
+    let roots = layer_roots(templates, &id, layers)?;
+    let again = duplicates(&id, &roots)?;
+    with_state(volumes, log.volume(), log, to, roots, size, move |past| {
+        paths::check(&id, past.as_fd(), &again, &paths, &at)
+    })
+    .await
+}
+
+/// Puts the state after transaction `to` of `log` together for `work`, and destroys it afterwards.
+async fn with_state(
+    volumes: &Volumes,
+    id: &VolumeId,
+    log: &Log,
+    to: Position,
+    roots: Vec<OwnedFd>,
+    size: u64,
+    work: impl FnOnce(&OwnedFd) -> Result<(), JournalError> + Send + 'static,
+) -> Result<(), JournalError> {
+    let (made, volume) = (volumes.clone(), id.clone());
+    let replayed = replay(volumes, id, log, to, roots, move |fill| {
+        let room = made.usage(&volume).ok().flatten().map_or(0, |usage| usage.used);
+        made.scratch(&volume, size, room, |past| {
+            fill(past)?;
+            work(past)
+        })
+    });
+    replayed.await.map(drop)
 }
 
 /// Puts the state after transaction `to` of `log` together, lets `finish` do its part, and exchanges it with the live tree of

@@ -28,7 +28,7 @@ const GONE_AFTER: Duration = Duration::from_mins(5);
 
 /// Why a journal was not looked after; it is tried again.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TendError {
+pub enum TendError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]

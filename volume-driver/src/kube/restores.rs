@@ -1,14 +1,18 @@
 //! Looks up the state that a restore is about, before anything is stopped for it: by time or by number, in the journal
 //! itself. What cannot be had is refused, and the environment runs on.
 
+use std::path::PathBuf;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::volume::{RestoreProgress, RestoreRefusal};
 
+use super::journals;
 use super::volumes::{VolumeObjects, VolumeTaskError};
 use crate::ids::VolumeId;
-use crate::journal::log::Log;
-use crate::journal::wanted::Wanted;
+use crate::journal::log::{Log, Moment};
+use crate::journal::revert::check_paths;
+use crate::journal::wanted::{NotThere, Wanted};
 use crate::publish::Refusal;
 
 impl VolumeObjects {
@@ -23,6 +27,7 @@ impl VolumeObjects {
         let store = store.ok_or_else(|| Refusal::StoreNotReady { name: object, store: name.to_owned() })?;
         let log = Log::new(id, store).map_err(Refusal::from)?;
         let status = volume.status.as_ref();
+        let paths: Vec<PathBuf> = order.paths.iter().map(PathBuf::from).collect();
         let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);
         let epoch = status.map_or(0, |status| status.epoch);
         let mut progress =
@@ -35,6 +40,10 @@ impl VolumeObjects {
                 Err(error) => return Err(Refusal::from(error).into()),
             },
         };
+        let found = match found {
+            Ok(moment) if !paths.is_empty() => self.check(volume, id, moment, paths).await?,
+            found => found,
+        };
         match found {
             Ok(moment) => {
                 progress.sequence = Some(moment.position.sequence);
@@ -45,5 +54,34 @@ impl VolumeObjects {
             }
         }
         Ok(publisher.directory.restore(volume, progress).await?)
+    }
+
+    /// Whether the state has the paths that are asked for: a typing error is no reason to stop anything.
+    async fn check(
+        &self,
+        volume: &EnvironmentVolume,
+        id: &VolumeId,
+        moment: Moment,
+        paths: Vec<PathBuf>,
+    ) -> Result<Result<Moment, NotThere>, VolumeTaskError> {
+        let publisher = &self.publisher;
+        let Some(tended) = journals::open(publisher, volume, id.clone(), Vec::new()).await? else {
+            return Ok(Ok(moment));
+        };
+        let (log, subject) = (&tended.log, &tended.subject);
+        let checked = check_paths(
+            &publisher.volumes,
+            &publisher.templates,
+            log,
+            &subject.layers,
+            moment.position,
+            subject.size,
+            paths,
+        );
+        match checked.await {
+            Ok(()) => Ok(Ok(moment)),
+            Err(error) if error.is_final() => Ok(Err((error.reason(), error.to_string()))),
+            Err(error) => Err(Refusal::from(error).into()),
+        }
     }
 }

@@ -19,6 +19,7 @@ use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
 
 use super::directory::{apply, status};
+use super::journals::TendError;
 use super::{ApiError, failed, is_gone, watch_readable};
 use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
@@ -49,6 +50,9 @@ pub enum VolumeTaskError {
     /// The cluster.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// Its journal.
+    #[error(transparent)]
+    Journal(#[from] TendError),
     /// The object has no uid that could name a volume.
     #[error(transparent)]
     Id(#[from] IdError),

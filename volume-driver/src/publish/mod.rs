@@ -40,7 +40,7 @@ use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::{Opening, Origin, Source};
 use crate::journal::keeper::{Keeper, Outcome};
 use crate::journal::log::Log;
-use crate::journal::revert::Reverted;
+use crate::journal::revert::{Revert, Reverted};
 use crate::journal::wanted::Wanted;
 use crate::kube::stores::Stores;
 use crate::settings::parse_size;
@@ -297,7 +297,11 @@ impl Publisher {
             epoch,
             layers: layers.to_vec(),
             known: journal.map_or(0, |journal| journal.sequence),
-            revert: object.revert_for(epoch),
+            revert: object.revert_for(epoch).map(|(order, sequence)| Revert {
+                order: order.uid.clone(),
+                sequence,
+                paths: order.paths.iter().map(PathBuf::from).collect(),
+            }),
             source: self.source(call, object).await?,
         };
         let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
@@ -319,7 +323,7 @@ impl Publisher {
         if let Origin::Branched(sequence) = opened.origin {
             self.directory.branched(object, SourceStatus { sequence }).await?;
         }
-        if let (Some(_), Some(progress), Some(outcome)) = (opening.revert, object.restore(), opened.reverted) {
+        if let (Some(_), Some(progress), Some(outcome)) = (&opening.revert, object.restore(), opened.reverted) {
             // Before anything runs: from then on the volume is not brought back to that state any more.
             self.directory.restore(object, reverted(progress, epoch, outcome)).await?;
         }

@@ -390,6 +390,29 @@ impl Volumes {
         btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, live.info.id), limit).map_err(failed("set the size", id))
     }
 
+    /// Does something to a volume of `size` bytes while it can hold about twice as much.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], the pool fails, or what `work` says.
+    pub fn with_room<T, E: From<VolumeError>>(
+        &self,
+        id: &VolumeId,
+        size: u64,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        if self.pool.quota() == Quota::None {
+            return work();
+        }
+        let group = Qgroup::new(1, self.get(id)?.info.id);
+        let limit = |limit| {
+            btrfs::limit_qgroup(self.pool.root(), group, limit).map_err(failed("set the size", id)).map_err(E::from)
+        };
+        limit(limit_on_the_way(size))?;
+        let done = work();
+        limit(limit_for(size))?;
+        done
+    }
+
     /// How full a volume is; `None` where the kernel does not count.
     ///
     /// # Errors

@@ -70,7 +70,8 @@ fn a_volume_gets_one_order_at_a_time() {
     ] {
         let decision = decided(&restore("7"), "Running", &volume(&order, &progress));
         assert_eq!(shown(&decision), (vec!["Reconciling"], reason), "{order} {progress}");
-        let wanted = ordered.then(|| RestoreOrder { name: "back".into(), uid: "r1".into(), at: "7".into() });
+        let wanted =
+            ordered.then(|| RestoreOrder { name: "back".into(), uid: "r1".into(), at: "7".into(), paths: vec![] });
         assert_eq!(decision.order.and_then(|volume| volume.spec.restore), wanted, "{order} {progress}");
     }
 }
@@ -98,6 +99,29 @@ fn what_becomes_of_an_order_is_told() {
         if reason == "Restored" {
             assert_eq!((decision.status.sequence, decision.status.before), (Some(7), Some(9)));
         }
+    }
+}
+
+#[test]
+fn paths_are_ordered_and_named() {
+    let with = |paths: &[&str]| {
+        let mut restore = restore("7");
+        restore.spec.paths = paths.iter().map(|path| (*path).to_owned()).collect();
+        restore
+    };
+    let decision = decided(&with(&["/etc", "/srv"]), "Running", &volume(&json!(null), &json!(null)));
+    assert_eq!(decision.order.and_then(|volume| volume.spec.restore).unwrap().paths, ["/etc", "/srv"]);
+    let done = json!({"uid": "r1", "epoch": 4, "sequence": 7, "done": {"epoch": 5, "before": 9, "sequence": 10}});
+    for (paths, words) in [
+        (
+            &["/etc"][..],
+            "began with `/etc` of the state after transaction 7; to undo that, restore it from transaction 9",
+        ),
+        (&["/etc", "/srv"], "`/etc` and 1 more of the state after transaction 7; to undo that, restore them from"),
+    ] {
+        let decision = decided(&with(paths), "Running", &volume(&mine(), &done));
+        let message = &condition::find(&decision.status.conditions, "Complete").unwrap().message;
+        assert!(message.contains(words), "{message}");
     }
 }
 

@@ -184,7 +184,7 @@ async fn a_restore_that_breaks_off_anywhere_is_done_again() {
         drop(journal);
         let faults = Faults { fails: 0.1, answer_lost: 0.1, stale_list: 0.2, ..Faults::NONE };
         let broken = Arc::new(Store::over("broken", Arc::new(Faulty::new(memory, seed, faults)), Sizes::default()));
-        finished += u32::from(cut_off(Duration::from_millis(20 + seed * 25), async {
+        finished += u32::from(cut_off(Duration::from_millis(20 << seed), async {
             let (mut journal, _) = a.begin(&broken, 2).await?;
             revert(&a, &mut journal, good).await
         }));

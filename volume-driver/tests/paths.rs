@@ -197,6 +197,24 @@ fn furnish(root: &Path) {
     fs::set_permissions(srv.join("deep/er"), std::os::unix::fs::PermissionsExt::from_mode(0o2750)).unwrap();
 }
 
+/// A directory that gives a right to user 33 to everything that is made in it from now on, and what was made before.
+fn give_on(root: &Path, at: &str) {
+    let at = root.join(at);
+    fs::create_dir_all(at.join("sub")).unwrap();
+    fs::write(at.join("sub/inner"), b"x").unwrap();
+    fs::write(at.join("file"), b"x").unwrap();
+    // `struct posix_acl_xattr_header`, and entries: tag, rights, id.
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, user) in
+        [(1u16, 7u16, u32::MAX), (2, 7, 33), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)]
+    {
+        list.extend(tag.to_le_bytes());
+        list.extend(rights.to_le_bytes());
+        list.extend(user.to_le_bytes());
+    }
+    rustix::fs::setxattr(&at, "system.posix_acl_default", &list, XattrFlags::empty()).unwrap();
+}
+
 fn wreck_shop(root: &Path) {
     let srv = root.join("srv/shop");
     fs::remove_file(srv.join("fifo")).unwrap();
@@ -209,7 +227,7 @@ fn wreck_shop(root: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_named_is_as_it_was_and_nothing_else_is_touched() {
-    let cases: [(&str, Change, Change, &[&str]); 18] = [
+    let cases: [(&str, Change, Change, &[&str]); 20] = [
         (
             "a file that was as shipped",
             nothing,
@@ -332,6 +350,18 @@ async fn what_is_named_is_as_it_was_and_nothing_else_is_touched() {
             |root| fs::rename(root.join("opt/app"), root.join("first")).unwrap(),
             |root| fs::rename(root.join("first"), root.join("second")).unwrap(),
             &["/first"],
+        ),
+        (
+            "what would inherit from a directory that is made again",
+            |root| give_on(root, "srv/shop"),
+            |root| fs::remove_dir_all(root.join("srv")).unwrap(),
+            &["/srv/shop/sub", "/srv/shop/file"],
+        ),
+        (
+            "what would inherit from a directory of the template that is made again",
+            |root| give_on(root, "opt/app"),
+            |root| fs::rename(root.join("opt/app"), root.join("elsewhere")).unwrap(),
+            &["/opt/app"],
         ),
         ("what has not changed", furnish, nothing, &["/srv/shop", "/etc/ssh", "/usr/bin/tool"]),
     ];

@@ -28,6 +28,9 @@ const SUBVOLUME: u64 = 256;
 /// What a snapshot shows in place of a subvolume that lies in it (`BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`).
 const EMPTY_SUBVOLUME: u64 = 2;
 
+/// Attributes that the kernel gives to what is made in a directory that has them.
+const INHERITED: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+
 /// A place in a tree.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
@@ -269,9 +272,16 @@ fn metadata(
     name: &OsStr,
     wanted: &dyn Fn(&[u8]) -> bool,
 ) -> io::Result<()> {
+    let there = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+    // What it was made with comes from the directory that it was made in.
+    for inherited in INHERITED {
+        match rustix::fs::lremovexattr(&there, inherited) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::chownat(directory, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-    let there = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         // Nobody but us is at it, and it was just made: no link.
         rustix::fs::chmod(&there, Mode::from_raw_mode(stat.st_mode))?;

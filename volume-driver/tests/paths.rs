@@ -450,6 +450,7 @@ async fn what_cannot_be_had_is_refused_and_nothing_is_changed() {
         furnish(root);
         symlink("/", root.join("out")).unwrap();
         fs::write(root.join("srv/shop/noise"), &noise).unwrap();
+        fs::write(root.join("srv/shop/caf\u{e9}"), b"x").unwrap();
     });
     let at = world.commit(&mut journal).await;
     world.inside(|root| {
@@ -462,10 +463,16 @@ async fn what_cannot_be_had_is_refused_and_nothing_is_changed() {
     world.volumes.set_size(&id("v1"), noise.len() as u64 + (4 << 20)).unwrap();
     let limit = world.volumes.usage(&id("v1")).unwrap().unwrap().limit;
     let tree = world.tree();
+    let (too_long, too_deep) = (format!("/srv/{}", "x".repeat(256)), "/\u{1f600}".repeat(1000));
     for (paths, reason, words) in [
         (&["/etc/ssh", "/srv/later"][..], "NoSuchPath", "there was no `/srv/later` in the state after transaction 2"),
         (&["/usr/share/doc/b"], "NoSuchPath", "there was no `/usr/share/doc/b`"),
         (&["/etc/ssh/key/x"], "NoSuchPath", "there was no `/etc/ssh/key/x`"),
+        // Names are bytes: these two are written alike.
+        (&["/srv/shop/cafe\u{301}"], "NoSuchPath", "there was no"),
+        (&[too_long.as_str()], "NoSuchPath", "there was no"),
+        (&[too_deep.as_str()], "NoSuchPath", "there was no"),
+        (&["/srv/../etc/ssh"], "NoSuchPath", "there was no `/srv/../etc/ssh`"),
         (&["/out/etc/passwd"], "NoSuchPath", "`/out` was a symbolic link"),
         (&["/bin/tool"], "NoSuchPath", "`/bin` was a symbolic link"),
         (&["/opt/app"], "NoSuchPath", "`/opt` is no directory any more"),

@@ -27,6 +27,11 @@ use crate::volume::Volumes;
 /// Beside `upper`, `work` and `data`: what is about to take its place, and what had it.
 const STAGING: &str = "restoring";
 
+/// Bytes of a name, `NAME_MAX` of linux/limits.h.
+const LONGEST_NAME: usize = 255;
+/// Bytes of a path in an environment: `PATH_MAX` without the end, and `upper` before it.
+const LONGEST_PATH: usize = 4090;
+
 /// One of the trees that a volume consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
@@ -113,6 +118,16 @@ fn then(
 ) -> Result<(Vec<Directory>, Entry), JournalError> {
     let failed = io_error(volume, "look into the former state");
     let (part, names) = Part::of(path);
+    let nothing = || {
+        let message = format!(
+            "there was no `{}` in {at}: `kubectl ve ls` shows what there was. To be rid of what came later, remove it",
+            path.display()
+        );
+        refused(volume, "NoSuchPath", message)
+    };
+    if !can_be_there(path, &names) {
+        return Err(nothing());
+    }
     let root = directory(former, part.directory()).map_err(&failed)?;
     let tree = part.tree(root.as_ref().map(OwnedFd::as_fd), layers);
     let mut parents = vec![tree.root()];
@@ -130,16 +145,15 @@ fn then(
                 );
                 return Err(refused(volume, "NoSuchPath", message));
             }
-            _ => {
-                let message = format!(
-                    "there was no `{}` in {at}: `kubectl ve ls` shows what there was. To be rid of what came later, remove it",
-                    path.display()
-                );
-                return Err(refused(volume, "NoSuchPath", message));
-            }
+            _ => return Err(nothing()),
         }
     }
     Err(refused(volume, "NoSuchPath", "the root is restored by an order without paths".into()))
+}
+
+/// Whether the kernel would let anything have this path, which it only looked for otherwise.
+fn can_be_there(path: &Path, names: &[OsString]) -> bool {
+    path.as_os_str().len() <= LONGEST_PATH && names.iter().all(|name| name != ".." && name.len() <= LONGEST_NAME)
 }
 
 /// A path without its last names.

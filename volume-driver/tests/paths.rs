@@ -135,16 +135,36 @@ impl World {
         lines
     }
 
+    /// What the volume consists of.
+    fn parts(&self) -> Vec<String> {
+        let mut all: Vec<_> = fs::read_dir(self.live("."))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        all.sort();
+        all
+    }
+
     async fn commit(&self, journal: &mut Journal) -> u64 {
         self.pool.sync().unwrap();
         journal.commit().await.unwrap().head.sequence
     }
 
     async fn restore(&self, journal: &mut Journal, at: u64, paths: &[&str]) -> Result<Reverted, JournalError> {
+        self.restore_in(SIZE, journal, at, paths).await
+    }
+
+    async fn restore_in(
+        &self,
+        size: u64,
+        journal: &mut Journal,
+        at: u64,
+        paths: &[&str],
+    ) -> Result<Reverted, JournalError> {
         static ORDERS: AtomicU64 = AtomicU64::new(0);
         let order = ORDERS.fetch_add(1, Ordering::Relaxed).to_string();
         let paths = paths.iter().map(PathBuf::from).collect();
-        journal.revert(&self.templates, &Revert { order, sequence: at, paths }, SIZE).await
+        journal.revert(&self.templates, &Revert { order, sequence: at, paths }, size).await
     }
 }
 
@@ -392,7 +412,7 @@ async fn what_is_named_is_as_it_was_and_nothing_else_is_touched() {
         let others =
             |lines: &[String]| untimed(lines, paths).into_iter().filter(|line| !ancestors(line)).collect::<Vec<_>>();
         assert_eq!(others(&restored), others(&now), "{what}: something else was touched");
-        assert!(!world.live("restoring").exists(), "{what}");
+        assert_eq!(world.parts(), ["data", "upper", "work"], "{what}");
         // What was before the restore is one transaction away.
         let undone = world.restore(&mut journal, reverted.before.sequence, &[]).await.unwrap();
         assert_eq!(world.view(), now, "{what}: it cannot be undone");
@@ -460,7 +480,8 @@ async fn what_cannot_be_had_is_refused_and_nothing_is_changed() {
     });
     world.commit(&mut journal).await;
     // There is room for what is there, and not for it twice: blocks are not shared with the copy that they come from.
-    world.volumes.set_size(&id("v1"), noise.len() as u64 + (4 << 20)).unwrap();
+    let size = noise.len() as u64 + (4 << 20);
+    world.volumes.set_size(&id("v1"), size).unwrap();
     let limit = world.volumes.usage(&id("v1")).unwrap().unwrap().limit;
     let tree = world.tree();
     let (too_long, too_deep) = (format!("/srv/{}", "x".repeat(256)), "/\u{1f600}".repeat(1000));
@@ -479,7 +500,7 @@ async fn what_cannot_be_had_is_refused_and_nothing_is_changed() {
         (&["/var/lib/docker/none"], "NoSuchPath", "there was no `/var/lib/docker/none`"),
         (&["/etc/ssh", "/srv/shop"], "VolumeFull", "does not fit beside what is there"),
     ] {
-        let error = world.restore(&mut journal, at, paths).await.unwrap_err();
+        let error = world.restore_in(size, &mut journal, at, paths).await.unwrap_err();
         assert!(error.is_final() && error.reason() == reason, "{paths:?}: {error}");
         assert!(error.to_string().contains(words), "{paths:?}: {error}");
         assert_eq!(world.tree(), tree, "{paths:?}");
@@ -537,4 +558,83 @@ async fn a_restore_of_paths_that_breaks_off_anywhere_is_done_again_and_can_be_un
         world.volumes.delete(&id("v1")).unwrap();
     }
     assert!((1..12).contains(&finished), "{finished} of 12 were finished: the moments are badly chosen");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_repeated_is_decided_from_what_was_there_at_first() {
+    let (world, store) = (World::new().await, Arc::new(Store::memory("test")));
+    let mut journal = world.begin(&store, 1).await.unwrap();
+    let noise: Vec<u8> = (0..30).flat_map(|_| tool()).collect();
+    world.inside(|root| {
+        furnish(root);
+        fs::write(root.join("srv/shop/noise"), &noise).unwrap();
+    });
+    let at = world.commit(&mut journal).await;
+    let then = world.view();
+    world.inside(|root| fs::remove_dir_all(root.join("srv/shop")).unwrap());
+    let now = world.view();
+    let newest = world.commit(&mut journal).await;
+    let wanted = Revert { order: "one".into(), sequence: at, paths: vec!["/srv/shop".into(), "/etc/ssh".into()] };
+    let of = |lines: &[String]| lines.iter().filter(|line| is_in(line, "/srv/shop")).cloned().collect::<Vec<_>>();
+    // Beside what the first time brought there is no room for it again.
+    let size = noise.len() as u64 + (1 << 20);
+    for time in 0..2 {
+        let reverted = journal.revert(&world.templates, &wanted, size).await.unwrap();
+        assert_eq!(reverted.before.sequence, newest, "{time}");
+        assert_eq!(of(&world.view()), of(&then), "{time}");
+    }
+    // The disk was made smaller meanwhile: nothing of it stays.
+    let error = journal.revert(&world.templates, &wanted, 4 << 20).await.unwrap_err();
+    assert!(error.is_final() && error.reason() == "VolumeFull", "{error}");
+    assert_eq!(world.parts(), ["data", "upper", "work"]);
+    assert_eq!(world.view(), now);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_as_deep_as_paths_can_be_comes_back_and_goes() {
+    let (world, store) = (World::new().await, Arc::new(Store::memory("test")));
+    let mut journal = world.begin(&store, 1).await.unwrap();
+    world.inside(|root| fs::create_dir(root.join("d")).unwrap());
+    let without = world.commit(&mut journal).await;
+    world.inside(|root| {
+        // `upper/d` and this have 4095 bytes.
+        let mut left = 4095 - "upper/d".len();
+        let mut directory = fs::File::open(root.join("d")).unwrap();
+        while left > 1 {
+            let name = "n".repeat(if left > 300 { 200 } else { 1 });
+            rustix::fs::mkdirat(&directory, &name, Mode::RWXU).unwrap();
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+            directory = rustix::fs::openat(&directory, &name, flags, Mode::empty()).unwrap().into();
+            left -= 1 + name.len();
+        }
+    });
+    let at = world.commit(&mut journal).await;
+    let tree = world.tree();
+    world.restore(&mut journal, without, &["/d"]).await.unwrap();
+    assert_eq!(world.inside(|root| fs::read_dir(root.join("d")).unwrap().count()), 0);
+    world.restore(&mut journal, at, &["/d"]).await.unwrap();
+    assert_eq!(world.tree().len(), tree.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_does_not_let_be_copied_is_refused_for_good() {
+    let (world, store) = (World::new().await, Arc::new(Store::memory("test")));
+    let mut journal = world.begin(&store, 1).await.unwrap();
+    world.inside(|root| {
+        furnish(root);
+        // More names than listxattr(2) tells.
+        for number in 0..300 {
+            let name = format!("user.{number:03}{}", "x".repeat(240));
+            rustix::fs::setxattr(root.join("srv/shop/page"), name, b"", XattrFlags::empty()).unwrap();
+        }
+    });
+    let at = world.commit(&mut journal).await;
+    world.inside(|root| fs::remove_dir_all(root.join("srv/shop")).unwrap());
+    world.commit(&mut journal).await;
+    let tree = world.tree();
+    let error = world.restore(&mut journal, at, &["/etc/ssh", "/srv/shop"]).await.unwrap_err();
+    assert!(error.is_final() && error.reason() == "NodeError", "{error}");
+    assert!(error.to_string().contains("Argument list too long"), "{error}");
+    assert_eq!(world.tree(), tree);
+    world.restore(&mut journal, at, &["/srv/shop/fifo"]).await.unwrap();
 }

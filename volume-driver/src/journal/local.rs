@@ -388,23 +388,27 @@ impl Local {
         Ok(())
     }
 
-    /// The newest transaction from before an order to bring a former state back was begun: `newest`, unless the order was begun
-    /// here before and cut off.
+    /// The newest transaction from before an order to bring a former state back, if it was begun here.
     ///
     /// # Errors
     /// The pool fails.
-    pub fn note_before(&self, order: &str, newest: Position) -> Result<Position, JournalError> {
-        let path = self.path.join(REVERT);
-        let noted: Option<Reverting> = files::read_json(&path).map_err(self.io("read what is under way"))?;
-        if let Some(noted) = noted.filter(|noted| noted.order == order) {
-            let digest = Digest::parse(&noted.digest).ok_or_else(|| invalid(&self.id, "its digest is none"))?;
-            return Ok(Position { sequence: noted.sequence, epoch: noted.epoch, digest });
-        }
+    pub fn before(&self, order: &str) -> Result<Option<Position>, JournalError> {
+        let noted: Option<Reverting> =
+            files::read_json(&self.path.join(REVERT)).map_err(self.io("read what is under way"))?;
+        let Some(noted) = noted.filter(|noted| noted.order == order) else { return Ok(None) };
+        let digest = Digest::parse(&noted.digest).ok_or_else(|| invalid(&self.id, "its digest is none"))?;
+        Ok(Some(Position { sequence: noted.sequence, epoch: noted.epoch, digest }))
+    }
+
+    /// Notes that an order to bring a former state back is begun, and the newest transaction before.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn note_before(&self, order: String, newest: Position) -> Result<(), JournalError> {
         let Position { sequence, epoch, digest } = newest;
-        let noted = Reverting { order: order.to_owned(), sequence, epoch, digest: digest.to_string() };
-        files::write_json(&path, &noted).map_err(self.io("note what is under way"))?;
-        self.sync()?;
-        Ok(newest)
+        let noted = Reverting { order, sequence, epoch, digest: digest.to_string() };
+        files::write_json(&self.path.join(REVERT), &noted).map_err(self.io("note what is under way"))?;
+        self.sync()
     }
 
     fn sync(&self) -> Result<(), JournalError> {

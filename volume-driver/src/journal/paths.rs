@@ -24,8 +24,11 @@ use crate::ids::VolumeId;
 use crate::pool::open_beneath;
 use crate::volume::Volumes;
 
-/// Beside `upper`, `work` and `data`: what is about to take its place, and what had it.
-const STAGING: &str = "restoring";
+/// Beside `upper`, `work` and `data`: what is about to take its place. A path in it is no longer than that which it is for
+/// (`new/31` against `upper/x`), since the tenant may have made his as long as the kernel takes them.
+const NEW: &str = "new";
+/// Likewise, what had its place.
+const OLD: &str = "old";
 
 /// Bytes of a name, `NAME_MAX` of linux/limits.h.
 const LONGEST_NAME: usize = 255;
@@ -212,7 +215,7 @@ fn step(
 /// of `size` bytes. `at` says which state it is.
 ///
 /// # Errors
-/// [`JournalError::Refused`]: nothing was changed, and never will be. Others: it can be called again.
+/// [`JournalError::Refused`]: nothing was changed, and never will be. Others: some of it may be done.
 pub(super) fn put(
     volumes: &Volumes,
     volume: &VolumeId,
@@ -226,27 +229,38 @@ pub(super) fn put(
     let live = live.as_fd();
     let steps = paths.iter().map(|path| step(volume, (former, live), layers, path, at));
     let steps = steps.collect::<Result<Vec<_>, _>>()?;
-    let swaps = stage(volume, (former, live), layers, &steps).map_err(|error| {
-        // What was made of it is of no use.
-        if let Err(error) = clear(volumes, volume) {
-            tracing::warn!(%error, "what was to be restored is removed later");
-        }
-        match error {
-            JournalError::Io { source, .. } if is_full(&source) => refused(volume, "VolumeFull", full(size)),
-            error => error,
-        }
-    })?;
+    let swaps = stage(volume, (former, live), layers, &steps).map_err(|error| match error {
+        JournalError::Io { source, .. } if is_full(&source) => refused(volume, "VolumeFull", full(size)),
+        JournalError::Io { source, .. } if !may_pass(&source) => refused(volume, "NodeError", cannot_be_made(&source)),
+        error => error,
+    });
     // To remove something from a volume that is full takes room for a moment.
     volumes.with_room(volume, size, || {
-        for swap in &swaps {
+        for swap in swaps.iter().flatten() {
             swap.carry_out(live, layers).map_err(io_error(volume, "put what was restored in its place"))?;
         }
         clear(volumes, volume)
-    })
+    })?;
+    swaps.map(drop)
 }
 
 fn is_full(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::DQUOT | Errno::NOSPC))
+}
+
+/// Whether it may be otherwise the next time. What else the kernel refuses it refuses because of what the tenant made, and for
+/// good: the environment must not wait for it.
+fn may_pass(error: &io::Error) -> bool {
+    use Errno as E;
+    let passing = [E::IO, E::NOMEM, E::NFILE, E::MFILE, E::AGAIN, E::INTR, E::BUSY, E::ROFS];
+    Errno::from_io_error(error).is_none_or(|error| passing.contains(&error))
+}
+
+fn cannot_be_made(error: &io::Error) -> String {
+    format!(
+        "something of what is to be restored cannot be made again file by file ({error}): restore other paths, or all of the \
+         environment"
+    )
 }
 
 fn full(size: u64) -> String {
@@ -256,17 +270,14 @@ fn full(size: u64) -> String {
     )
 }
 
-/// Removes what a former attempt has left.
-///
-/// # Errors
-/// The pool fails.
-pub(super) fn clear(volumes: &Volumes, volume: &VolumeId) -> Result<(), JournalError> {
+/// Removes what had its place, and what was made and is not put in place.
+fn clear(volumes: &Volumes, volume: &VolumeId) -> Result<(), JournalError> {
     let live = volumes.get(volume)?.directory;
-    let failed = io_error(volume, "remove what is not needed any more");
-    if look(live.as_fd(), Path::new(STAGING)).map_err(&failed)?.is_none() {
-        return Ok(());
+    for name in [NEW, OLD] {
+        copy::remove(volumes.pool().root(), At { root: live.as_fd(), path: Path::new(name) })
+            .map_err(io_error(volume, "remove what is not needed any more"))?;
     }
-    copy::remove(volumes.pool().root(), At { root: live.as_fd(), path: Path::new(STAGING) }).map_err(failed)
+    Ok(())
 }
 
 /// Something that takes a place.
@@ -289,7 +300,9 @@ fn stage(
     steps: &[Step],
 ) -> Result<Vec<Swap>, JournalError> {
     let failed = io_error(volume, "make what is to be restored");
-    rustix::fs::mkdirat(live, STAGING, Mode::RWXU).map_err(|error| failed(error.into()))?;
+    for name in [NEW, OLD] {
+        rustix::fs::mkdirat(live, name, Mode::RWXU).map_err(|error| failed(error.into()))?;
+    }
     let part = Part::Upper;
     let root = directory(live, part.directory()).map_err(&failed)?;
     let goes = steps.iter().filter(|step| step.part == part).map(|step| step.names.iter().collect());
@@ -304,8 +317,8 @@ fn stage(
             part: step.part,
             names: place.to_vec(),
             present: step.present.clone(),
-            new: Path::new(STAGING).join(format!("new-{number}")),
-            old: Path::new(STAGING).join(format!("old-{number}")),
+            new: Path::new(NEW).join(number.to_string()),
+            old: Path::new(OLD).join(number.to_string()),
         });
         step.make((former, live), layers, &elsewhere, &swap.new).map_err(&failed)?;
     }

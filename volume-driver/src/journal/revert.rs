@@ -4,8 +4,9 @@
 //! The journal goes on: what differs is one more transaction. So nothing that was written since is lost, and this can be
 //! undone by the same means. Order of events: what was written last is committed, and its number noted; the former tree is
 //! put together beside the live one, and exchanged with it, or gives what is asked for; the difference is committed. A crash
-//! at any point leaves a tree that is whole, or of some paths the former and of others the present state, and the caller
-//! does all of it again, since nothing runs on the volume before it has noted that this was done.
+//! at any point leaves a tree that is whole, or of some paths the former and of others the present state. Then the caller
+//! does all of it again, since nothing runs on the volume before it has noted that this was done; and the second time
+//! begins with putting back what was there, so that it is decided from the same, and what is refused has changed nothing.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -52,11 +53,8 @@ impl Journal {
         wanted: &Revert,
         size: u64,
     ) -> Result<Reverted, JournalError> {
-        let (sequence, order) = (wanted.sequence, wanted.order.clone());
-        let (volumes, id) = (self.volumes.clone(), self.id.clone());
-        super::blocking(&self.id, move || paths::clear(&volumes, &id)).await?;
-        let newest = self.commit_all().await?;
-        let before = self.with_local(move |local| local.note_before(&order, newest)).await?;
+        let sequence = wanted.sequence;
+        let before = self.before(templates, wanted, size).await?;
         let Some(to) = self.log.state(sequence).await? else {
             let what = format!("it is not kept any more, so that volume {} cannot become what it was then", self.id);
             return Err(JournalError::Damaged { volume: self.id.clone(), sequence, what });
@@ -78,6 +76,33 @@ impl Journal {
         let head = self.commit_all().await?;
         tracing::info!(volume = %self.id, ?wanted, head = head.sequence, "brought a former state back");
         Ok(Reverted { before, head })
+    }
+
+    /// The newest transaction from before an order. What it says is in the live tree then, if only some paths are asked for.
+    async fn before(
+        &mut self,
+        templates: &TemplateCache,
+        wanted: &Revert,
+        size: u64,
+    ) -> Result<Position, JournalError> {
+        let order = wanted.order.clone();
+        let Some(before) = self.with_local(move |local| local.before(&order)).await? else {
+            let (order, newest) = (wanted.order.clone(), self.commit_all().await?);
+            self.with_local(move |local| local.note_before(order, newest)).await?;
+            return Ok(newest);
+        };
+        if !wanted.paths.is_empty() {
+            let layers: Vec<LayerDigest> = self.layers.iter().map(|(layer, _)| layer.clone()).collect();
+            let roots = layer_roots(templates, &self.id, &layers)?;
+            let put = put_in_place(&self.volumes, &self.id, &self.log, before, roots, size, |_| Ok(())).await;
+            // As long as that fails, some of the order may be done: there is no answer.
+            put.map_err(|error| JournalError::Io {
+                attempt: "put back what was there before a restore that was cut off",
+                volume: self.id.clone(),
+                source: io::Error::other(error),
+            })?;
+        }
+        Ok(before)
     }
 
     /// Commits everything that was written until now.

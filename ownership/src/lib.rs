@@ -9,6 +9,7 @@
 //! | [`node::Authority`] | node driver | 1 to 6: how long environments may run on its node |
 //! | [`shim::judge`] | each shim | 2: whether its environment runs, stands still or ends |
 //! | [`mount::Mount`] | node driver, per volume | 12: what stands between holding a volume and starting on it |
+//! | [`change::Change`] | node driver, per volume | what stands between one set of stores and the next |
 //! | [`observer::Observer`] | each operator replica, per node | 5, 7: when a node is suspect |
 //! | [`fence::Fencing`] | each operator replica, per session | 8, 9: when a session is certainly over |
 //! | [`storm::is_storm`] | each operator replica | whether many nodes fell silent at once |
@@ -16,6 +17,7 @@
 //! | [`holder`] | operator, node driver | 9 to 12: who gets a volume, and who holds it |
 
 pub mod book;
+pub mod change;
 pub mod fence;
 pub mod holder;
 pub mod mount;

@@ -13,6 +13,13 @@ pub enum Step {
         /// The number.
         number: u64,
     },
+    /// Bring what the first store of the set has up to this number, the barrier with it, into this one.
+    Mend {
+        /// Which of the others, from 0.
+        other: usize,
+        /// The number.
+        to: u64,
+    },
     /// Ask whether the volume is still ours.
     AskAgain,
     /// Bring the volume to the state of the log up to this number, ask whether it may start, and start.
@@ -33,6 +40,8 @@ pub enum Step {
 #[derive(Clone, Copy, Debug)]
 pub struct Mount {
     epoch: u64,
+    /// How many stores there are beside the first.
+    others: usize,
     /// The number that the volume will be restored to.
     to: u64,
     step: Step,
@@ -42,7 +51,14 @@ impl Mount {
     /// Begins. Who has begun it must be the only one who does on this node.
     #[must_use]
     pub fn new(epoch: u64) -> Self {
-        Self { epoch, to: 0, step: Step::ReadTail }
+        Self::of_set(epoch, 0)
+    }
+
+    /// The same with a set of stores, which are the first and that many others. The end of the log is that in the first
+    /// store, in which each number is decided; a barrier is created there.
+    #[must_use]
+    pub fn of_set(epoch: u64, others: usize) -> Self {
+        Self { epoch, others, to: 0, step: Step::ReadTail }
     }
 
     /// The epoch.
@@ -67,7 +83,7 @@ impl Mount {
             Step::Superseded { current: epoch }
         } else if here && epoch == self.epoch {
             self.to = number;
-            Step::AskAgain
+            self.mend(0)
         } else {
             Step::CreateBarrier { number: number + 1 }
         };
@@ -79,7 +95,18 @@ impl Mount {
             return;
         }
         self.to = number;
-        self.step = if created { Step::AskAgain } else { Step::ReadTail };
+        self.step = if created { self.mend(0) } else { Step::ReadTail };
+    }
+
+    fn mend(&self, other: usize) -> Step {
+        if other < self.others { Step::Mend { other, to: self.to } } else { Step::AskAgain }
+    }
+
+    /// Another store has all that the first one has, up to this number.
+    pub fn mended(&mut self, other: usize, to: u64) {
+        if self.step == (Step::Mend { other, to }) {
+            self.step = self.mend(other + 1);
+        }
     }
 
     /// Whether the volume is still ours, asked after the barrier.
@@ -121,6 +148,25 @@ mod tests {
         let mut from_afar = Mount::new(3);
         from_afar.saw_tail(7, 3, false);
         assert_eq!(from_afar.step(), Step::CreateBarrier { number: 8 });
+    }
+
+    #[test]
+    fn every_store_of_a_set_has_the_barrier_before_it_is_asked_again() {
+        let mut mount = Mount::of_set(3, 2);
+        mount.saw_tail(7, 2, true);
+        mount.created(8, true);
+        assert_eq!(mount.step(), Step::Mend { other: 0, to: 8 });
+        mount.mended(1, 8);
+        mount.still_ours(true);
+        mount.mended(0, 7);
+        assert_eq!(mount.step(), Step::Mend { other: 0, to: 8 }, "an answer to what an earlier epoch asked");
+        mount.mended(0, 8);
+        assert_eq!(mount.step(), Step::Mend { other: 1, to: 8 });
+        mount.mended(1, 8);
+        assert_eq!(mount.step(), Step::AskAgain);
+        let mut again = Mount::of_set(3, 1);
+        again.saw_tail(8, 3, true);
+        assert_eq!(again.step(), Step::Mend { other: 0, to: 8 }, "the last one may have come to the first alone");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! counts from the instant at which the question was *sent* that a witness then answered, and is no longer than what the
 //! `Lease` says, which whoever closes it reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::{Instant, Timing};
@@ -33,8 +33,12 @@ pub struct Authority {
     /// When the newest renewal that succeeded was sent.
     renewed: Option<Instant>,
     began: Instant,
-    /// What was promised, by store.
+    /// What its witnesses grant, by store.
+    granted: BTreeMap<String, Instant>,
+    /// What was promised, by store: what is granted, and no more than for the stores that it is bound by as well.
     promised: BTreeMap<String, Instant>,
+    /// Stores, and others that whoever is bound by the first is bound by as well.
+    also: BTreeSet<(String, String)>,
     over: bool,
 }
 
@@ -50,7 +54,9 @@ impl Authority {
             restarting: false,
             renewed: None,
             began: now,
+            granted: promised.clone(),
             promised,
+            also: BTreeSet::new(),
             over: false,
         }
     }
@@ -72,9 +78,39 @@ impl Authority {
         self.acknowledged = Some(lease.duration);
         self.renewed = self.renewed.max(Some(sent));
         let until = sent.after(self.promise(lease.duration));
-        for promised in self.promised.values_mut() {
+        for granted in self.granted.values_mut() {
+            *granted = until.max(*granted);
+        }
+        self.promise_all();
+    }
+
+    /// Promises what is granted.
+    fn promise_all(&mut self) {
+        for (store, granted) in &self.granted {
+            let others = self.also.iter().filter(|(bound, _)| bound == store);
+            let others = others.map(|(_, other)| self.granted.get(other).copied().unwrap_or_default());
+            let until = others.min().map_or(*granted, |least| least.min(*granted));
+            let promised = self.promised.entry(store.clone()).or_default();
             *promised = until.max(*promised);
         }
+    }
+
+    /// From now on, whoever is bound by what is promised for `store` is bound by what `other` grants as well: its journal
+    /// has moved there, or is about to. What was promised before stays; whether it is no more than what `other`
+    /// grants says [`Self::is_bound`].
+    pub fn also(&mut self, store: &str, other: &str) {
+        self.uses(other);
+        if store != other {
+            self.also.insert((store.into(), other.into()));
+        }
+    }
+
+    /// Whether nothing is promised for `store` any more beyond what `other` grants, now and for as long as it is bound by it.
+    #[must_use]
+    pub fn is_bound(&self, store: &str, other: &str) -> bool {
+        let bound = store == other || self.also.contains(&(store.to_owned(), other.to_owned()));
+        let granted = self.granted.get(other).copied().unwrap_or_default();
+        bound && self.promised.get(store).is_none_or(|promised| *promised <= granted)
     }
 
     /// The `Lease` was seen, after a conflict or by a watch. It is the end if it is not this session's any more.
@@ -86,8 +122,9 @@ impl Authority {
     pub fn not_fenced(&mut self, store: &str, sent: Instant) {
         let Some(acknowledged) = self.acknowledged.filter(|_| !self.over) else { return };
         let until = sent.after(self.promise(acknowledged));
-        let promised = self.promised.entry(store.into()).or_default();
-        *promised = until.max(*promised);
+        let granted = self.granted.entry(store.into()).or_default();
+        *granted = until.max(*granted);
+        self.promise_all();
     }
 
     /// A store has the fence of this session.
@@ -101,7 +138,8 @@ impl Authority {
             (Some(sent), Some(duration)) => sent.after(self.promise(duration)),
             _ => Instant::default(),
         };
-        self.promised.entry(store.into()).or_insert(until);
+        self.granted.entry(store.into()).or_insert(until);
+        self.promise_all();
     }
 
     /// How long a promise is: what was acknowledged, and the longer duration only for a driver that is about to restart.
@@ -180,6 +218,30 @@ mod tests {
         authority.not_fenced("a", at(20));
         assert_eq!(until(&authority), [70, 50], "an answer that comes late takes nothing back");
         assert!(authority.may_start("a", at(69)) && !authority.may_start("a", at(70)));
+    }
+
+    #[test]
+    fn what_is_bound_by_two_stores_is_promised_no_more_than_both_grant() {
+        let mut authority = authority();
+        let lease = authority.lease(at(10));
+        authority.renewed(at(10), &lease);
+        authority.not_fenced("a", at(30));
+        assert!(!authority.is_bound("a", "b"));
+        authority.also("a", "b");
+        assert_eq!(until(&authority), [70, 50], "nothing is taken back");
+        assert!(!authority.is_bound("a", "b"), "and so it has to be waited for");
+        authority.not_fenced("a", at(35));
+        assert_eq!(until(&authority), [70, 50]);
+        authority.not_fenced("b", at(32));
+        assert_eq!(until(&authority), [72, 72]);
+        assert!(authority.is_bound("a", "b"));
+        authority.not_fenced("b", at(40));
+        assert_eq!(until(&authority), [75, 80], "the other one is bound by itself");
+        assert!(authority.is_bound("a", "b") && authority.is_bound("a", "a") && !authority.is_bound("b", "a"));
+        authority.renewed(at(50), &lease);
+        assert_eq!(until(&authority), [90, 90], "either witness grants for both");
+        authority.also("a", "c");
+        assert!(authority.promised().contains_key("c"), "it is in use");
     }
 
     #[test]

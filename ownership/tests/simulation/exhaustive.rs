@@ -16,8 +16,17 @@ const ENDS: u64 = BEGINS + 13 * S;
 const STRIDE: u64 = 100 * MS;
 
 /// What goes wrong in a scenario; the environment runs on `node`.
-pub const SCENARIOS: [&str; 8] =
-    ["power", "cut", "fenced while cut", "half cut", "driver pause", "restart and cut", "move", "move and crash"];
+pub const SCENARIOS: [&str; 9] = [
+    "power",
+    "cut",
+    "fenced while cut",
+    "half cut",
+    "driver pause",
+    "restart and cut",
+    "move",
+    "move and crash",
+    "change",
+];
 
 /// A schedule of the small world, as it is printed and asked for: `SCENARIO:OPERATORS:NUMBER-OPTION,NUMBER-OPTION`.
 #[derive(Clone, Debug)]
@@ -90,6 +99,11 @@ fn begin(world: &mut World, scenario: &str, at: u64) {
             world.isolate(Who::Node(node), at, 8 * S);
             fence(world, at);
         }
+        "change" => {
+            // From both stores to the second, and the driver crashes in between.
+            world.fault(at - S, Fault::Want { volume: 0, first: 1, both: false });
+            world.fault(at + 500 * MS, Fault::DriverCrash { node, away: 100 * MS });
+        }
         "move" => world.fault(at, Fault::Move { volume: 0 }),
         _ => {
             world.fault(at, Fault::Move { volume: 0 });
@@ -102,7 +116,8 @@ fn begin(world: &mut World, scenario: &str, at: u64) {
 /// The world of a schedule, shortly before its scenario begins.
 fn world(schedule: &Schedule, mutation: Option<Mutation>, traced: bool) -> World {
     let operators = schedule.operators;
-    let setup = Setup { nodes: 2, volumes: 1, operators, timing: with_lease(4), mutation, apart: true, quick: true };
+    let sets = schedule.scenario == "change";
+    let setup = Setup { nodes: 2, volumes: 1, operators, timing: with_lease(4), mutation, apart: true, quick: true, sets };
     let script = Script { deviations: schedule.deviations.clone(), from: FROM, until: UNTIL, count: 0 };
     let mut world = World::new(&setup, Chance::scripted(script));
     world.trace = traced.then(Vec::new);

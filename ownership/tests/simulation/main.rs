@@ -92,7 +92,7 @@ fn holds(class: Class, percent: u64) {
 #[test]
 fn nothing_runs_twice_and_nothing_acknowledged_is_lost_in_any_schedule() {
     for (class, percent) in [
-        (Class::Any, 29),
+        (Class::Any, 21),
         (Class::Late, 10),
         (Class::Sleepy, 8),
         (Class::Moves, 10),
@@ -103,6 +103,13 @@ fn nothing_runs_twice_and_nothing_acknowledged_is_lost_in_any_schedule() {
         (Class::Skew, 1),
         (Class::Stores, 2),
     ] {
+        holds(class, percent);
+    }
+}
+
+#[test]
+fn a_journal_in_two_stores_and_one_that_leaves_its_stores_lose_nothing_and_stop_nobody() {
+    for (class, percent) in [(Class::Sets, 3), (Class::Changes, 4), (Class::Placed, 1)] {
         holds(class, percent);
     }
 }

@@ -24,11 +24,32 @@ pub struct Pod {
     pub ended: bool,
 }
 
+/// A log: the stores that it is in, of which the first decides, and its number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub set: Vec<usize>,
+    pub log: u32,
+}
+
+/// Where a volume's journal is, as its object says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Where {
+    pub now: Place,
+    /// The log that the holder is about to change to.
+    pub next: Option<Place>,
+    /// How many logs were named.
+    pub logs: u32,
+    /// The set that somebody wants.
+    pub wanted: Vec<usize>,
+}
+
 /// Volumes with their versions, and pods.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub clock: u64,
     pub volumes: Vec<(u64, Volume)>,
+    /// Where their journals are. A change of that is a change of the volume.
+    pub places: Vec<Where>,
     pub pods: Vec<Pod>,
 }
 
@@ -77,7 +98,8 @@ pub struct Store {
     pub down: bool,
     pub fences: BTreeSet<String>,
     pub beats: BTreeMap<String, u64>,
-    pub logs: BTreeMap<usize, Log>,
+    /// By volume and log.
+    pub logs: BTreeMap<(usize, u32), Log>,
 }
 
 /// Why a node asks for volumes and pods.
@@ -88,6 +110,8 @@ pub enum Why {
     Reread(usize),
     /// To release a volume.
     Release(usize),
+    /// To change its stores.
+    Change(usize),
 }
 
 /// What a server is asked.
@@ -113,6 +137,12 @@ pub enum Request {
         volume: usize,
         version: Option<u64>,
         to: Volume,
+    },
+    /// Where its journal is, by compare-and-swap or not.
+    Place {
+        volume: usize,
+        version: Option<u64>,
+        to: Where,
     },
     CreatePod {
         volume: usize,
@@ -152,21 +182,40 @@ pub enum Request {
     Tail {
         store: usize,
         volume: usize,
+        log: u32,
     },
     Append {
         store: usize,
         volume: usize,
+        log: u32,
         number: u64,
         entry: Entry,
+    },
+    /// A log begins with the state after this transaction.
+    Seed {
+        store: usize,
+        volume: usize,
+        log: u32,
+        number: u64,
+        entry: Entry,
+    },
+    /// What another store has is brought into this one.
+    Mend {
+        store: usize,
+        volume: usize,
+        log: u32,
+        entries: Vec<(u64, Entry)>,
     },
     /// A checkpoint was made; what lies before it is deleted later.
     Raise {
         store: usize,
         volume: usize,
+        log: u32,
     },
     Collect {
         store: usize,
         volume: usize,
+        log: u32,
         barriers: bool,
     },
 }
@@ -202,6 +251,8 @@ impl Request {
             | Self::CreateFence { store, .. }
             | Self::Tail { store, .. }
             | Self::Append { store, .. }
+            | Self::Seed { store, .. }
+            | Self::Mend { store, .. }
             | Self::Raise { store, .. }
             | Self::Collect { store, .. } => Some(*store),
             _ => None,
@@ -210,9 +261,11 @@ impl Request {
 }
 
 impl Api {
-    pub fn new(volumes: usize) -> Self {
-        let volumes = vec![(0, Volume::default()); volumes];
-        Self { objects: Rc::new(Objects { volumes, ..Objects::default() }), ..Self::default() }
+    pub fn new(places: Vec<Place>) -> Self {
+        let volumes = vec![(0, Volume::default()); places.len()];
+        let begin = |now: Place| Where { wanted: now.set.clone(), now, next: None, logs: 0 };
+        let places = places.into_iter().map(begin).collect();
+        Self { objects: Rc::new(Objects { volumes, places, ..Objects::default() }), ..Self::default() }
     }
 
     pub fn answer(&mut self, request: &Request) -> Answer {
@@ -253,6 +306,15 @@ impl Api {
                     return Answer::Conflict;
                 }
                 *found = (self.clock, to.clone());
+            }
+            Request::Place { volume, version, to } => {
+                let found = &mut objects.volumes[*volume];
+                if version.is_some_and(|version| version != found.0) {
+                    return Answer::Conflict;
+                }
+                found.0 = self.clock;
+                let wanted = objects.places[*volume].wanted.clone();
+                objects.places[*volume] = Where { wanted, ..to.clone() };
             }
             Request::CreatePod { volume, epoch, pin, shun } => {
                 if objects.pods.iter().any(|pod| (pod.volume, pod.epoch) == (*volume, *epoch)) {
@@ -295,6 +357,15 @@ impl Api {
         }
     }
 
+    /// Somebody wants a volume's journal in other stores.
+    pub fn want(&mut self, volume: usize, set: Vec<usize>) {
+        self.clock += 1;
+        let objects = Rc::make_mut(&mut self.objects);
+        objects.clock = self.clock;
+        objects.volumes[volume].0 = self.clock;
+        objects.places[volume].wanted = set;
+    }
+
     /// The scheduler binds a pod.
     pub fn bind(&mut self, uid: &str, node: usize) {
         self.clock += 1;
@@ -303,6 +374,14 @@ impl Api {
         if let Some(pod) = objects.pods.iter_mut().find(|pod| pod.uid == uid) {
             pod.node = Some(node);
         }
+    }
+}
+
+impl Log {
+    /// Creates an entry if its number is free; whether it is there then.
+    fn add(&mut self, number: u64, entry: Entry) -> bool {
+        let restored = self.deleted.get(&number).filter(|old| old.entry == entry).map_or(0, |old| old.restored);
+        self.entries.entry(number).or_insert(Stored { entry, restored }).entry == entry
     }
 }
 
@@ -320,26 +399,34 @@ impl Store {
                 self.fences.insert(session.clone());
                 Answer::Done
             }
-            Request::Tail { volume, .. } => {
-                let last = self.logs.entry(*volume).or_default().entries.last_key_value();
+            Request::Tail { volume, log, .. } => {
+                let last = self.logs.entry((*volume, *log)).or_default().entries.last_key_value();
                 last.map_or(Answer::Tail(0, 0, 0), |(number, Stored { entry, .. })| {
                     Answer::Tail(*number, entry.epoch, entry.content)
                 })
             }
-            Request::Append { volume, number, entry, .. } => {
-                let Log { entries, deleted, .. } = self.logs.entry(*volume).or_default();
-                let restored = deleted.get(number).filter(|old| old.entry == *entry).map_or(0, |old| old.restored);
-                let stored = entries.entry(*number).or_insert(Stored { entry: *entry, restored });
-                Answer::Appended(stored.entry == *entry)
+            Request::Append { volume, log, number, entry, .. } => {
+                Answer::Appended(self.logs.entry((*volume, *log)).or_default().add(*number, *entry))
             }
-            Request::Raise { volume, .. } => {
-                let log = self.logs.entry(*volume).or_default();
+            Request::Seed { volume, log, number, entry, .. } => {
+                let log = self.logs.entry((*volume, *log)).or_default();
+                log.boundary = log.boundary.max(*number);
+                Answer::Appended(log.add(*number, *entry))
+            }
+            Request::Mend { volume, log, entries, .. } => {
+                let log = self.logs.entry((*volume, *log)).or_default();
+                let missing = entries.iter().filter(|(number, _)| *number >= log.boundary).copied();
+                let missing: Vec<_> = missing.collect();
+                Answer::Appended(missing.into_iter().fold(true, |all, (number, entry)| log.add(number, entry) && all))
+            }
+            Request::Raise { volume, log, .. } => {
+                let log = self.logs.entry((*volume, *log)).or_default();
                 let last = log.entries.last_key_value().map_or(0, |(number, _)| *number);
                 log.boundary = log.boundary.max(last.saturating_sub(KEPT));
                 Answer::Done
             }
-            Request::Collect { volume, barriers, .. } => {
-                let log = self.logs.entry(*volume).or_default();
+            Request::Collect { volume, log, barriers, .. } => {
+                let log = self.logs.entry((*volume, *log)).or_default();
                 let boundary = log.boundary;
                 let goes = |number: u64, stored: &Stored| number < boundary && (!stored.entry.barrier || *barriers);
                 log.deleted.extend(log.entries.iter().filter(|(number, stored)| goes(**number, stored)));

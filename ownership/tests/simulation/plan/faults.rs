@@ -33,6 +33,57 @@ pub fn any(world: &mut World, rng: &mut Rng) {
     garbage(world, rng, 30 * S);
 }
 
+pub fn sets(world: &mut World, rng: &mut Rng) {
+    match rng.between(0, 5) {
+        4 => {
+            let at = rng.between(SETTLED, SETTLED + 3 * S);
+            let store = 1 + rng.index(2);
+            hears_one(world, rng, store, at);
+        }
+        0 => late(world, rng),
+        1 => moves(world, rng),
+        2 => adversary(world, rng),
+        _ => any(world, rng),
+    }
+}
+
+/// A node hears nobody but one store, which nobody who ends the node reaches.
+fn hears_one(world: &mut World, rng: &mut Rng, store: usize, at: u64) {
+    let node = world.runs_on(0).unwrap_or(0);
+    (0..3).filter(|server| *server != store).for_each(|server| world.cut(Who::Node(node), server, at, 20 * S));
+    for operator in 0..2 {
+        world.cut(Who::Operator(operator), store, at - S, 20 * S);
+        world.fault(at + rng.between(0, S), Fault::FenceByHand { operator, node });
+    }
+}
+
+pub fn changes(world: &mut World, rng: &mut Rng) {
+    let mut at = SETTLED;
+    while at < 30 * S {
+        world.fault(at, Fault::Want { volume: 0, first: rng.index(2), both: rng.one_in(3) });
+        let soon = at + rng.between(0, 2 * S);
+        let node = rng.index(2);
+        match rng.between(0, 8) {
+            0 | 1 => world.fault(soon, Fault::DriverCrash { node, away: rng.between(S / 10, 2 * S) }),
+            2 => world.fault(soon, Fault::Move { volume: 0 }),
+            3 => world.cut(Who::Node(node), 0, soon, rng.between(S / 4, 5 * S)),
+            4 => world.cut(Who::Node(node), 1 + rng.index(2), soon, rng.between(S, 8 * S)),
+            _ => {}
+        }
+        at += rng.between(S / 2, 7 * S);
+    }
+    if rng.one_in(3) {
+        let store = 1 + rng.index(2);
+        world.fault(31 * S, Fault::Want { volume: 0, first: 2 - store, both: false });
+        let at = 33 * S + rng.between(0, 2 * S);
+        hears_one(world, rng, store, at);
+    } else if rng.one_in(2) {
+        sets(world, rng);
+    } else {
+        garbage(world, rng, 30 * S);
+    }
+}
+
 fn garbage(world: &mut World, rng: &mut Rng, until: u64) {
     let mut at = SETTLED;
     while at < until {

@@ -42,9 +42,15 @@ pub enum Class {
     Storm,
     /// A node dies, or is ended, with volumes in two stores, one of which is away: each volume depends on its own store.
     Stores,
+    /// A journal in two stores, and anything that goes wrong.
+    Sets,
+    /// The stores of a volume are changed again and again while anything goes wrong.
+    Changes,
+    /// The stores of a volume are changed, perhaps because the former one is away: it is done soon, and nobody notices.
+    Placed,
 }
 
-pub const ALL: [Class; 14] = [
+pub const ALL: [Class; 17] = [
     Class::Any,
     Class::Harmless,
     Class::PowerCut,
@@ -59,6 +65,9 @@ pub const ALL: [Class; 14] = [
     Class::Shims,
     Class::Storm,
     Class::Stores,
+    Class::Sets,
+    Class::Changes,
+    Class::Placed,
 ];
 
 type Plan = fn(&mut World, &mut Rng);
@@ -75,7 +84,7 @@ fn setup(class: Class, rng: &mut Rng, mutation: Option<Mutation>) -> Setup {
     let (nodes, volumes) = match class {
         Class::Storm | Class::Stores => (3, 2),
         Class::Any | Class::Harmless | Class::PowerCut if rng.one_in(3) => (3, 2),
-        Class::Moves | Class::Late if rng.one_in(2) => (3, 1),
+        Class::Moves | Class::Late | Class::Sets | Class::Changes if rng.one_in(2) => (3, 1),
         _ => (2, 1),
     };
     let mut timing = with_lease(match class {
@@ -90,18 +99,21 @@ fn setup(class: Class, rng: &mut Rng, mutation: Option<Mutation>) -> Setup {
     }
     let quick =
         !matches!(class, Class::Any | Class::Harmless | Class::PowerCut | Class::Storm | Class::Stale | Class::Stores);
+    let sets = matches!(class, Class::Sets | Class::Changes | Class::Placed);
     let apart = matches!(class, Class::Adversary | Class::Skew);
-    Setup { nodes, volumes, operators: 2, timing, mutation, apart, quick }
+    Setup { nodes, volumes, operators: 2, timing, mutation, apart, quick, sets }
 }
 
 fn weather(class: Class, rng: &mut Rng) -> Weather {
     match class {
         // Where one thing is wrong, it is the one that the class is about.
-        Class::Harmless | Class::Stores => Weather::CALM,
+        Class::Harmless | Class::Stores | Class::Placed => Weather::CALM,
         // An answer that is a second late hides from its observer that nodes fell silent together.
         Class::Storm => Weather { slow: 0, ..Weather::CALM },
         Class::PowerCut | Class::Adversary | Class::Split | Class::Skew | Class::Shims => Weather::FAIR,
         Class::Any if rng.one_in(2) => Weather::FAIR,
+        Class::Sets => Weather { late: 30, ..Weather::FOUL },
+        Class::Changes => Weather { late: 30, lost: 60, writes: 4, ..Weather::FOUL },
         Class::Any | Class::Sleepy => Weather::FOUL,
         Class::Late => Weather { late: 30, ..Weather::FOUL },
         Class::Swaps => Weather { writes: 3, ..Weather::FAIR },
@@ -115,7 +127,7 @@ pub fn judge(class: Class, seed: u64, mutation: Option<Mutation>, traced: bool) 
     let mut rng = Rng::new(seed ^ 0x1234_5678);
     let mut world = World::new(&setup(class, &mut rng, mutation), Chance::random(seed));
     world.trace = traced.then(Vec::new);
-    if matches!(class, Class::Harmless | Class::Storm | Class::Stores) {
+    if matches!(class, Class::Harmless | Class::Storm | Class::Stores | Class::Placed) {
         world.chance.weather = weather(class, &mut rng);
     }
     world.run(SETTLED);
@@ -133,7 +145,9 @@ pub fn judge(class: Class, seed: u64, mutation: Option<Mutation>, traced: bool) 
         Class::Sleepy => Some((faults::sleepy, 35 * S)),
         Class::Moves => Some((faults::moves, 40 * S)),
         Class::Shims => Some((faults::shims, 30 * S)),
-        Class::Harmless | Class::PowerCut | Class::Storm | Class::Stores => None,
+        Class::Sets => Some((faults::sets, 45 * S)),
+        Class::Changes => Some((faults::changes, 50 * S)),
+        Class::Harmless | Class::PowerCut | Class::Storm | Class::Stores | Class::Placed => None,
     };
     if let Some((plan, until)) = plan {
         plan(&mut world, &mut rng);
@@ -147,6 +161,7 @@ pub fn judge(class: Class, seed: u64, mutation: Option<Mutation>, traced: bool) 
         Class::PowerCut => recovered = promises::power_cut(&mut world, &mut rng),
         Class::Storm => promises::storm(&mut world, &mut rng),
         Class::Stores => promises::stores(&mut world, &mut rng),
+        Class::Placed => promises::placed(&mut world, &mut rng),
         _ => {}
     }
     let events = world.events;

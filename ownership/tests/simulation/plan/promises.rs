@@ -125,3 +125,24 @@ pub fn stores(world: &mut World, rng: &mut Rng) {
     world.run(at + 30 * S);
     runs_again(world, None, at + 60 * S);
 }
+
+/// The stores of a volume are changed, one after the other or for both of them.
+pub fn placed(world: &mut World, rng: &mut Rng) {
+    let first = rng.index(2);
+    let mut at = world.now;
+    let away = rng.one_in(2);
+    for step in 0..3 {
+        let (store, both) = (if step % 2 == 0 { first } else { 1 - first }, step > 0 && !away && rng.one_in(3));
+        if away && step == 1 {
+            // Whoever leaves a store does not need it.
+            world.fault(at - rng.between(0, 5 * S), Fault::Server { server: 1 + first, up: false });
+            world.fault(at + 24 * S, Fault::Server { server: 1 + first, up: true });
+        }
+        world.fault(at, Fault::Want { volume: 0, first: store, both });
+        at += 25 * S;
+        undisturbed(world, at, Invariant::I4);
+        if !world.all_placed() && world.violation.is_none() {
+            world.wrong(Invariant::I6, format!("the journal is not where it is wanted after change {step}"));
+        }
+    }
+}

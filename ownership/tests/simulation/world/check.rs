@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{World, store_of};
-use crate::servers::{Entry, Log};
+use super::World;
+use crate::servers::{Entry, Log, Place};
 
 /// What must hold, as in the description of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +60,26 @@ impl World {
         }
     }
 
+    /// What decides about a volume.
     fn log(&self, volume: usize) -> Option<&Log> {
-        self.stores[store_of(volume)].logs.get(&volume)
+        let place = self.place(volume);
+        self.stores[*place.set.first()?].logs.get(&(volume, place.log))
+    }
+
+    /// The same in each store of the set; none: nothing was written there yet.
+    fn logs(&self, volume: usize) -> impl Iterator<Item = Option<&Log>> {
+        let place = self.place(volume);
+        place.set.iter().map(move |store| self.stores[*store].logs.get(&(volume, place.log)))
     }
 
     /// I2, for an incarnation that starts from the log up to a number: whatever was acknowledged to anybody is in it. So one
     /// that starts late, after a later one has committed, is found too.
-    pub(super) fn started(&mut self, volume: usize, epoch: u64, to: u64) {
+    pub(super) fn started(&mut self, volume: usize, epoch: u64, to: u64, from: &Place) {
         let mut wrong = None;
-        if let Some(log) = self.log(volume) {
+        if self.mutation.is_none() && self.place(volume) != from && self.api.objects.volumes[volume].1.epoch == epoch {
+            wrong = Some(format!("epoch {epoch} of volume {volume} starts from a log that does not decide"));
+        }
+        for log in self.logs(volume).flatten() {
             for (number, entry) in &self.ghost[volume].acknowledged {
                 let stored = log.entries.get(number).map(|stored| stored.entry);
                 let there = if stored.is_none() { *number < log.boundary } else { stored == Some(*entry) };
@@ -84,7 +95,8 @@ impl World {
         if let Some(what) = wrong {
             self.wrong(Invariant::I2, what);
         }
-        if let Some(log) = self.stores[store_of(volume)].logs.get_mut(&volume) {
+        for store in &from.set {
+            let Some(log) = self.stores[*store].logs.get_mut(&(volume, from.log)) else { continue };
             for (_, stored) in log.entries.range_mut(..=to) {
                 stored.restored = stored.restored.max(epoch);
             }
@@ -95,9 +107,17 @@ impl World {
     /// A transaction is acknowledged: it is what is stored, and no later incarnation has begun without it.
     pub(super) fn acknowledged(&mut self, volume: usize, number: u64, entry: Entry) {
         let stored = self.log(volume).and_then(|log| log.entries.get(&number)).copied();
-        let boundary = self.log(volume).map_or(0, |log| log.boundary);
+        let lacks = |log: Option<&Log>| match log.and_then(|log| log.entries.get(&number)) {
+            // Each of them leads there without the others.
+            Some(stored) => {
+                let before = number.saturating_sub(1);
+                let gap = log.is_some_and(|log| before >= log.boundary && !log.entries.contains_key(&before));
+                stored.entry != entry || (gap && before > 0)
+            }
+            None => number >= log.map_or(0, |log| log.boundary),
+        };
         let mut wrong = None;
-        if stored.is_some_and(|stored| stored.entry != entry) || (stored.is_none() && number >= boundary) {
+        if self.logs(volume).any(lacks) {
             wrong =
                 Some((Invariant::I2, format!("transaction {number} of volume {volume} is not what was acknowledged")));
         }
@@ -128,6 +148,11 @@ impl World {
             let what = format!("a checkpoint of volume {volume} is made without {number}");
             self.wrong(Invariant::I2, what);
         }
+    }
+
+    /// A store of a set has something else under a number than the first one.
+    pub(super) fn differs(&mut self, volume: usize) {
+        self.wrong(Invariant::Holder, format!("the stores of volume {volume} do not hold the same"));
     }
 
     /// Whoever holds a volume finds its number taken: only a later epoch may do that.

@@ -74,6 +74,12 @@ pub enum Fault {
     Garbage {
         volume: usize,
     },
+    /// No fault: somebody wants a volume's journal in other stores.
+    Want {
+        volume: usize,
+        first: usize,
+        both: bool,
+    },
 }
 
 impl World {
@@ -167,6 +173,10 @@ impl World {
             }
             Fault::DriverLooks { node } => self.end_orphans(node),
             Fault::Garbage { volume } => self.collect_garbage(volume),
+            Fault::Want { volume, first, both } => {
+                self.api.want(volume, if both { vec![first, 1 - first] } else { vec![first] });
+                self.push();
+            }
         }
     }
 }

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use vivarium_ownership::holder::{Standing, Volume, standing};
 use vivarium_ownership::mount::{Mount, Step};
 
-use super::node::{Guest, Leaving};
-use super::{Event, MS, NODES, STORES, Who, World, store_of};
+use super::commit::in_turn;
+use super::node::{Guest, Leaving, Mounting};
+use super::{Event, MS, NODES, STORES, Who, World};
 use crate::mutation::Mutation;
 use crate::servers::{Answer, Entry, Objects, Pod, Request, Why};
 
@@ -69,12 +70,25 @@ impl World {
             }
             let (standing, epoch) = self.stands(node, &seen.volumes[volume].1, pod);
             if standing == Standing::Holds {
-                begins.push((volume, pod.uid.clone(), epoch));
+                begins.push((volume, pod.uid.clone(), epoch, seen.places[volume].now.clone()));
             }
         }
-        for (volume, uid, epoch) in begins {
-            if let Some(driver) = &mut self.nodes[node].driver {
-                driver.mounts.insert(volume, (uid, Mount::new(epoch)));
+        let anywhere = self.mutated(Mutation::AttemptAnywhere);
+        for (volume, uid, epoch, place) in begins {
+            let machine = &mut self.nodes[node];
+            if let Some(driver) = &mut machine.driver {
+                let disk = machine.disks.entry(volume).or_default();
+                let moved = disk.doubt.take().is_some_and(|doubt| doubt.is_about(&place));
+                if disk.place.log != place.log && !moved && !anywhere {
+                    // What is here is of a log that was left.
+                    disk.attempts.clear();
+                    disk.head = (0, 0, 0);
+                }
+                disk.attempts.iter_mut().for_each(|attempt| attempt.stored = 0);
+                disk.place = place.clone();
+                driver.changes.remove(&volume);
+                let mount = Mount::of_set(epoch, place.set.len() - 1);
+                driver.mounts.insert(volume, Mounting { uid, mount, place });
                 driver.committing.retain(|(of, _)| *of != volume);
                 self.drive(node, volume);
             }
@@ -97,7 +111,7 @@ impl World {
                 machine.guests.remove(&volume);
                 machine.leaving.insert(volume, Leaving { uid, epoch, committed });
             }
-            if let Some((uid, mount)) = driver.mounts.get(&volume)
+            if let Some(Mounting { uid, mount, .. }) = driver.mounts.get(&volume)
                 && !wanted(uid)
                 && !machine.leaving.contains_key(&volume)
             {
@@ -141,10 +155,10 @@ impl World {
     pub(super) fn objects_answered(&mut self, node: usize, why: Why, objects: Option<Rc<Objects>>) {
         match (why, objects) {
             (Why::List, Some(objects)) => self.saw_objects(node, objects),
-            (Why::List, None) => {}
+            (Why::List, None) | (Why::Change(_), _) => {}
             (Why::Reread(volume), objects) => {
                 let mounting = self.nodes[node].driver.as_ref().and_then(|driver| driver.mounts.get(&volume));
-                let Some((uid, mount)) = mounting.cloned() else { return };
+                let Some(Mounting { uid, mount, .. }) = mounting.cloned() else { return };
                 let ours = objects.as_ref().is_some_and(|objects| {
                     // The pod itself may be gone: the volume counts.
                     let pod = Pod {
@@ -184,16 +198,18 @@ impl World {
     /// Goes on with a mount that was waiting until what this node has sent before is known.
     pub(super) fn drive_settled(&mut self, node: usize, volume: usize) {
         let machine = &self.nodes[node];
-        let settled = machine.disks.get(&volume).is_none_or(|disk| disk.attempts.is_empty());
-        let mounting = machine.driver.as_ref().and_then(|driver| driver.mounts.get(&volume));
-        if settled && mounting.is_some_and(|(_, mount)| mount.step() == Step::ReadTail) {
+        let Some(driver) = &machine.driver else { return };
+        let next = machine.disks.get(&volume).and_then(|disk| disk.attempts.first());
+        let settled = next.is_none_or(|attempt| !driver.committing.contains(&(volume, attempt.number)));
+        if settled && driver.mounts.get(&volume).is_some_and(|mounting| mounting.mount.step() == Step::ReadTail) {
             self.drive(node, volume);
         }
     }
 
     fn mount(&mut self, node: usize, volume: usize, change: impl FnOnce(&mut Mount)) {
-        if let Some((_, mount)) = self.nodes[node].driver.as_mut().and_then(|driver| driver.mounts.get_mut(&volume)) {
-            change(mount);
+        let driver = self.nodes[node].driver.as_mut();
+        if let Some(mounting) = driver.and_then(|driver| driver.mounts.get_mut(&volume)) {
+            change(&mut mounting.mount);
             self.drive(node, volume);
         }
     }
@@ -202,20 +218,31 @@ impl World {
     fn drive(&mut self, node: usize, volume: usize) {
         let machine = &mut self.nodes[node];
         let Some(driver) = &mut machine.driver else { return };
-        let Some((uid, mount)) = driver.mounts.get(&volume) else { return };
-        let (uid, epoch, store) = (uid.clone(), mount.epoch(), store_of(volume));
+        let Some(Mounting { uid, mount, place }) = driver.mounts.get(&volume) else { return };
+        let (uid, epoch, log, store) = (uid.clone(), mount.epoch(), place.log, place.set[0]);
         let disk = machine.disks.entry(volume).or_default();
         let request = match mount.step() {
             Step::ReadTail => match disk.attempts.first() {
                 Some(attempt) => {
                     driver.committing.insert((volume, attempt.number));
-                    Request::Append { store, volume, number: attempt.number, entry: attempt.entry }
+                    let turn = in_turn(&place.set, self.mutation).nth(attempt.stored);
+                    let (store, number, entry) = (turn.unwrap_or(store), attempt.number, attempt.entry);
+                    Request::Append { store, volume, log, number, entry }
                 }
-                None => Request::Tail { store, volume },
+                None => Request::Tail { store, volume, log },
             },
             Step::CreateBarrier { number } => {
                 let entry = Entry { epoch, barrier: true, content: self.chance.any() };
-                Request::Append { store, volume, number, entry }
+                Request::Append { store, volume, log, number, entry }
+            }
+            Step::Mend { other, to } => {
+                if self.mutation == Some(Mutation::NotMended) {
+                    return self.mount(node, volume, |mount| mount.mended(other, to));
+                }
+                let entries = self.stores[store].logs.get(&(volume, log));
+                let entries = entries.into_iter().flat_map(|log| log.entries.range(..=to));
+                let entries = entries.map(|(number, stored)| (*number, stored.entry)).collect();
+                Request::Mend { store: place.set[1 + other], volume, log, entries }
             }
             Step::AskAgain => Request::Objects(Why::Reread(volume)),
             Step::Restore { .. } => {
@@ -245,6 +272,16 @@ impl World {
                 });
             }
             // The kubelet comes again.
+            _ => self.give_up(node, volume),
+        }
+    }
+
+    /// A store has what the first one has, up to a number; `None`: it is not known.
+    pub(super) fn mend_answered(&mut self, node: usize, volume: usize, (store, log): (usize, u32), to: Option<u64>) {
+        let mounting = self.nodes[node].driver.as_ref().and_then(|driver| driver.mounts.get(&volume));
+        let Some(mounting) = mounting.filter(|mounting| mounting.place.log == log) else { return };
+        match (mounting.place.set.iter().skip(1).position(|other| *other == store), to) {
+            (Some(other), Some(to)) => self.mount(node, volume, |mount| mount.mended(other, to)),
             _ => self.give_up(node, volume),
         }
     }
@@ -285,14 +322,17 @@ impl World {
         let (no_barrier, stale) = (self.mutated(Mutation::NoBarrier), self.mutated(Mutation::StaleStart));
         let machine = &mut self.nodes[node];
         let Some(driver) = machine.driver.as_mut().filter(|driver| !driver.ending) else { return };
-        let Some((_, mount)) = driver.mounts.get(&volume).filter(|(mounting, _)| mounting == uid) else { return };
-        let (epoch, Step::Restore { to }) = (mount.epoch(), mount.step()) else { return };
+        let Some(mounting) = driver.mounts.get(&volume).filter(|mounting| mounting.uid == uid) else { return };
+        let (epoch, Step::Restore { to }) = (mounting.mount.epoch(), mounting.mount.step()) else { return };
+        let place = mounting.place.clone();
         driver.mounts.remove(&volume);
-        if !driver.authority.may_start(STORES[store_of(volume)], now) && !stale {
+        if !place.set.iter().all(|store| driver.authority.may_start(STORES[*store], now)) && !stale {
             return;
         }
-        let to = if no_barrier { to - u64::from(self.last(volume) < to) } else { to };
-        let content = self.stores[store_of(volume)].logs.get(&volume).and_then(|log| log.entries.get(&to));
+        let log = self.stores[place.set[0]].logs.get(&(volume, place.log));
+        let last = log.and_then(|log| log.entries.last_key_value()).map_or(0, |(number, _)| *number);
+        let to = if no_barrier { to - u64::from(last < to) } else { to };
+        let content = log.and_then(|log| log.entries.get(&to));
         let head = content.map_or((to, epoch, 0), |stored| (to, stored.entry.epoch, stored.entry.content));
         let machine = &mut self.nodes[node];
         let clock = machine.driver.as_ref().and_then(|driver| driver.seen.as_ref()).map_or(0, |seen| seen.clock);
@@ -303,17 +343,13 @@ impl World {
             epoch,
             session: machine.session.clone().unwrap_or_default(),
             boot: machine.boot,
+            binds: place.set.clone(),
             clock,
             dead: false,
             orphan: false,
         };
         machine.guests.insert(volume, guest);
         self.send(Who::Node(node), Request::Report { uid: uid.to_owned(), ended: false });
-        self.started(volume, epoch, to);
-    }
-
-    fn last(&self, volume: usize) -> u64 {
-        let log = self.stores[store_of(volume)].logs.get(&volume);
-        log.and_then(|log| log.entries.last_key_value()).map_or(0, |(number, _)| *number)
+        self.started(volume, epoch, to, &place);
     }
 }

@@ -6,12 +6,14 @@
 //! |---|---|
 //! | [`node`] | the node driver: its session and its promises |
 //! | [`commit`] | its commits |
+//! | [`change`] | changes of the stores that a volume's journal is in |
 //! | [`kubelet`] | mounts, starts, stops and releases on a node |
 //! | [`network`] | messages, and what becomes of them |
 //! | [`operator`] | a replica of the operator, and what the leader does; every replica does it here |
 //! | [`faults`] | what goes wrong |
 //! | [`check`] | what must hold |
 
+mod change;
 mod check;
 mod commit;
 mod faults;
@@ -33,7 +35,7 @@ pub use faults::Fault;
 
 use crate::chance::Chance;
 use crate::mutation::Mutation;
-use crate::servers::{Answer, Api, Objects, Request, Store};
+use crate::servers::{Answer, Api, Objects, Place, Request, Store};
 use check::Ghost;
 use node::Node;
 use operator::Operator;
@@ -102,6 +104,8 @@ pub struct Setup {
     pub apart: bool,
     /// Environments start in no time, as from a copy that stands by: nothing is hidden by slowness.
     pub quick: bool,
+    /// Journals are in both stores, and may be changed to one and back.
+    pub sets: bool,
 }
 
 #[derive(Clone)]
@@ -118,6 +122,7 @@ pub struct World {
     pub chance: Chance,
     pub events: u64,
     volumes: usize,
+    sets: bool,
     quick: bool,
     nodes: Vec<Node>,
     operators: Vec<Operator>,
@@ -136,9 +141,10 @@ pub struct World {
 const STORES: [&str; 2] = ["a", "b"];
 const NODES: [&str; 3] = ["n0", "n1", "n2"];
 
-/// Volumes lie in both stores by turns.
-fn store_of(volume: usize) -> usize {
-    volume % 2
+/// Volumes lie in both stores by turns, or each in both of them.
+fn first_place(volume: usize, sets: bool) -> Place {
+    let store = volume % 2;
+    Place { set: if sets { vec![store, 1 - store] } else { vec![store] }, log: 0 }
 }
 
 fn node_number(name: &str) -> usize {
@@ -154,7 +160,7 @@ impl World {
             (0..setup.operators).map(|_| Operator::new(rate(9_500), Book::new(setup.timing))).collect();
         let mut world = Self {
             now: 0,
-            api: Api::new(setup.volumes),
+            api: Api::new((0..setup.volumes).map(|volume| first_place(volume, setup.sets)).collect()),
             stores: [Store::default(), Store::default()],
             trace: None,
             disturbed: 0,
@@ -163,6 +169,7 @@ impl World {
             chance,
             events: 0,
             volumes: setup.volumes,
+            sets: setup.sets,
             quick: setup.quick,
             nodes,
             operators,
@@ -231,6 +238,16 @@ impl World {
         (0..self.nodes.len()).find(|node| self.runs(*node, volume))
     }
 
+    /// Where a volume's journal is.
+    pub fn place(&self, volume: usize) -> &Place {
+        &self.api.objects.places[volume].now
+    }
+
+    /// Whether every journal is where it is wanted.
+    pub fn all_placed(&self) -> bool {
+        self.api.objects.places.iter().all(|place| place.now.set == place.wanted)
+    }
+
     /// Whether every environment runs.
     pub fn all_run(&self) -> bool {
         (0..self.volumes).all(|volume| self.runs_on(volume).is_some())
@@ -258,11 +275,18 @@ impl World {
     }
 
     /// What the shim of a guest says.
-    fn permit(&self, node: usize, volume: usize, session: &str, boot: u32) -> Permit {
+    fn permit(&self, node: usize, guest: &node::Guest) -> Permit {
+        let (session, boot) = (guest.session.as_str(), guest.boot);
         let machine = &self.nodes[node];
         let name = |of: u32| if of == machine.boot { "this boot" } else { "a former one" };
         let published = machine.session.as_ref().and_then(|session| {
-            let until = *machine.promised.get(STORES[store_of(volume)])?;
+            // Whoever is bound by a set may run only as long as each of its stores grants.
+            let promised = guest.binds.iter().map(|store| machine.promised.get(STORES[*store]).copied());
+            let until = if self.mutated(Mutation::AnyStoreGrants) {
+                promised.flatten().max()?
+            } else {
+                promised.min()??
+            };
             Some(Published { session, boot: name(machine.boot), until })
         });
         judge(published, session, name(boot), self.local(node))
@@ -273,7 +297,7 @@ impl World {
         let machine = &self.nodes[node];
         let stands = !machine.on || machine.paused > self.now;
         let Some(guest) = machine.guests.get(&volume).filter(|guest| !stands && !guest.dead) else { return false };
-        guest.orphan || matches!(self.permit(node, volume, &guest.session, guest.boot), Permit::Run { .. })
+        guest.orphan || matches!(self.permit(node, guest), Permit::Run { .. })
     }
 
     fn paused_until(&self, event: &Event) -> Option<u64> {

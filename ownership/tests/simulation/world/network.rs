@@ -24,7 +24,7 @@ impl World {
 
     pub(super) fn send_for(&mut self, from: Who, request: Request, task: Option<Task>) {
         let moot = self.chance.script.is_some() && self.stays_cut_off(from, &request);
-        let fate = self.chance.fate(self.now, matches!(request, Request::Write { .. }), moot);
+        let fate = self.chance.fate(self.now, matches!(request, Request::Write { .. } | Request::Place { .. }), moot);
         let (generation, sent) = (self.generation(from), self.now);
         self.serial += 1;
         let id = self.serial;

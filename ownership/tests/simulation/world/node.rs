@@ -7,9 +7,10 @@ use vivarium_ownership::Instant;
 use vivarium_ownership::mount::Mount;
 use vivarium_ownership::node::Authority;
 
+use super::change::{Change, Doubt};
 use super::{Event, MS, STORES, Who, World};
 use crate::mutation::Mutation;
-use crate::servers::{Answer, Entry, Objects, Request, Why};
+use crate::servers::{Answer, Entry, Objects, Place, Request, Why};
 
 /// An environment on a node.
 #[derive(Clone)]
@@ -18,6 +19,8 @@ pub struct Guest {
     pub epoch: u64,
     pub session: String,
     pub boot: u32,
+    /// Stores that it was bound by when it was started.
+    pub binds: Vec<usize>,
     /// How new what was known of pods was when it was started.
     pub clock: u64,
     /// It was killed, and its pod is still there.
@@ -40,6 +43,8 @@ pub struct Leaving {
 pub struct Attempt {
     pub number: u64,
     pub entry: Entry,
+    /// How many stores of the set have it.
+    pub stored: usize,
 }
 
 /// What is on the disk of a node of one volume.
@@ -48,6 +53,18 @@ pub struct Disk {
     /// The last transaction that is known to be in the store: number, epoch, content.
     pub head: (u64, u64, u64),
     pub attempts: Vec<Attempt>,
+    /// The log that both are of.
+    pub place: Place,
+    /// It may have been changed to another log: nothing is committed until that is known.
+    pub doubt: Option<Doubt>,
+}
+
+/// A mount that is under way.
+#[derive(Clone)]
+pub struct Mounting {
+    pub uid: String,
+    pub mount: Mount,
+    pub place: Place,
 }
 
 #[derive(Clone)]
@@ -59,7 +76,8 @@ pub struct Driver {
     ticks: u64,
     /// Commits that were sent and are not answered.
     pub committing: BTreeSet<(usize, u64)>,
-    pub mounts: BTreeMap<usize, (String, Mount)>,
+    pub mounts: BTreeMap<usize, Mounting>,
+    pub changes: BTreeMap<usize, Change>,
     pub releasing: BTreeSet<usize>,
     pub seen: Option<Rc<Objects>>,
     pub ending: bool,
@@ -81,6 +99,8 @@ pub struct Node {
     pub driver_paused: u64,
     pub session: Option<String>,
     pub promised: BTreeMap<String, Instant>,
+    /// Stores by which whoever is bound by another one is bound as well.
+    pub also: BTreeSet<(usize, usize)>,
     pub guests: BTreeMap<usize, Guest>,
     pub leaving: BTreeMap<usize, Leaving>,
     pub begun: BTreeSet<String>,
@@ -100,6 +120,7 @@ impl Node {
             driver_paused: 0,
             session: None,
             promised: BTreeMap::new(),
+            also: BTreeSet::new(),
             guests: BTreeMap::new(),
             leaving: BTreeMap::new(),
             begun: BTreeSet::new(),
@@ -111,7 +132,7 @@ impl Node {
 
 impl World {
     pub(super) fn stores_in_use(&self) -> usize {
-        self.volumes.min(2)
+        if self.sets { 2 } else { self.volumes.min(2) }
     }
 
     pub(super) fn crash_driver(&mut self, node: usize, away: u64) {
@@ -135,6 +156,9 @@ impl World {
         let session = machine.session.clone().unwrap_or_default();
         let mut authority = Authority::new(self.timing, &session, machine.promised.clone(), now);
         STORES.iter().take(stores).for_each(|store| authority.uses(store));
+        for (store, other) in &machine.also {
+            authority.also(STORES[*store], STORES[*other]);
+        }
         machine.driver = Some(Driver {
             authority,
             established: resumed,
@@ -143,6 +167,7 @@ impl World {
             ticks: 0,
             committing: BTreeSet::new(),
             mounts: BTreeMap::new(),
+            changes: BTreeMap::new(),
             releasing: BTreeSet::new(),
             seen: None,
             ending: false,
@@ -238,6 +263,7 @@ impl World {
         }
         self.work(node);
         self.commit(node);
+        self.change(node);
     }
 
     pub(super) fn answer_to_node(&mut self, node: usize, request: &Request, answer: Option<Answer>) {
@@ -256,6 +282,13 @@ impl World {
                     }
                 }
             }
+            (Request::Objects(Why::Change(volume)), answer) => {
+                let objects = match answer {
+                    Some(Answer::Objects(objects, _)) => Some(objects),
+                    _ => None,
+                };
+                self.change_read(node, *volume, objects.as_deref());
+            }
             (Request::Objects(why), answer) => {
                 let objects = match answer {
                     Some(Answer::Objects(objects, _)) => Some(objects),
@@ -264,17 +297,32 @@ impl World {
                 self.objects_answered(node, *why, objects);
             }
             (Request::Tail { volume, .. }, answer) => self.tail_answered(node, *volume, answer.as_ref()),
-            (Request::Append { volume, number, entry, .. }, answer) => {
+            (Request::Append { store, volume, log, number, entry }, answer) => {
                 let taken = match answer {
                     Some(Answer::Appended(appended)) => Some(!appended),
                     _ => None,
                 };
-                if !self.barrier_answered(node, *volume, *number, *entry, taken) {
-                    self.commit_answered(node, *volume, *number, *entry, taken);
+                if self.copy_answered(node, *volume, (*store, *log), *number, taken) {
+                    // It was for the log that is changed to.
+                } else if !self.barrier_answered(node, *volume, *number, *entry, taken) {
+                    self.commit_answered(node, *volume, (*store, *log), *number, *entry, taken);
                     self.drive_settled(node, *volume);
                 }
                 self.release(node);
             }
+            (Request::Seed { store, volume, log, number, .. }, answer) => {
+                let taken = matches!(answer, Some(Answer::Appended(true))).then_some(false);
+                self.copy_answered(node, *volume, (*store, *log), *number, taken);
+            }
+            (Request::Mend { store, volume, log, entries }, answer) => {
+                if matches!(answer, Some(Answer::Appended(false))) {
+                    self.differs(*volume);
+                }
+                let done = matches!(answer, Some(Answer::Appended(true)));
+                let to = entries.last().map(|(number, _)| *number).filter(|_| done);
+                self.mend_answered(node, *volume, (*store, *log), to);
+            }
+            (Request::Place { volume, to, .. }, answer) => self.place_answered(node, *volume, to, answer.as_ref()),
             (Request::Write { volume, .. }, answer) => self.release_answered(node, *volume, answer.as_ref()),
             _ => {}
         }

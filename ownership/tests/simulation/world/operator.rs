@@ -9,9 +9,9 @@ use vivarium_ownership::book::{Book, Deaths, Holder, Holdings, Task};
 use vivarium_ownership::holder::{Bidder, Claim, Tenure, Volume, claim, tenure};
 use vivarium_ownership::node::Lease;
 
-use super::{Event, MS, NODES, STORES, Who, World, node_number, store_of};
+use super::{Event, MS, NODES, STORES, Who, World, node_number};
 use crate::mutation::Mutation;
-use crate::servers::{Answer, Leases, Objects, Pod, Request, Why};
+use crate::servers::{Answer, Leases, Objects, Place, Pod, Request, Where, Why};
 
 #[derive(Clone)]
 pub struct Operator {
@@ -184,7 +184,8 @@ impl World {
                         }
                         _ => continue,
                     };
-                    all.entry(who).or_default().insert(STORES[store_of(volume)].to_owned());
+                    let set = objects.places[volume].now.set.iter();
+                    all.entry(who).or_default().extend(set.map(|store| STORES[*store].to_owned()));
                 }
                 it.book.holds(&all, now);
             }
@@ -231,10 +232,12 @@ impl World {
         let it = &self.operators[operator];
         let silent = it.book.silent();
         let (version, object) = &objects.volumes[volume];
-        let store = STORES[store_of(volume)];
+        // Nothing outlasts what each store of the set grants: one that is closed is enough.
+        let set: Vec<&str> = objects.places[volume].now.set.iter().map(|store| STORES[*store]).collect();
         let session = |node: &str| leases.get(&node_number(node)).map(|(_, lease)| lease.session.as_str());
         let of_holder = object.holder.as_ref().and_then(|(node, _)| session(node));
-        let mut tenure = tenure(object, of_holder, &it.deaths, store);
+        let by_store = set.iter().map(|store| tenure(object, of_holder, &it.deaths, store));
+        let mut tenure = by_store.max_by_key(|tenure| *tenure == Tenure::Over).unwrap_or(Tenure::Lives);
         if self.mutated(Mutation::NoWait) && tenure == Tenure::Ends {
             tenure = Tenure::Over;
         }
@@ -243,7 +246,8 @@ impl World {
         let is_over = |pod: &Pod| match pod.node {
             _ if holds(pod) => tenure == Tenure::Over,
             Some(node) => it.deaths.values().any(|death| {
-                death.node == NODES[node] && !death.is_back && death.over.get(store).is_some_and(Option::is_some)
+                let over = |store: &&str| death.over.get(*store).is_some_and(Option::is_some);
+                death.node == NODES[node] && !death.is_back && set.iter().any(over)
             }),
             None => false,
         };
@@ -307,8 +311,20 @@ impl World {
 
     /// Rule 15: the boundary is raised first, then what lies before it is deleted.
     pub(super) fn collect_garbage(&mut self, volume: usize) {
-        let (store, barriers) = (store_of(volume), self.mutated(Mutation::BarriersCollected));
-        self.send(Who::Operator(0), Request::Raise { store, volume });
-        self.send(Who::Operator(0), Request::Collect { store, volume, barriers });
+        let barriers = self.mutated(Mutation::BarriersCollected);
+        let Where { now: Place { set, log }, next, .. } = self.api.objects.places[volume].clone();
+        for store in set {
+            self.send(Who::Operator(0), Request::Raise { store, volume, log });
+            self.send(Who::Operator(0), Request::Collect { store, volume, log, barriers });
+        }
+        // What was left, or given up, is of no use to anybody but for its barriers.
+        let used = [Some(log), next.map(|next| next.log)];
+        for store in &mut self.stores {
+            for ((of, log), left) in &mut store.logs {
+                if *of == volume && !used.contains(&Some(*log)) {
+                    left.entries.retain(|_, stored| stored.entry.barrier && !barriers);
+                }
+            }
+        }
     }
 }

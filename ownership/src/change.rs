@@ -1,7 +1,7 @@
 //! Changing the stores of a volume while its environment runs: what its holder does, step by step.
 //!
 //! A journal is a *log* in the stores of a set, and the volume's object names the one that decides. The next one gets a
-//! name that no log had before, so that nothing that was sent for an attempt which was given up can end up in it. It begins
+//! name that no log had before, so that what is left of an attempt that was given up is in no log that anybody reads. It begins
 //! with the whole state after a transaction and follows the deciding one, transaction by transaction; only its last step
 //! counts, a compare-and-swap of the volume's object. Until then the old log decides, from then on the new one, and
 //! nothing is committed while it is not known which.

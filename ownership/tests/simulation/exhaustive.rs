@@ -117,7 +117,8 @@ fn begin(world: &mut World, scenario: &str, at: u64) {
 fn world(schedule: &Schedule, mutation: Option<Mutation>, traced: bool) -> World {
     let operators = schedule.operators;
     let sets = schedule.scenario == "change";
-    let setup = Setup { nodes: 2, volumes: 1, operators, timing: with_lease(4), mutation, apart: true, quick: true, sets };
+    let setup =
+        Setup { nodes: 2, volumes: 1, operators, timing: with_lease(4), mutation, apart: true, quick: true, sets };
     let script = Script { deviations: schedule.deviations.clone(), from: FROM, until: UNTIL, count: 0 };
     let mut world = World::new(&setup, Chance::scripted(script));
     world.trace = traced.then(Vec::new);

@@ -107,15 +107,15 @@ fn setup(class: Class, rng: &mut Rng, mutation: Option<Mutation>) -> Setup {
 fn weather(class: Class, rng: &mut Rng) -> Weather {
     match class {
         // Where one thing is wrong, it is the one that the class is about.
-        Class::Harmless | Class::Stores | Class::Placed => Weather::CALM,
-        // An answer that is a second late hides from its observer that nodes fell silent together.
-        Class::Storm => Weather { slow: 0, ..Weather::CALM },
+        Class::Harmless | Class::Stores => Weather::CALM,
+        // An answer that is a second late hides from its observer that nodes fell silent together, and two of them in a row
+        // make it take a node for dead that lives.
+        Class::Storm | Class::Placed => Weather { slow: 0, ..Weather::CALM },
         Class::PowerCut | Class::Adversary | Class::Split | Class::Skew | Class::Shims => Weather::FAIR,
         Class::Any if rng.one_in(2) => Weather::FAIR,
-        Class::Sets => Weather { late: 30, ..Weather::FOUL },
         Class::Changes => Weather { late: 30, lost: 60, writes: 4, ..Weather::FOUL },
         Class::Any | Class::Sleepy => Weather::FOUL,
-        Class::Late => Weather { late: 30, ..Weather::FOUL },
+        Class::Late | Class::Sets => Weather { late: 30, ..Weather::FOUL },
         Class::Swaps => Weather { writes: 3, ..Weather::FAIR },
         Class::Stale => Weather { stale: 2, ..Weather::FAIR },
         Class::Moves => Weather { late: 15, lost: 100, ..Weather::FOUL },

@@ -132,8 +132,7 @@ impl World {
                     machine.also.insert((*store, *other));
                     driver.authority.also(STORES[*store], STORES[*other]);
                 }
-                let bound =
-                    |(store, other): &(usize, usize)| driver.authority.is_bound(STORES[*store], STORES[*other]);
+                let bound = |(store, other): &(usize, usize)| driver.authority.is_bound(STORES[*store], STORES[*other]);
                 if free || pairs.iter().all(bound) {
                     change.steps.bound();
                     return self.drive_change(node, volume);
@@ -179,14 +178,16 @@ impl World {
 
     /// The volume's object, asked for a change.
     pub(super) fn change_read(&mut self, node: usize, volume: usize, objects: Option<&Objects>) {
-        let (blind, reused) = (self.mutated(Mutation::SwitchBlind), self.mutated(Mutation::LogReused));
+        let blind = self.mutated(Mutation::SwitchBlind);
         let machine = &mut self.nodes[node];
         let session = machine.session.clone().unwrap_or_default();
         let (Some(driver), Some(disk)) = (&mut machine.driver, machine.disks.get_mut(&volume)) else { return };
         let change = driver.changes.get_mut(&volume);
         let epoch = change.as_ref().map(|change| change.epoch).or(disk.doubt.as_ref().map(|doubt| doubt.epoch));
         let (Some(epoch), Some(objects)) = (epoch, objects) else {
-            change.into_iter().for_each(|change| change.asked = false);
+            if let Some(change) = change {
+                change.asked = false;
+            }
             return;
         };
         let ((version, object), places) = (&objects.volumes[volume], &objects.places[volume]);
@@ -194,9 +195,18 @@ impl World {
         let holds = holder && object.epoch == epoch && object.released < epoch;
         let (version, places) = (Some(*version).filter(|_| !blind), places.clone());
         if !holds {
-            // Whatever was asked for before cannot come to pass any more: the object has changed.
-            disk.doubt = None;
             driver.changes.remove(&volume);
+            // Whatever was asked for before cannot come to pass any more, since the object has changed. But it may have come
+            // to pass before that, and no barrier of the next holder is in the log that was left then: nothing is added to it.
+            if disk.doubt.take().is_some() {
+                disk.attempts.clear();
+                disk.head = (0, 0, 0);
+                let leaving = machine.leaving.get_mut(&volume).filter(|leaving| leaving.epoch == epoch);
+                if let Some(leaving) = leaving {
+                    leaving.committed = true;
+                }
+                self.release(node);
+            }
             return;
         }
         let to = match change {
@@ -207,8 +217,7 @@ impl World {
                 None => return,
             },
             Some(change) if change.steps.step() == Step::Claim => {
-                let log = if reused { places.now.log + 1 } else { places.logs + 1 };
-                let next = Some(Place { set: places.wanted.clone(), log });
+                let next = Some(Place { set: places.wanted.clone(), log: places.logs + 1 });
                 Where { next, logs: places.logs + 1, ..places }
             }
             // An answer to what was asked before.

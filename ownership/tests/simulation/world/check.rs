@@ -97,7 +97,8 @@ impl World {
         }
         for store in &from.set {
             let Some(log) = self.stores[*store].logs.get_mut(&(volume, from.log)) else { continue };
-            for (_, stored) in log.entries.range_mut(..=to) {
+            // What was deleted is in the checkpoint.
+            for (_, stored) in log.entries.range_mut(..=to).chain(log.deleted.range_mut(..=to)) {
                 stored.restored = stored.restored.max(epoch);
             }
         }

@@ -282,11 +282,8 @@ impl World {
         let published = machine.session.as_ref().and_then(|session| {
             // Whoever is bound by a set may run only as long as each of its stores grants.
             let promised = guest.binds.iter().map(|store| machine.promised.get(STORES[*store]).copied());
-            let until = if self.mutated(Mutation::AnyStoreGrants) {
-                promised.flatten().max()?
-            } else {
-                promised.min()??
-            };
+            let until =
+                if self.mutated(Mutation::AnyStoreGrants) { promised.flatten().max()? } else { promised.min()?? };
             Some(Published { session, boot: name(machine.boot), until })
         });
         judge(published, session, name(boot), self.local(node))

@@ -51,6 +51,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "False",
         "PodResizeInProgress",
         "PodResizePending",
+        "PodReadyToStartContainers",
         "PodScheduled",
         "Ready",
         "Reconciling",
@@ -78,6 +79,7 @@ const OTHER_WORDS: &[&[&str]] = &[
     // Actions of the operator, as its metrics count them.
     &[
         "AddFinalizer",
+        "AwakenPod",
         "Apply",
         "CreatePod",
         "CreateVolume",

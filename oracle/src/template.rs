@@ -15,7 +15,8 @@ use crate::workload::Layer;
 /// Sizes of the files of a layer.
 const FILES: [usize; 8] = [100, 3000, 4096, 10_000, 65_536, 131_072, 300_001, 1 << 20];
 
-/// Opens the layer `name` in `parent`, a directory of btrfs, or makes it first. What is in it follows from `seed`.
+/// Opens the layer `name` in `parent`, a directory of btrfs, or makes it first. What is in it follows from `seed`. A maker
+/// that is killed leaves it under the name that the node's cache of templates removes when it is opened.
 ///
 /// # Errors
 /// The file system fails.
@@ -25,8 +26,9 @@ pub fn layer(parent: BorrowedFd<'_>, name: &str, seed: u64) -> io::Result<Layer>
     if let Ok(root) = open(parent, name) {
         return Ok(Layer { root, files });
     }
-    btrfs::create_subvolume(parent, &CString::new(name)?)?;
-    let root = open(parent, name)?;
+    let partial = format!(".partial-{name}");
+    btrfs::create_subvolume(parent, &CString::new(&*partial)?)?;
+    let root = open(parent, &partial)?;
     let mut rng = Rng::new(seed, 0);
     let below = |path: &str| -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
@@ -43,6 +45,7 @@ pub fn layer(parent: BorrowedFd<'_>, name: &str, seed: u64) -> io::Result<Layer>
     sparse.write_all_at(&[0; 12_000], 1 << 18)?;
     rustix::fs::fallocate(&sparse, FallocateFlags::KEEP_SIZE, 1 << 19, 1 << 18)?;
     btrfs::set_read_only(root.as_fd(), true)?;
+    rustix::fs::renameat(parent, &partial, parent, name)?;
     Ok(Layer { root, files })
 }
 

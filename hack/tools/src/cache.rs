@@ -15,6 +15,11 @@ pub fn root() -> PathBuf {
     std::env::var_os("VIVARIUM_CACHE").map_or_else(|| "/var/cache/vivarium".into(), PathBuf::from)
 }
 
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Held while something must be done by one process alone; released when dropped or when the process ends.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);

@@ -56,7 +56,7 @@ pub fn build_one(package: &str, executable: &str) -> Result<PathBuf, BuildError>
 /// Builds the executables of some packages; gives the folder that they are in. Packages that are built together share
 /// the features of what they depend on, so the same ones should always be named together.
 fn cargo(packages: &[&str]) -> Result<PathBuf, BuildError> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache::root().join("target"), PathBuf::from);
+    let target = cache::target();
     let status = Command::new("cargo")
         .args(["build", "--release", "--locked", "--bins", "--target", TARGET])
         // Its progress is for a terminal; elsewhere it would be hundreds of lines.

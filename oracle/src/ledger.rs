@@ -30,6 +30,17 @@ pub enum Violation {
     /// A new volume where something was acknowledged.
     #[error("the volume is new, although a commit of it was acknowledged")]
     Forgotten,
+    /// A node's own snapshot of the newest commit is something else.
+    #[error("the snapshot that the next commit is to be counted from is the tree of no committed instant")]
+    BaseDiffers,
+    /// fsync(2) had returned, the disk was there all the time, and it is not on it.
+    #[error("record {synced} was synced to a disk that stayed on its node, and {found} is the last one there")]
+    NotOnDisk {
+        /// The last that had to be there.
+        synced: u64,
+        /// The last that is.
+        found: u64,
+    },
     /// Records that were synced before an acknowledged commit began.
     #[error(
         "record {synced} was synced before a commit began that was acknowledged, and {found} is the last one there"
@@ -54,6 +65,8 @@ pub struct Trees {
     live: Option<(usize, String)>,
     /// A node has died since, while it opened one: nobody knows how far it came.
     died_opening: bool,
+    /// The power of this node was cut: of the tree that it left, its disk may have any part that was not synced.
+    cut: Option<usize>,
 }
 
 impl Trees {
@@ -66,19 +79,37 @@ impl Trees {
         for line in life {
             match &line.said {
                 Said::Begun(origin, tree) => self.begun(node, *origin, tree)?,
+                Said::Base(tree) => self.snapshot(tree)?,
                 Said::Wrote(tree) => self.live = Some((node, tree.clone())),
                 Said::Tick => self.instants.extend(self.live.as_ref().map(|(_, tree)| tree.clone())),
                 Said::Acked(_) => self.acked = self.instants.len().checked_sub(1),
-                Said::Synced(_) | Said::Failed => {}
+                Said::Found(_) | Said::Synced(_) | Said::Failed => {}
             }
         }
         Ok(())
     }
 
+    /// A node has lost its power. What it comes back with is for the file system to decide; but what it
+    /// has of a commit must be that, and the trees that are committed from then on must be those that others restore.
+    pub fn cut(&mut self, node: usize) {
+        self.cut = Some(node);
+    }
+
+    /// A snapshot is of an instant, and no commit is acknowledged whose snapshot is not on the disk.
+    fn snapshot(&self, tree: &str) -> Result<(), Violation> {
+        let found = self.instants.iter().rposition(|instant| instant == tree).ok_or(Violation::BaseDiffers)?;
+        match self.acked.filter(|acked| found < *acked) {
+            Some(acked) => Err(Violation::TooOld { found, acked }),
+            None => Ok(()),
+        }
+    }
+
     fn begun(&mut self, node: usize, origin: Origin, tree: &str) -> Result<(), Violation> {
-        let is_as_left = self.live.as_ref().is_some_and(|(left_on, left)| *left_on == node && left == tree);
+        let left = self.live.as_ref().filter(|(left_on, _)| *left_on == node);
+        let is_as_left = left.is_some_and(|(_, left)| left == tree);
         match origin {
             Origin::Here if is_as_left => {}
+            Origin::Here if self.cut == Some(node) && left.is_some() => {}
             // The one who died had brought it here.
             Origin::Here if self.died_opening && self.acked.is_none() => *self = Self::default(),
             Origin::Here if self.died_opening => self.restored(tree)?,
@@ -87,7 +118,7 @@ impl Trees {
             Origin::New => *self = Self::default(),
             Origin::Restored => self.restored(tree)?,
         }
-        (self.live, self.died_opening) = (Some((node, tree.to_owned())), false);
+        (self.live, self.died_opening, self.cut) = (Some((node, tree.to_owned())), false, None);
         Ok(())
     }
 
@@ -125,10 +156,26 @@ impl Records {
     /// # Errors
     /// It does not commit as it should.
     pub fn hear(&mut self, life: &[Line]) -> Result<(), Violation> {
+        // Who died before it began has written nothing, and has not said what it had found.
+        if life.is_empty() {
+            return Ok(());
+        }
+        let before = self.synced.map(|(record, _)| record);
         (self.tick, self.acked_tick, self.synced, self.at_tick) = (None, None, None, None);
+        let mut is_here = false;
         for Line { at, said } in life {
             self.last = *at;
             match said {
+                Said::Begun(origin, _) => is_here = *origin == Origin::Here,
+                Said::Found(found) => {
+                    if let Some(synced) = before.filter(|synced| is_here && synced > found) {
+                        return Err(Violation::NotOnDisk { synced, found: *found });
+                    }
+                    if !is_here {
+                        self.restored(*found)?;
+                    }
+                    self.synced = Some((*found, *at));
+                }
                 Said::Synced(record) => self.synced = Some((*record, *at)),
                 Said::Tick if self.tick.is_some() => return Err(Violation::Overlapping),
                 Said::Tick => (self.tick, self.at_tick) = (Some(*at), self.synced),
@@ -137,7 +184,7 @@ impl Records {
                     (self.acked_tick, self.tick) = (self.tick, None);
                 }
                 Said::Failed => self.tick = None,
-                Said::Begun(..) | Said::Wrote(_) => {}
+                Said::Base(_) | Said::Wrote(_) => {}
             }
         }
         Ok(())
@@ -208,6 +255,40 @@ mod tests {
     }
 
     #[test]
+    fn after_a_power_cut_the_disk_decides_what_is_here_but_not_what_was_committed() {
+        const FIRST: &str = "begun New t0, wrote t1, tick, acked 2, wrote t2, tick, acked 3, wrote t3, tick, wrote t4";
+        for (node, second, third, outcome) in [
+            (0, "begun Here t9, base t2", "", Ok(())),
+            (0, "begun Here t9, base t3", "", Ok(())),
+            (0, "begun Here t9, base t1", "", Err(Violation::TooOld { found: 0, acked: 1 })),
+            (0, "begun Here t9, base t9", "", Err(Violation::BaseDiffers)),
+            (1, "begun Here t9", "", Err(Violation::HereDiffers)),
+            (0, "begun Restored t9", "", Err(Violation::NoInstant)),
+            (0, "begun Here t9, tick, acked 4", "begun Restored t9", Ok(())),
+            (0, "begun Here t9, tick", "begun Restored t2", Ok(())),
+            (0, "begun Here t9, tick, acked 4", "begun Restored t4", Err(Violation::NoInstant)),
+            (0, "begun Here t9", "begun Restored t9", Err(Violation::NoInstant)),
+            (0, "begun Here t9", "begun Restored t3", Ok(())),
+        ] {
+            let mut ledger = Trees::default();
+            ledger.hear(0, &life(FIRST)).unwrap();
+            ledger.cut(0);
+            let heard = ledger.hear(node, &life(second)).and_then(|()| match third {
+                "" => Ok(()),
+                third => ledger.hear(1, &life(third)),
+            });
+            assert_eq!(heard, outcome, "{node}: {second}; {third}");
+        }
+        let mut ledger = Trees::default();
+        ledger.hear(0, &life(FIRST)).unwrap();
+        ledger.cut(0);
+        ledger.hear(0, &life("begun Here t9")).unwrap();
+        assert_eq!(ledger.hear(0, &life("begun Here t8")), Err(Violation::HereDiffers), "no cut this time");
+        ledger.cut(1);
+        assert_eq!(ledger.hear(0, &life("begun Here t8")), Err(Violation::HereDiffers), "of another's power");
+    }
+
+    #[test]
     fn what_was_restored_counts_from_then_on() {
         const FIRST: (usize, &str) = (0, "begun New t0, wrote t1, tick, acked 2, wrote t2, tick");
         const SECOND: (usize, &str) = (1, "begun Restored t2, wrote t3, tick");
@@ -238,5 +319,30 @@ mod tests {
         records.hear(&life("synced 4, tick, failed, tick")).unwrap();
         assert_eq!(records.restored(2), Err(Violation::RecordLost { synced: 3, found: 2 }), "from a life before");
         assert_eq!(Records::default().hear(&life("tick, tick")), Err(Violation::Overlapping));
+    }
+
+    #[test]
+    fn records_that_were_synced_are_on_the_disk_of_their_node() {
+        const FIRST: &str = "begun New t, found 0, synced 3, tick, acked 1, synced 5";
+        for (second, outcome) in [
+            ("begun Here t, found 5", Ok(())),
+            ("begun Here t, found 9", Ok(())),
+            ("begun Here t, found 4", Err(Violation::NotOnDisk { synced: 5, found: 4 })),
+            ("begun Restored t, found 3", Ok(())),
+            ("begun Restored t, found 2", Err(Violation::RecordLost { synced: 3, found: 2 })),
+            ("begun New t, found 0", Err(Violation::RecordLost { synced: 3, found: 0 })),
+        ] {
+            for between in [&[][..], &[""]] {
+                let mut records = Records::default();
+                let mut lives = [FIRST].iter().chain(between).chain([&second]);
+                let heard = lives.try_for_each(|said| records.hear(&life(said)));
+                assert_eq!(heard, outcome, "{between:?} {second}");
+            }
+        }
+        let mut records = Records::default();
+        records.hear(&life("begun New t, found 0, synced 3")).unwrap();
+        records.hear(&life("begun Here t, found 4, tick, acked 1")).unwrap();
+        let found = life("begun Restored t, found 3");
+        assert_eq!(records.hear(&found), Err(Violation::RecordLost { synced: 4, found: 3 }), "found, then committed");
     }
 }

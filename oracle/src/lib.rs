@@ -8,6 +8,7 @@
 //! The program `vivarium-oracle-node` is a node with one volume that lives one [`life`] and says on a pipe what it knows for
 //! certain ([`said`]). A [`ledger`] tells from that what the next node may find. `tests/cases.rs` runs lives step by step,
 //! over a store that fails ([`limbo`]) and ended at every fail point; `tests/crashes.rs` kills nodes while their tenant writes.
+//! Of nodes whose power is cut, in `hack/test-power`, the program `vivarium-oracle-judge` reads a [`transcript`].
 
 pub mod application;
 pub mod bench;
@@ -24,4 +25,5 @@ pub mod records;
 pub mod rng;
 pub mod said;
 pub mod template;
+pub mod transcript;
 pub mod workload;

@@ -8,10 +8,12 @@ use vivarium_journal::Digest;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin;
 use vivarium_node::journal::commit::Journal;
+use vivarium_node::pool::PoolSource;
 use vivarium_store::faults::Faults;
 
 use crate::application::{Application, Home};
 use crate::place::{self, Conditions, Error, Place};
+use crate::records;
 use crate::rng::Rng;
 use crate::said::{Mouth, Origin, Said};
 use crate::template;
@@ -23,6 +25,8 @@ pub const CHANGES: u32 = 100_000;
 const TRIES: u32 = 50;
 /// From one commit to the next, where a program is to get something done between them.
 const PACE: Duration = Duration::from_millis(100);
+/// Where records are, below the live subvolume.
+const RECORDS: &str = "data/records";
 /// Stream of random numbers of a life; the streams of changes are below.
 const STREAM: u64 = 1 << 40;
 
@@ -61,7 +65,7 @@ impl Life {
             volume: volume.into(),
             layered: overlaid || of_case.once_in(3),
             part: if of_case.once_in(4) { 16 << 10 } else { vivarium_store::PART_SIZE },
-            pool: place::POOL_SIZE,
+            pool: PoolSource::File { size: place::POOL_SIZE },
             seed: rng.number(),
             faults,
             held_up: if rng.once_in(3) { 6 } else { 0 },
@@ -114,38 +118,90 @@ pub fn origin(origin: begin::Origin) -> Origin {
 /// # Errors
 /// What should not be.
 pub async fn step_by_step(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
-    let (mut journal, from) = begin(place, life.epoch).await?;
+    let (journal, from) = begin(place, life.epoch).await?;
     mouth.say(Said::Begun(origin(from), tree(place)?))?;
-    let mut rng = life.rng(1);
+    mouth.say(Said::Found(records::read(&place.live().join(RECORDS))?))?;
     let tenant = Tenant::of(place, life)?;
-    let mut workload = tenant.workload(place, life);
-    let mut number = life.number * CHANGES;
-    for _ in 0..rng.between(2, 5) {
-        let (least, most) = *rng.pick(&[(0, 1), (1, 4), (4, 15)]).unwrap_or(&(1, 2));
-        for _ in 0..rng.between(least, most) {
-            workload.change(number)?;
-            number += 1;
+    let mut steps = Steps::new(place, life, mouth, journal, &tenant);
+    for _ in 0..steps.rng.between(2, 5) {
+        steps.round().await?;
+    }
+    // What nobody commits any more.
+    if steps.rng.once_in(2) {
+        steps.change()?;
+    }
+    Ok(mouth.say(Said::Wrote(tree(place)?))?)
+}
+
+/// Step by step until its power is cut; with records, of which it says which were synced, and at the beginning what it has
+/// found on its disk.
+///
+/// # Errors
+/// What should not be.
+pub async fn endure(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    let (journal, from) = begin(place, life.epoch).await?;
+    let found = tree(place)?;
+    let mut records = records::Writer::open(&place.live().join(RECORDS))?;
+    mouth.say(Said::Begun(origin(from), found))?;
+    mouth.say(Said::Found(records.last()))?;
+    if let Some(base) = place.committed()? {
+        mouth.say(Said::Base(digest(&base)))?;
+    }
+    let tenant = Tenant::of(place, life)?;
+    let mut steps = Steps::new(place, life, mouth, journal, &tenant);
+    let mut rng = life.rng(2);
+    loop {
+        for _ in 0..rng.below(4) {
+            records.append(&mut rng, mouth)?;
         }
-        mouth.say(Said::Wrote(tree(place)?))?;
-        mouth.say(Said::Tick)?;
-        place.pool.sync()?;
-        match journal.commit().await {
-            Ok(committed) => mouth.say(Said::Acked(committed.head.sequence))?,
-            Err(JournalError::Store { .. }) => mouth.say(Said::Failed)?,
+        steps.round().await?;
+    }
+}
+
+/// A tenant, and a node that commits what it does.
+struct Steps<'a> {
+    place: &'a Place,
+    mouth: Mouth,
+    journal: Journal,
+    workload: Workload<'a>,
+    /// Of the next change.
+    number: u32,
+    rng: Rng,
+}
+
+impl<'a> Steps<'a> {
+    fn new(place: &'a Place, life: Life, mouth: Mouth, journal: Journal, tenant: &'a Tenant) -> Self {
+        let (workload, rng) = (tenant.workload(place, life), life.rng(1));
+        Self { place, mouth, journal, workload, number: life.number * CHANGES, rng }
+    }
+
+    fn change(&mut self) -> io::Result<()> {
+        self.number += 1;
+        self.workload.change(self.number - 1)
+    }
+
+    /// Some changes, and a commit; now and then the journal is shortened.
+    async fn round(&mut self) -> Result<(), Error> {
+        let (least, most) = *self.rng.pick(&[(0, 1), (1, 4), (4, 15)]).unwrap_or(&(1, 2));
+        for _ in 0..self.rng.between(least, most) {
+            self.change()?;
+        }
+        self.mouth.say(Said::Wrote(tree(self.place)?))?;
+        self.mouth.say(Said::Tick)?;
+        self.place.pool.sync()?;
+        match self.journal.commit().await {
+            Ok(committed) => self.mouth.say(Said::Acked(committed.head.sequence))?,
+            Err(JournalError::Store { .. }) => self.mouth.say(Said::Failed)?,
             Err(error) => return Err(error.into()),
         }
-        if rng.once_in(2) {
-            match place.keep().await {
+        if self.rng.once_in(2) {
+            match self.place.keep().await {
                 Ok(_) | Err(JournalError::Store { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
     }
-    // What nobody commits any more.
-    if rng.once_in(2) {
-        workload.change(number)?;
-    }
-    Ok(mouth.say(Said::Wrote(tree(place)?))?)
 }
 
 /// A node that has lost the volume to another and does not know it: it changes something and commits that.
@@ -173,7 +229,7 @@ pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error
 pub async fn race(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
     let (journal, from) = begin(place, life.epoch).await?;
     mouth.say(Said::Begun(origin(from), "unknown".into()))?;
-    crate::records::write(&place.live().join("data/records"), life.rng(2), mouth)?;
+    records::write(&place.live().join(RECORDS), life.rng(2), mouth)?;
     let tenant = Tenant::of(place, life)?;
     let (mut rng, first) = (life.rng(1), life.number * CHANGES);
     std::thread::spawn(move || {
@@ -245,5 +301,9 @@ impl Tenant {
 
 /// Digest of what the tenant sees.
 fn tree(place: &Place) -> Result<String, Error> {
-    Ok(Digest(*blake3::hash(place.tree()?.join("\n").as_bytes()).as_bytes()).to_string())
+    Ok(digest(&place.tree()?))
+}
+
+fn digest(lines: &[String]) -> String {
+    Digest(*blake3::hash(lines.join("\n").as_bytes()).as_bytes()).to_string()
 }

@@ -1,7 +1,7 @@
 //! One node of a small cluster: a pool in a directory, the volume in it, and the store that all nodes share.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
+use vivarium_node::journal::local::Local;
 use vivarium_node::journal::log::Log;
 use vivarium_node::journal::tree;
 use vivarium_node::pool::{Pool, PoolSource};
@@ -52,8 +53,8 @@ pub struct Conditions {
     pub layered: bool,
     /// Largest object of the store that is not split.
     pub part: usize,
-    /// Size of the pool, if it is made.
-    pub pool: u64,
+    /// What the pool lies on.
+    pub pool: PoolSource,
     /// Where faults come from.
     pub seed: u64,
     /// What the store does.
@@ -67,7 +68,7 @@ impl Conditions {
     #[must_use]
     pub fn plain(volume: &str) -> Self {
         let part = vivarium_store::PART_SIZE;
-        let (layered, pool) = (false, POOL_SIZE);
+        let (layered, pool) = (false, PoolSource::File { size: POOL_SIZE });
         Self { volume: volume.into(), layered, part, pool, seed: 0, faults: Faults::NONE, held_up: 0 }
     }
 }
@@ -94,7 +95,7 @@ impl Place {
     pub fn open(state: &Path, store: &Path, conditions: &Conditions) -> Result<Self, Error> {
         // The client of image registries wants one, although none is asked here. It is there already if it fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let pool = Arc::new(Pool::open("oracle", &PoolSource::File { size: conditions.pool }, state)?);
+        let pool = Arc::new(Pool::open("oracle", &conditions.pool, state)?);
         let templates = Arc::new(TemplateCache::open(pool.clone(), Vec::new(), Limits { entries: 1, bytes: 1 })?);
         let (mut layers, mut digests) = (Vec::new(), Vec::new());
         for (digit, seed) in [("1", 1), ("2", 2)].into_iter().filter(|_| conditions.layered) {
@@ -222,15 +223,8 @@ impl Place {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn tree(&self) -> io::Result<Vec<String>> {
-        let mut lines = Vec::new();
-        let live = directory(&self.live())?;
-        tree::describe(live.as_fd(), &mut |line| {
-            if !line.starts_with("\"work") {
-                lines.push(line.to_owned());
-            }
-        })?;
-        Ok(lines)
+    pub fn tree(&self) -> Result<Vec<String>, Error> {
+        Ok(of_tenant(lines(directory(&self.live())?.as_fd())?))
     }
 
     /// Takes everything of the volume away, so that the place can be used for another.
@@ -266,8 +260,24 @@ impl Place {
                 snapshot = Some("next".into());
             }
         }
-        snapshot.map(|name| lines(&path.join(name))).transpose()
+        snapshot.map(|name| lines(directory(&path.join(name))?.as_fd())).transpose()
     }
+
+    /// The tree of the newest commit that this node knows to be in the store, from its own snapshot: without what
+    /// [`Self::tree`] leaves out. `None`: it was empty.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn committed(&self) -> Result<Option<Vec<String>>, Error> {
+        let Some(newest) = Local::newest(&self.volumes, &self.id)? else { return Ok(None) };
+        Ok(Some(of_tenant(lines(newest.root.as_fd())?)))
+    }
+}
+
+/// Of a tree what a tenant sees: without the directory in which overlayfs works.
+fn of_tenant(mut lines: Vec<String>) -> Vec<String> {
+    lines.retain(|line| !line.starts_with("\"work"));
+    lines
 }
 
 /// A directory for pools and stores of tests: in memory where there is enough of it, because nothing that is tested here
@@ -284,9 +294,9 @@ pub fn scratch() -> io::Result<TempDir> {
 }
 
 /// A tree, described line by line.
-fn lines(path: &Path) -> Result<Vec<String>, Error> {
+fn lines(root: BorrowedFd<'_>) -> Result<Vec<String>, Error> {
     let mut lines = Vec::new();
-    tree::describe(directory(path)?.as_fd(), &mut |line| lines.push(line.to_owned()))?;
+    tree::describe(root, &mut |line| lines.push(line.to_owned()))?;
     Ok(lines)
 }
 

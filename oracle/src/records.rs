@@ -34,30 +34,57 @@ pub fn read(path: &Path) -> io::Result<u64> {
     Ok(last)
 }
 
+/// The file, and who appends to it.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    last: u64,
+}
+
+impl Writer {
+    /// Goes on behind what is there.
+    ///
+    /// # Errors
+    /// As [`read`], or it cannot be appended to.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { last: read(path)?, file: File::options().create(true).append(true).open(path)? })
+    }
+
+    /// The last record that is there.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Appends a record, and now and then has the file written out and says so.
+    ///
+    /// # Errors
+    /// The file system fails, or nobody listens.
+    pub fn append(&mut self, rng: &mut Rng, mouth: Mouth) -> io::Result<()> {
+        self.last += 1;
+        self.file.write_all(line(self.last).as_bytes())?;
+        if rng.once_in(3) {
+            self.file.sync_all()?;
+            mouth.say(Said::Synced(self.last))?;
+        }
+        Ok(())
+    }
+}
+
 /// Appends records from now on, on a thread of its own, until the process ends.
 ///
 /// # Errors
-/// What is there cannot be read, or not be appended to.
+/// As [`Writer::open`].
 pub fn write(path: &Path, mut rng: Rng, mouth: Mouth) -> io::Result<()> {
-    let mut last = read(path)?;
-    let mut file = File::options().create(true).append(true).open(path)?;
+    let mut writer = Writer::open(path)?;
     std::thread::spawn(move || {
-        let written = loop {
-            last += 1;
-            let written = file.write_all(line(last).as_bytes()).and_then(|()| {
-                if rng.once_in(3) {
-                    file.sync_all()?;
-                    mouth.say(Said::Synced(last))?;
-                }
-                Ok(())
-            });
-            if written.is_err() {
-                break written;
+        loop {
+            if let Err(error) = writer.append(&mut rng, mouth) {
+                eprintln!("record {}: {error}", writer.last());
+                std::process::exit(3);
             }
             std::thread::sleep(Duration::from_micros(rng.below(3000)));
-        };
-        eprintln!("record {last}: {written:?}");
-        std::process::exit(3);
+        }
     });
     Ok(())
 }

@@ -22,6 +22,10 @@ pub enum Origin {
 pub enum Said {
     /// The epoch is open, and this (a digest) is the tree.
     Begun(Origin, String),
+    /// This is the tree of its own snapshot of the newest commit.
+    Base(String),
+    /// Records up to this one are in the tree that it began with.
+    Found(u64),
     /// The tenant has changed the tree to this and does nothing while this is so.
     Wrote(String),
     /// fsync(2) of everything up to this record has returned.
@@ -48,6 +52,8 @@ impl fmt::Display for Line {
         write!(f, "{} ", self.at.as_micros())?;
         match &self.said {
             Said::Begun(origin, tree) => write!(f, "begun {origin:?} {tree}"),
+            Said::Base(tree) => write!(f, "base {tree}"),
+            Said::Found(record) => write!(f, "found {record}"),
             Said::Wrote(tree) => write!(f, "wrote {tree}"),
             Said::Synced(record) => write!(f, "synced {record}"),
             Said::Tick => f.write_str("tick"),
@@ -73,6 +79,8 @@ impl FromStr for Line {
             ["begun", "Here", tree] => Said::Begun(Origin::Here, tree.into()),
             ["begun", "New", tree] => Said::Begun(Origin::New, tree.into()),
             ["begun", "Restored", tree] => Said::Begun(Origin::Restored, tree.into()),
+            ["base", tree] => Said::Base(tree.into()),
+            ["found", record] => Said::Found(number(record)?),
             ["wrote", tree] => Said::Wrote(tree.into()),
             ["synced", record] => Said::Synced(number(record)?),
             ["tick"] => Said::Tick,
@@ -117,6 +125,8 @@ mod tests {
             Said::Begun(Origin::Here, "a1".into()),
             Said::Begun(Origin::New, "a2".into()),
             Said::Begun(Origin::Restored, "a3".into()),
+            Said::Base("a4".into()),
+            Said::Found(6),
             Said::Wrote("b".into()),
             Said::Synced(7),
             Said::Tick,

@@ -15,20 +15,23 @@ use crate::workload::Layer;
 /// Sizes of the files of a layer.
 const FILES: [usize; 8] = [100, 3000, 4096, 10_000, 65_536, 131_072, 300_001, 1 << 20];
 
-/// Opens the layer `name` in `parent`, a directory of btrfs, or makes it first. What is in it follows from `seed`. A maker
-/// that is killed leaves it under the name that the node's cache of templates removes when it is opened.
+/// Opens the layer `name` in `parent`, a directory of btrfs, or makes it first. What is in it follows from `seed`.
 ///
 /// # Errors
 /// The file system fails.
 pub fn layer(parent: BorrowedFd<'_>, name: &str, seed: u64) -> io::Result<Layer> {
     let mut files: Vec<Vec<u8>> = FILES.iter().map(|size| format!("usr/lib/lib{size}").into_bytes()).collect();
     files.push(b"sparse".to_vec());
+    let c_name = CString::new(name)?;
     if let Ok(root) = open(parent, name) {
-        return Ok(Layer { root, files });
+        if btrfs::subvolume_info(root.as_fd())?.read_only {
+            return Ok(Layer { root, files });
+        }
+        // Whoever made it did not live to finish it.
+        btrfs::destroy_subvolume(parent, &c_name)?;
     }
-    let partial = format!(".partial-{name}");
-    btrfs::create_subvolume(parent, &CString::new(&*partial)?)?;
-    let root = open(parent, &partial)?;
+    btrfs::create_subvolume(parent, &c_name)?;
+    let root = open(parent, name)?;
     let mut rng = Rng::new(seed, 0);
     let below = |path: &str| -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
@@ -44,8 +47,9 @@ pub fn layer(parent: BorrowedFd<'_>, name: &str, seed: u64) -> io::Result<Layer>
     sparse.write_all_at(&rng.noise(20_000), 1 << 20)?;
     sparse.write_all_at(&[0; 12_000], 1 << 18)?;
     rustix::fs::fallocate(&sparse, FallocateFlags::KEEP_SIZE, 1 << 19, 1 << 18)?;
+    // Read-only means whole, also after a power cut.
+    rustix::fs::syncfs(&root)?;
     btrfs::set_read_only(root.as_fd(), true)?;
-    rustix::fs::renameat(parent, &partial, parent, name)?;
     Ok(Layer { root, files })
 }
 

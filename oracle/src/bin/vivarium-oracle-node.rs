@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use vivarium_node::journal::JournalError;
+use vivarium_node::pool::PoolSource;
 use vivarium_oracle::life::{self, Life};
 use vivarium_oracle::place::{Error, Place};
 use vivarium_oracle::said::Mouth;
 
-const USAGE: &str = "usage: vivarium-oracle-node step|race|undead|PROGRAM STATE STORE VOLUME EPOCH SEED LIFE";
+const USAGE: &str =
+    "usage: vivarium-oracle-node step|endure|race|undead|PROGRAM STATE STORE VOLUME EPOCH SEED LIFE [POOL]";
 const SUPERSEDED: u8 = 4;
 
 fn main() -> ExitCode {
@@ -26,13 +28,24 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, state, store, volume, epoch, seed, number] = &arguments[..] else { return Err(USAGE.into()) };
+    let [what, state, store, volume, epoch, seed, number, device @ ..] = &arguments[..] else {
+        return Err(USAGE.into());
+    };
     let life = Life { seed: seed.parse()?, number: number.parse()?, epoch: epoch.parse()? };
     let mouth = Mouth::open();
-    let place = Place::open(Path::new(state), Path::new(store), &life.conditions(volume))?;
+    let mut conditions = life.conditions(volume);
+    if what == "endure" {
+        // On a machine that is emulated every answer may be slow.
+        (conditions.faults.slow, conditions.faults.answer_late) = (0.0, 0.0);
+    }
+    if let Some(device) = device.first() {
+        conditions.pool = PoolSource::Device(device.into());
+    }
+    let place = Place::open(Path::new(state), Path::new(store), &conditions)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match what.as_str() {
         "step" => runtime.block_on(life::step_by_step(&place, life, mouth)),
+        "endure" => runtime.block_on(life::endure(&place, life, mouth)),
         "race" => runtime.block_on(life::race(&place, life, mouth)),
         "undead" => runtime.block_on(life::undead(&place, life, mouth)),
         program => runtime.block_on(life::work(&place, life, mouth, program.parse()?)),

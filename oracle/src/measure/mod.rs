@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use vivarium_node::pool::PoolSource;
+
 use crate::place::{Conditions, Error, Place};
 
 /// Sparse; room for a gigabyte in a volume, its copy and its transactions.
@@ -56,7 +58,7 @@ impl Bench {
     }
 
     fn place(&self, node: usize, volume: &str, layered: bool) -> Result<Place, Error> {
-        let conditions = Conditions { layered, pool: POOL, ..Conditions::plain(volume) };
+        let conditions = Conditions { layered, pool: PoolSource::File { size: POOL }, ..Conditions::plain(volume) };
         Place::open(&self.state(node), &self.path("store"), &conditions)
     }
 }

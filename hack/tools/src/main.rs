@@ -43,6 +43,8 @@ enum Command {
     Charts(charts::Args),
     /// The runtime's tests in an emulated machine with pure cgroup v2.
     Machine(machine::Args),
+    /// Power cuts of an emulated machine, judged by the oracle.
+    Power(machine::power::Args),
     /// Licences, advisories and sources of the dependencies.
     Deny,
     /// From nothing to a virtual environment that answers.
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Templates(arguments) => template::run(&arguments),
         Command::Charts(arguments) => charts::run(&arguments),
         Command::Machine(arguments) => machine::run(&arguments),
+        Command::Power(arguments) => machine::power::run(&arguments),
         Command::Deny => deny::run(),
         Command::Quickstart => finished(quickstart::run()),
         Command::Test(arguments) => finished(test::run_tests(&arguments)),

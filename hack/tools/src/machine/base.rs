@@ -20,8 +20,10 @@ use crate::{build::Package, cache, command};
 /// What the host needs.
 pub const PACKAGES: &[Package] = &[
     ("btrfs-progs", &["/usr/sbin/mkfs.btrfs", "/sbin/mkfs.btrfs", "/usr/bin/mkfs.btrfs"]),
+    ("ca-certificates", &[super::power::CERTIFICATES]),
     ("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]),
     ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
+    ("qemu-system-common", &[super::outside::DAEMON]),
     ("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
     ("tar", &["/usr/bin/tar", "/bin/tar"]),
     ("util-linux", &["/usr/bin/setpriv"]),

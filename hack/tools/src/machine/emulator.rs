@@ -1,13 +1,13 @@
 //! Runs the machine under qemu with emulation of the processor, which needs nothing of the host: no /dev/kvm, no
-//! network. Killing the emulator is a power cut: what the machine had not handed to its disks is lost.
+//! network. Killing the emulator is a power cut: what the machine had not handed to its disks is lost, and of what a disk
+//! behind a socket ([`super::nbd`]) had not flushed, as much as one likes.
 
 use std::{
-    fmt::Write,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-use super::{Error, base, console::Console};
+use super::{Error, base, console::Console, outside::Outside};
 
 /// Memory of the machine in MiB.
 const MEMORY: u32 = 3072;
@@ -25,24 +25,24 @@ pub struct Machine {
     system: PathBuf,
 }
 
-/// One more disk, in the order `/dev/vda`, `/dev/vdb`, ...
+/// A disk.
 #[derive(Clone, Debug)]
-pub struct Disk {
-    image: PathBuf,
-    keep: bool,
+pub enum Disk {
+    /// An image that stays as it is: what the machine writes is forgotten when it ends.
+    Forgetful(PathBuf),
+    /// One that is served at this socket, and keeps what was flushed, also over a power cut.
+    Served(PathBuf),
 }
 
-impl Disk {
-    /// A disk whose image stays as it is: what the machine writes is forgotten when it ends.
-    pub fn forgetful(image: PathBuf) -> Self {
-        Self { image, keep: false }
-    }
-
-    /// A disk that keeps what the machine writes, also over a power cut.
-    #[expect(dead_code, reason = "for a node that is to come back with its data")]
-    pub fn lasting(image: PathBuf) -> Self {
-        Self { image, keep: true }
-    }
+/// How a machine is to start.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Disks beside the forgetful one with the operating system, in the order `/dev/vda`, `/dev/vdb`, ...
+    pub disks: &'a [Disk],
+    /// A directory of this machine.
+    pub outside: Option<&'a Outside>,
+    /// What the kernel is told beside what it is always told.
+    pub kernel: &'a str,
 }
 
 impl Machine {
@@ -52,32 +52,33 @@ impl Machine {
         Ok(Self { kernel: folder.join(base::KERNEL), system: folder.join(base::SYSTEM) })
     }
 
-    /// Switches it on. The system's own disk is forgetful.
-    pub fn boot(&self, disks: &[Disk]) -> Result<Running, Error> {
+    /// Switches it on.
+    pub fn boot(&self, start: &Start) -> Result<Running, Error> {
         // When we are killed the emulator goes too: it would otherwise run on with nobody to look at it.
         let mut emulator = Command::new("setpriv");
         emulator.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
-        emulator.args(self.arguments(disks)).stdin(Stdio::null()).stdout(Stdio::piped());
+        emulator.args(self.arguments(start)).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = emulator.spawn().map_err(Error::Emulator)?;
         let output = child.stdout.take().ok_or_else(|| Error::Emulator(std::io::ErrorKind::BrokenPipe.into()))?;
         Ok(Running { child, console: Console::new(output) })
     }
 
-    fn arguments(&self, disks: &[Disk]) -> Vec<String> {
+    fn arguments(&self, start: &Start) -> Vec<String> {
         let memory = MEMORY.to_string();
         let kernel = self.kernel.to_string_lossy();
-        let told = base::kernel_arguments();
+        let told = format!("{} {}", base::kernel_arguments(), start.kernel);
         let mut arguments: Vec<String> = [
             &["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", &memory][..],
             &["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"],
-            &["-kernel", &kernel, "-append", &told],
+            &["-kernel", &kernel, "-append", told.trim_end()],
         ]
         .concat()
         .into_iter()
         .map(str::to_owned)
         .collect();
-        arguments.extend(Disk::forgetful(self.system.clone()).arguments("system", "nvme,serial=system"));
-        for (number, disk) in disks.iter().enumerate() {
+        arguments.extend(start.outside.into_iter().flat_map(|outside| outside.arguments(MEMORY)));
+        arguments.extend(Disk::Forgetful(self.system.clone()).arguments("system", "nvme,serial=system"));
+        for (number, disk) in start.disks.iter().enumerate() {
             arguments.extend(disk.arguments(&format!("disk{number}"), "virtio-blk-pci"));
         }
         arguments
@@ -86,17 +87,18 @@ impl Machine {
 
 impl Disk {
     fn arguments(&self, name: &str, device: &str) -> [String; 4] {
-        let mut drive = format!("if=none,id={name},format=raw,cache=unsafe,file={}", escaped(&self.image));
-        if !self.keep {
-            // Writing to a String cannot fail.
-            let _ = write!(drive, ",snapshot=on");
-        }
-        ["-drive".into(), drive, "-device".into(), format!("{device},drive={name}")]
+        let drive = match self {
+            Self::Forgetful(image) => format!("format=raw,cache=unsafe,snapshot=on,file={}", escaped(image)),
+            Self::Served(socket) => {
+                format!("format=raw,cache=writeback,file.driver=nbd,file.path={}", escaped(socket))
+            }
+        };
+        ["-drive".into(), format!("if=none,id={name},{drive}"), "-device".into(), format!("{device},drive={name}")]
     }
 }
 
 /// In qemu's lists of options a comma stands for itself when doubled.
-fn escaped(path: &Path) -> String {
+pub fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
@@ -138,12 +140,14 @@ mod tests {
     #[test]
     fn the_system_has_a_driver_of_the_kernel_and_the_rest_keep_their_order() {
         let machine = Machine { kernel: "/k".into(), system: "/s,x".into() };
-        let disk = |path: &str, keep| Disk { image: path.into(), keep };
-        let arguments = machine.arguments(&[disk("/a", false), disk("/b", true)]).join(" ");
+        let disks = [Disk::Forgetful("/a".into()), Disk::Served("/b".into())];
+        let start = Start { disks: &disks, outside: None, kernel: "init=/x" };
+        let arguments = machine.arguments(&start).join(" ");
         for part in [
-            "id=system,format=raw,cache=unsafe,file=/s,,x,snapshot=on -device nvme,serial=system,drive=system ",
-            "id=disk0,format=raw,cache=unsafe,file=/a,snapshot=on -device virtio-blk-pci,drive=disk0 ",
-            "id=disk1,format=raw,cache=unsafe,file=/b -device virtio-blk-pci,drive=disk1",
+            "id=system,format=raw,cache=unsafe,snapshot=on,file=/s,,x -device nvme,serial=system,drive=system ",
+            "id=disk0,format=raw,cache=unsafe,snapshot=on,file=/a -device virtio-blk-pci,drive=disk0 ",
+            "id=disk1,format=raw,cache=writeback,file.driver=nbd,file.path=/b -device virtio-blk-pci,drive=disk1",
+            " init=/x ",
         ] {
             assert!(arguments.contains(part), "{part} in {arguments}");
         }

@@ -4,11 +4,18 @@
 //! [`base`] makes its operating system and [`pool`] a pool with the template, both once; [`programs`] a disk with what is
 //! under test, each time. [`emulator`] runs it and can cut its power, [`console`] is its serial line, and [`verdict`]
 //! compares what came over it with the plan that both sides hold. What happens inside is in `hack/machine-tests`.
+//!
+//! [`power`] cuts its power, for the oracle: [`disk`] has a cache to lose, [`nbd`] hands it to the emulator, and
+//! [`outside`] is where everything is that must not be lost.
 
 pub mod base;
 pub mod console;
+pub mod disk;
 pub mod emulator;
+pub mod nbd;
+pub mod outside;
 pub mod pool;
+pub mod power;
 pub mod programs;
 pub mod verdict;
 
@@ -21,7 +28,7 @@ use std::{
 };
 
 use console::Event;
-use emulator::{Disk, Machine};
+use emulator::{Disk, Machine, Start};
 use verdict::Verdict;
 use vivarium_machine_tests::{
     options::Options,
@@ -75,7 +82,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode, Box<dyn StdError>> {
     let programs = programs::build(work.path(), arguments.shim.as_deref(), &options)?;
     println!("prepared in {} s", begun.elapsed().as_secs());
     // The order that the machine knows them by: PROGRAMS_DISK, POOL_DISK.
-    let disks = [Disk::forgetful(programs), Disk::forgetful(pool.image)];
+    let disks = [Disk::Forgetful(programs), Disk::Forgetful(pool.image)];
     let verdict = watch(&machine, &disks, form, Duration::from_secs(limit), arguments.verbose)?;
     println!("{verdict}");
     println!("{} s in all", begun.elapsed().as_secs());
@@ -87,7 +94,7 @@ fn watch(machine: &Machine, disks: &[Disk], form: Form, limit: Duration, verbose
     let mut verdict = Verdict::new(plan(form).into_iter().map(vivarium_machine_tests::plan::Check::name));
     let begun = Instant::now();
     let deadline = begun + limit;
-    let mut running = machine.boot(disks)?;
+    let mut running = machine.boot(&Start { disks, outside: None, kernel: "" })?;
     println!("the machine starts");
     loop {
         let patience = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
@@ -139,6 +146,10 @@ pub enum Error {
     Emulator(#[source] io::Error),
     #[error(transparent)]
     Build(#[from] build::Error),
+    #[error("the programs of the oracle could not be built")]
+    Oracle(#[source] command::Error),
+    #[error("the thread that serves a disk of the machine has ended early")]
+    DiskLost,
     #[error("the program that runs inside the machine could not be built")]
     Programs(#[from] image::binaries::BuildError),
     #[error(transparent)]

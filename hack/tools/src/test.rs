@@ -126,6 +126,9 @@ const STEPS: &[Step] = &[
     }),
     ("crash", "a lab that lost half of its processes is cleaned up and made anew", crash),
     ("cgroup2", "the runtime on a machine with pure cgroup v2", |c| own(c, &["machine", "--short"])),
+    ("power", "volumes on a machine whose power is cut and whose disk loses its cache", |c| {
+        own(c, &["power", "--short"])
+    }),
 ];
 
 /// Runs the steps.

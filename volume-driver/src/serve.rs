@@ -386,8 +386,12 @@ fn start_cluster_tasks(
         ServeError::Ended("volume watch", "its stream ended".into())
     });
 
-    let guests =
-        Guests { client: client.clone(), node: args.node_name.clone(), directory: args.run_dir.join("guests") };
+    let guests = Guests {
+        client: client.clone(),
+        node: args.node_name.clone(),
+        directory: args.run_dir.join("guests"),
+        publisher: publisher.clone(),
+    };
     tasks.spawn(async move {
         let end = guests.run().await.map_or_else(|error| error.to_string(), |()| "its watch ended".into());
         ServeError::Ended("watch of guests", end)

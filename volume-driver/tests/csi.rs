@@ -15,6 +15,7 @@ mod support;
 use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::cluster::Cluster;
@@ -22,6 +23,7 @@ use support::registry::{Packing, Registry};
 use support::tarball::Tarball;
 use support::{TestNode, id, loop_devices};
 use tonic::{Code, Request};
+use vivarium_api::node::guest::{self, GuestReport, GuestState, PodReference, Process};
 use vivarium_api::node::stage::StageRecord;
 use vivarium_node::csi::node::Node;
 use vivarium_node::directory::VolumeName;
@@ -497,6 +499,61 @@ async fn a_restarted_driver_finds_pool_volume_and_mount_again() {
     bench.publish(&target, "shop-1").await.unwrap();
     assert_eq!(mounts_at(&target), 1);
     assert_eq!(std::fs::read(target.join("upper/kept")).unwrap(), b"data");
+}
+
+/// Field 22 of `/proc/PID/stat`.
+fn started(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_guest_that_has_ended_the_volume_is_taken_back_at_once() {
+    let bench = bench("64Mi").await;
+    let target = bench.node.target("uid-shop-1");
+    bench.stage().await.unwrap();
+    bench.publish(&target, "shop-1").await.unwrap();
+    let mut init = Command::new("sleep").arg("20").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = init.id().cast_signed();
+    let pod = PodReference { namespace: "team-a".into(), name: "shop-1".into(), uid: "uid-shop-1".into() };
+    let report = GuestReport {
+        version: guest::VERSION,
+        pod: pod.clone(),
+        volume_id: VOLUME.into(),
+        lease: None,
+        init: Process { pid, started: started(pid) },
+        shim: Process { pid, started: started(pid) },
+        epoch: 1,
+        state: GuestState::PoweredOff,
+        since: "2026-01-02T03:04:05.678Z".parse().unwrap(),
+        boots: 1,
+        message: String::new(),
+    };
+    let take_back = async |report: GuestReport| bench.service.publisher.take_back_from(&report).await.unwrap();
+    take_back(report.clone()).await;
+    assert_eq!(mounts_at(&target), 1, "its init still runs");
+    init.kill().unwrap();
+    init.wait().unwrap();
+    for other in [
+        GuestReport { state: GuestState::Stopping, ..report.clone() },
+        GuestReport { state: GuestState::Rebooting, ..report.clone() },
+        GuestReport { epoch: 2, ..report.clone() },
+        GuestReport { pod: PodReference { uid: "uid-shop-2".into(), ..pod }, ..report.clone() },
+        GuestReport { volume_id: "another".into(), ..report.clone() },
+    ] {
+        take_back(other.clone()).await;
+        assert_eq!((mounts_at(&target), bench.stage_records().len()), (1, 1), "{other:?}");
+    }
+    take_back(report.clone()).await;
+    assert_eq!((mounts_at(&target), bench.stage_records().len()), (0, 0));
+    // The kubelet does not know of that, and whoever has the volume next has nothing to do with it.
+    bench.unpublish(&target).await.unwrap();
+    bench.cluster.give("n1", "s1", 2);
+    let next = bench.node.target("uid-shop-2");
+    bench.publish(&next, "shop-2").await.unwrap();
+    take_back(report).await;
+    bench.unpublish(&target).await.unwrap();
+    assert_eq!((mounts_at(&next), bench.stage_records().len()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

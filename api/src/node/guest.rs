@@ -81,6 +81,12 @@ impl GuestState {
         self == Self::Running
     }
 
+    /// Whether it is the last one: an incarnation whose guest has ended never boots again.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::PoweredOff | Self::Failed)
+    }
+
     /// The state as a condition's reason.
     #[must_use]
     pub fn as_str(self) -> &'static str {

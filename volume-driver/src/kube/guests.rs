@@ -1,5 +1,5 @@
 //! What guests tell: the shim leaves a report per sandbox in `/run/vivarium/guests`, and each becomes the condition
-//! `vivarium.dev/Booted` of its pod, a readiness gate.
+//! `vivarium.dev/Booted` of its pod, a readiness gate. From a guest that has ended for good its volume is taken back.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +20,7 @@ use vivarium_api::node::guest::{self, GuestReport};
 use super::{ApiError, FIELD_MANAGER, failed, is_gone};
 use crate::authority::kill::alive;
 use crate::files;
+use crate::publish::Publisher;
 
 /// First and longest pause after the API server failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -36,6 +37,8 @@ pub struct Guests {
     pub node: String,
     /// Where the reports are.
     pub directory: PathBuf,
+    /// What takes volumes back.
+    pub publisher: Arc<Publisher>,
 }
 
 /// What became of a report.
@@ -150,6 +153,9 @@ impl Guests {
             if told.get(&path) == Some(&report) {
                 continue;
             }
+            if report.state.is_over() {
+                self.take_back(report.clone());
+            }
             let told_now = tokio::time::timeout(TIMEOUT, self.publish(&report)).await;
             match told_now {
                 Ok(Ok(Outcome::Told)) => drop(told.insert(path, report)),
@@ -172,6 +178,16 @@ impl Guests {
             }
         }
         any_failed
+    }
+
+    /// Takes the volume of a guest that has ended back. Others do not wait for the store meanwhile.
+    fn take_back(&self, report: GuestReport) {
+        let publisher = self.publisher.clone();
+        tokio::spawn(async move {
+            if let Err(error) = publisher.take_back_from(&report).await {
+                tracing::info!(%error, pod = report.pod.name, "its volume is taken back when the kubelet asks for that");
+            }
+        });
     }
 
     async fn publish(&self, report: &GuestReport) -> Result<Outcome, ApiError> {

@@ -8,6 +8,7 @@
 
 pub mod copy;
 pub mod decide;
+mod ended;
 pub mod guard;
 pub(crate) mod mounts;
 mod own;
@@ -396,6 +397,10 @@ impl Publisher {
     /// Something uses the mount, [`Refusal::Busy`].
     pub async fn unpublish(&self, id: &VolumeId, target: PathBuf) -> Result<(), Refusal> {
         let operation = self.call(id).await?;
+        self.take_back(id, target, operation).await
+    }
+
+    async fn take_back(&self, id: &VolumeId, target: PathBuf, operation: Operation) -> Result<(), Refusal> {
         let (records, pending, volume) = (self.records.clone(), self.pending.clone(), id.clone());
         let at = target.clone();
         let known = blocking(move || {

@@ -15,6 +15,9 @@ pub const NAMESPACE: &str = "vivarium-system";
 /// Why Vivarium could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nothing to connect to.
+    #[error("no lab is up; hack/quickstart starts one and installs Vivarium in it")]
+    NoLab,
     /// A command failed.
     #[error("`{0}` failed; its messages are above")]
     Failed(String),
@@ -116,9 +119,16 @@ impl Installation {
 }
 
 /// Finds a lab that is up.
+///
+/// # Errors
+/// [`Error::NoLab`].
 pub fn connect() -> Result<Installation, Error> {
     let kubeconfig = output(Command::new(workspace::program()).args(["lab", "kubeconfig"]))?;
     let kubeconfig = PathBuf::from(kubeconfig.trim());
+    // It is written when the lab starts, and goes with it.
+    if !kubeconfig.exists() {
+        return Err(Error::NoLab);
+    }
     // The lab puts links to its programs beside it.
     let programs = kubeconfig.with_file_name("bin");
     Ok(Installation { kubeconfig, programs })

@@ -184,10 +184,7 @@ fn warn_of_loss(steps: &[&Step]) -> Result<(), Error> {
     if !steps.iter().any(|step| takes_away(&step)) {
         return Ok(());
     }
-    let installation = install::connect()?;
-    if !installation.kubeconfig().exists() {
-        return Ok(());
-    }
+    let Ok(installation) = install::connect() else { return Ok(()) };
     let mut list = installation.command("kubectl");
     list.args(["get", "ve", "--all-namespaces", "--request-timeout=5s", "--output"]);
     list.arg("jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {end}").stderr(Stdio::null());

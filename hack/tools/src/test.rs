@@ -145,7 +145,7 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
     let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     let steps: Vec<_> = STEPS.iter().filter(|(name, ..)| wanted(name)).collect();
     if !arguments.keep_lab {
-        warn_of_loss(&steps)?;
+        warn_of_loss(&steps);
     }
     let mut context = Context { root: workspace::root()?, filter: arguments.filter.clone(), installation: None };
     let begun = Instant::now();
@@ -179,12 +179,12 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
 }
 
 /// Says which environments of a lab that is up will be gone in the end.
-fn warn_of_loss(steps: &[&Step]) -> Result<(), Error> {
+fn warn_of_loss(steps: &[&Step]) {
     let takes_away = |(name, ..): &&&Step| ["install", "uninstall", "crash"].contains(name);
     if !steps.iter().any(|step| takes_away(&step)) {
-        return Ok(());
+        return;
     }
-    let Ok(installation) = install::connect() else { return Ok(()) };
+    let Ok(installation) = install::connect() else { return };
     let mut list = installation.command("kubectl");
     list.args(["get", "ve", "--all-namespaces", "--request-timeout=5s", "--output"]);
     list.arg("jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {end}").stderr(Stdio::null());
@@ -195,7 +195,6 @@ fn warn_of_loss(steps: &[&Step]) -> Result<(), Error> {
             there.trim()
         );
     }
-    Ok(())
 }
 
 fn run(command: &mut Command) -> Result<bool, Error> {

@@ -34,16 +34,20 @@ pub enum Promise {
     Nothing,
     /// The node died at the cut.
     Dead,
+    /// It did, after nothing could be committed for so long.
+    Hindered(Duration),
     /// The node was cut off and lived on.
     Isolated,
 }
 
 impl Promise {
-    /// Writes acknowledged longer than this before the last word must be there.
-    fn window(self) -> Duration {
+    /// Writes acknowledged longer than this before the last word must be there; [`ALLOWANCE`] is to be added.
+    #[must_use]
+    pub fn window(self) -> Duration {
         match self {
             Self::Nothing => Duration::ZERO,
             Self::Dead => RPO,
+            Self::Hindered(before) => RPO + before,
             Self::Isolated => RPO + LEASE,
         }
     }

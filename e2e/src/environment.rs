@@ -152,6 +152,13 @@ impl Environment {
         run_with("kubectl", &all, input)
     }
 
+    /// Puts a program into `/usr/local/bin`.
+    pub fn install(&self, name: &str, program: &[u8]) {
+        let line = format!("cat > /usr/local/bin/{name} && chmod 755 /usr/local/bin/{name}");
+        let ran = self.exec_with(&["sh", "-c", &line], program);
+        assert!(ran.ok, "{name} in {}: {}", self.name, ran.stderr);
+    }
+
     /// Runs a shell line inside that must succeed, and returns what it printed, trimmed.
     pub fn sh(&self, line: &str) -> String {
         let ran = self.exec(&["sh", "-c", line]);

@@ -1,5 +1,6 @@
 //! What an administrator does on the nodes of the lab.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::{Ran, run_with};
@@ -87,11 +88,16 @@ pub fn nodes() -> Vec<String> {
         .collect()
 }
 
+/// Directory of the lab.
+#[must_use]
+pub fn directory() -> PathBuf {
+    std::env::var_os("VIVARIUM_LAB").map_or_else(|| "/var/lib/vivarium-lab".into(), PathBuf::from)
+}
+
 /// Process that the lab has a record of under that name.
 #[must_use]
 pub fn recorded(record: &str) -> u32 {
-    let root = std::env::var("VIVARIUM_LAB").unwrap_or_else(|_| "/var/lib/vivarium-lab".into());
-    let bytes = std::fs::read(std::path::Path::new(&root).join("run").join(format!("{record}.json")));
+    let bytes = std::fs::read(directory().join("run").join(format!("{record}.json")));
     let record: serde_json::Value = serde_json::from_slice(&bytes.expect("a record of the lab")).unwrap();
     record["pid"].as_u64().and_then(|pid| pid.try_into().ok()).unwrap()
 }

@@ -180,12 +180,13 @@ fn program(name: &str) -> std::path::PathBuf {
     test.parent().and_then(|deps| deps.parent()).expect("a directory").join(name)
 }
 
-/// The program of the load, without what only a debugger needs.
-fn ledger() -> Vec<u8> {
+/// A program without what only a debugger needs.
+#[must_use]
+pub fn stripped(program: &std::path::Path) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a directory");
-    let stripped = folder.path().join("ledger");
+    let stripped = folder.path().join("stripped");
     let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
-    let ran = run_with("strip", &["-o", &path(&stripped), &path(&program("ledger"))], "");
+    let ran = run_with("strip", &["-o", &path(&stripped), &path(program)], "");
     assert!(ran.ok, "{}", ran.stderr);
     std::fs::read(stripped).expect("what strip made")
 }
@@ -218,16 +219,14 @@ impl Witness {
     /// Puts a bank into environments that tells this witness of each transaction, from now on and after each boot. Each
     /// is known by its `name`.
     pub fn watch(&self, environments: &[(String, &Environment)]) {
-        let ledger = ledger();
+        let ledger = stripped(&program("ledger"));
         for (name, ve) in environments {
             let to = format!("{} {}:{}", name, lab::CONTROL_PLANE, self.port);
             let unit = format!(
                 "[Service]\\nExecStart=/usr/local/bin/ledger {to} /srv/ledger.db\\nRestart=on-failure\\n\
                  [Install]\\nWantedBy=multi-user.target\\n"
             );
-            let ran =
-                ve.exec_with(&["sh", "-c", "cat > /usr/local/bin/ledger && chmod 755 /usr/local/bin/ledger"], &ledger);
-            assert!(ran.ok, "{}", ran.stderr);
+            ve.install("ledger", &ledger);
             ve.sh(&format!(
                 "printf '{unit}' > /etc/systemd/system/ledger.service && systemctl enable --now ledger 2>&1"
             ));

@@ -23,6 +23,9 @@ use crate::workload::Workload;
 pub const CHANGES: u32 = 100_000;
 /// How often an epoch is opened over a store that fails, before the store is called broken.
 const TRIES: u32 = 50;
+/// Longest pauses of a tenant that is in a hurry: between changes, and between records.
+const CHANGE_PACE: Duration = Duration::from_millis(4);
+const RECORD_PACE: Duration = Duration::from_millis(3);
 /// From one commit to the next, where a program is to get something done between them.
 const PACE: Duration = Duration::from_millis(100);
 /// Where records are, below the live subvolume.
@@ -229,18 +232,13 @@ pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error
 pub async fn race(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
     let (journal, from) = begin(place, life.epoch).await?;
     mouth.say(Said::Begun(origin(from), "unknown".into()))?;
-    records::write(&place.live().join(RECORDS), life.rng(2), mouth)?;
+    records::write(&place.live().join(RECORDS), life.rng(2), mouth, RECORD_PACE)?;
     let tenant = Tenant::of(place, life)?;
     let (mut rng, first) = (life.rng(1), life.number * CHANGES);
     std::thread::spawn(move || {
         let mut workload = Workload::new(tenant.root.as_fd(), "upper/".len(), &[], life.seed);
-        for number in first.. {
-            if let Err(error) = workload.change(number) {
-                eprintln!("change {number}: {error}");
-                std::process::exit(3);
-            }
-            std::thread::sleep(Duration::from_micros(rng.below(4000)));
-        }
+        eprintln!("{}", workload.go_on(first, &mut rng, CHANGE_PACE));
+        std::process::exit(3);
     });
     commit_for_ever(place, journal, mouth, Duration::ZERO).await
 }

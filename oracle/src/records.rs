@@ -71,11 +71,11 @@ impl Writer {
     }
 }
 
-/// Appends records from now on, on a thread of its own, until the process ends.
+/// Appends records from now on, on a thread of its own, with a pause of at most `longest` after each, until the process ends.
 ///
 /// # Errors
 /// As [`Writer::open`].
-pub fn write(path: &Path, mut rng: Rng, mouth: Mouth) -> io::Result<()> {
+pub fn write(path: &Path, mut rng: Rng, mouth: Mouth, longest: Duration) -> io::Result<()> {
     let mut writer = Writer::open(path)?;
     std::thread::spawn(move || {
         loop {
@@ -83,7 +83,7 @@ pub fn write(path: &Path, mut rng: Rng, mouth: Mouth) -> io::Result<()> {
                 eprintln!("record {}: {error}", writer.last());
                 std::process::exit(3);
             }
-            std::thread::sleep(Duration::from_micros(rng.below(3000)));
+            std::thread::sleep(Duration::from_micros(rng.below(longest.as_micros() as u64)));
         }
     });
     Ok(())

@@ -6,9 +6,11 @@ use std::process::Command;
 
 use clap::{Args, Subcommand};
 
-use crate::install;
 use crate::test::DRILLS;
-use crate::workspace;
+use crate::{install, oracle, workspace};
+
+/// The drill that needs the programs of the oracle.
+const ORACLE: &str = "twenty_cases_of_the_oracle";
 
 /// Arguments of `hack/drill`.
 #[derive(Args)]
@@ -56,6 +58,9 @@ pub enum Error {
     /// cargo could not be run.
     #[error("cannot run cargo: {0}")]
     Cargo(std::io::Error),
+    /// The oracle could not be built.
+    #[error(transparent)]
+    Oracle(#[from] oracle::Error),
     /// Another name.
     #[error("there is no drill `{0}`; hack/drill list prints them")]
     NoSuchDrill(String),
@@ -95,6 +100,9 @@ fn drill(name: &str, told: &Told) -> Result<(), Error> {
         return Err(Error::NoSuchDrill(name.into()));
     }
     let mut command = cargo()?;
+    if name == ORACLE {
+        command.env(oracle::VARIABLE, oracle::programs()?);
+    }
     command.args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"]);
     for (variable, number) in [
         ("VIVARIUM_DRILL_ENVIRONMENTS", told.environments),

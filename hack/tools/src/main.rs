@@ -18,6 +18,7 @@ mod install;
 mod lab;
 mod machine;
 mod oci;
+mod oracle;
 mod progress;
 mod quickstart;
 mod template;

@@ -11,8 +11,7 @@ mod uninstall;
 
 use crate::build;
 use crate::install::{self, Installation};
-use crate::quickstart;
-use crate::workspace;
+use crate::{oracle, quickstart, workspace};
 
 /// Arguments of `hack/test`.
 #[derive(Args)]
@@ -54,6 +53,9 @@ pub enum Error {
     /// A program that only tests need could not be built.
     #[error(transparent)]
     Build(#[from] build::Error),
+    /// So could the oracle.
+    #[error(transparent)]
+    Oracle(#[from] oracle::Error),
     /// The workspace could not be found.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
@@ -222,7 +224,11 @@ fn installed(context: &mut Context) -> Result<&Installation, Error> {
 const ALONE: &[&str] = &["lab"];
 
 /// So do these, which `hack/drill` knows too: a file for each family of disasters.
-pub const DRILLS: &[&str] = &["drill_power", "drill_network", "drill_processes", "drill_outages", "drill_returns"];
+pub const DRILLS: &[&str] =
+    &["drill_power", "drill_network", "drill_processes", "drill_outages", "drill_returns", ORACLE];
+
+/// The one that needs the programs of the oracle.
+const ORACLE: &str = "drill_oracle";
 
 /// The tests of the crate that need a real S3, in the network where the lab has one.
 fn store(context: &mut Context) -> Result<bool, Error> {
@@ -265,6 +271,9 @@ fn on_the_lab(context: &mut Context, names: &[&str], threads: &str) -> Result<bo
     command.args(["--test-threads", threads]).current_dir(root);
     if threads == "1" {
         command.arg("--nocapture");
+    }
+    if names.contains(&ORACLE) {
+        command.env(oracle::VARIABLE, oracle::programs()?);
     }
     run(&mut command)
 }

@@ -11,6 +11,7 @@ mod tree;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -77,6 +78,17 @@ impl<'a> Workload<'a> {
         let mixture = Mixture::of(seed);
         let longest = vivarium_journal::path::MAX_PATH - depth;
         Self { root, layers, seed, mixture, longest, known: None, unlinked: Vec::new(), log: Vec::new() }
+    }
+
+    /// Carries out the changes from this number on, with a pause of at most `longest` after each, until one fails.
+    pub fn go_on(&mut self, first: u32, rng: &mut Rng, longest: Duration) -> io::Error {
+        for number in first.. {
+            if let Err(error) = self.change(number) {
+                return io::Error::new(error.kind(), format!("change {number}: {error}"));
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(longest.as_micros() as u64)));
+        }
+        io::Error::other("there are no more numbers of changes")
     }
 
     /// Carries out the change with this number.

@@ -36,7 +36,7 @@ use vivarium_machine_tests::{
     tap::Line,
 };
 
-use crate::{build, cache, command, image, oci, progress::Step, template, workspace};
+use crate::{build, cache, command, image, oci, oracle, progress::Step, template, workspace};
 
 /// How long the machine may be silent: longer than any single check takes on a busy machine.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -146,8 +146,8 @@ pub enum Error {
     Emulator(#[source] io::Error),
     #[error(transparent)]
     Build(#[from] build::Error),
-    #[error("the programs of the oracle could not be built")]
-    Oracle(#[source] command::Error),
+    #[error(transparent)]
+    Oracle(#[from] oracle::Error),
     #[error("the thread that serves a disk of the machine has ended early")]
     DiskLost,
     #[error("the program that runs inside the machine could not be built")]

@@ -34,7 +34,7 @@ use super::{
     outside::Outside,
     work_directory,
 };
-use crate::{build, cache, command, workspace};
+use crate::{build, command, oracle};
 
 /// Cases of the long form.
 const CASES: Range<u64> = 0..20;
@@ -145,7 +145,7 @@ impl Rig {
 
     /// Puts the programs of the oracle where both nodes have them.
     fn equip(&self) -> Result<(), Error> {
-        let folder = oracle()?;
+        let folder = oracle::programs()?;
         let bin = self.outside().join("bin");
         fs::create_dir_all(&bin).map_err(file("create", &bin))?;
         for name in ["vivarium-oracle-node", "vivarium-oracle-judge"] {
@@ -299,17 +299,6 @@ impl Rig {
         }
         Err(format!("the node outside ended with {}: {}", ended.status, String::from_utf8_lossy(&ended.stderr)))
     }
-}
-
-/// Builds the programs of the oracle together with one of its tests and in the same way as the step `unit` of `hack/test`,
-/// so that after that nothing is left to build; gives the folder that they are in.
-fn oracle() -> Result<PathBuf, Error> {
-    let _step = super::step("building the programs of the oracle");
-    let mut cargo =
-        command::command("cargo", ["test", "--workspace", "--exclude", "vivarium-e2e", "--locked", "--quiet"]);
-    cargo.args(["--no-run", "--test", "cases"]);
-    command::run(cargo.current_dir(workspace::root()?)).map_err(Error::Oracle)?;
-    Ok(cache::target().join("debug"))
 }
 
 #[cfg(test)]

@@ -180,6 +180,17 @@ impl Key {
         (key.path() == path).then_some(key)
     }
 
+    /// Of a part: the object that it was made for, and the attempt that made it. `None`: it is no part, or its name does not
+    /// say so.
+    #[must_use]
+    pub fn part_of(&self) -> Option<(Self, &Name)> {
+        match self {
+            Self::Part { volume, writer, .. } => Some((crate::writer::object(volume, writer)?, writer)),
+            Self::LayerPart { digest, writer, .. } => Some((Self::Layer { digest: digest.clone() }, writer)),
+            _ => None,
+        }
+    }
+
     /// Where a part of this object's content lies; `None` for objects that are never large.
     pub(crate) fn part(&self, writer: &Name, number: u32) -> Option<Self> {
         match self {

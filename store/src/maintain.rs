@@ -46,7 +46,7 @@ pub enum MaintainError {
         failure: Failure,
     },
     /// What was to be deleted could not be read.
-    #[error("{key} cannot be deleted, because it is not known of what parts it is: {source}")]
+    #[error("{key} cannot be deleted, nor parts of it, because it is not known of what parts it is: {source}")]
     Read {
         /// The object.
         key: Box<Key>,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use vivarium_journal::header::MAX_HEADER;
 use vivarium_journal::read::Transaction;
 use vivarium_journal::{Digest, Header};
-use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store};
+use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store, Used};
 
 use super::JournalError;
 use super::inventory::Inventory;
@@ -473,6 +473,31 @@ impl Log {
     pub async fn delete_whole(&self, keys: &[Key]) -> Result<(), JournalError> {
         let deadline = Instant::now() + PATIENCE_LIST;
         self.store.delete_whole(keys, deadline).await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Deletes listed parts to which nothing refers (see [`Store::sweep_parts`]), `most` at most; tells which.
+    ///
+    /// # Errors
+    /// The store does not answer; it can be tried again.
+    pub async fn sweep_parts(
+        &self,
+        listed: &[Listed],
+        is_past: impl Fn(&Key) -> bool,
+        used: &mut Used,
+        most: usize,
+    ) -> Result<Vec<Key>, JournalError> {
+        let deadline = Instant::now() + PATIENCE_LIST;
+        let swept = self.store.sweep_parts(listed, |object, _| is_past(object), used, most, deadline).await;
+        swept.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Whether an object of the volume is split.
+    ///
+    /// # Errors
+    /// The store does not answer, or it is damaged.
+    pub async fn is_split(&self, key: &Key) -> Result<bool, JournalError> {
+        let split = self.store.is_split(key, Instant::now() + PATIENCE).await;
+        Ok(split.map_err(|error| self.unreachable(&error))?.unwrap_or(false))
     }
 
     /// What a transaction is, from its beginning; `None` if it is not in the log.

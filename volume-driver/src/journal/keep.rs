@@ -46,11 +46,11 @@ const LIST_AGAIN: Duration = Duration::from_hours(1);
 /// Questions to the store at the same time.
 const AT_ONCE: usize = 16;
 
-/// Whether a node is the one that keeps a journal: of the nodes that can, but not the one that runs the environment, always
-/// the same, and another one for another volume.
+/// Whether a node is the one that looks after something, for example the journal of a volume: of the nodes that can, but not
+/// the one that runs the environment, always the same, and another one for something else.
 #[must_use]
-pub fn chosen(me: &str, volume: &VolumeId, nodes: &[String], holder: Option<&str>) -> bool {
-    let weight = |node: &str| *blake3::hash(format!("{volume}/{node}").as_bytes()).as_bytes();
+pub fn chosen(me: &str, what: impl std::fmt::Display, nodes: &[String], holder: Option<&str>) -> bool {
+    let weight = |node: &str| *blake3::hash(format!("{what}/{node}").as_bytes()).as_bytes();
     let others = nodes.iter().filter(|node| Some(node.as_str()) != holder);
     // The only node there is has to do it itself.
     others.map(String::as_str).max_by_key(|node| weight(node)).or(holder) == Some(me)
@@ -404,12 +404,12 @@ mod tests {
         let nodes = ["n1", "n2", "n3"].map(str::to_owned);
         let mut work = std::collections::BTreeMap::<&str, u32>::new();
         for number in 0..300 {
-            let who: Vec<_> = nodes.iter().filter(|node| chosen(node, &volume(number), &nodes, Some("n2"))).collect();
+            let who: Vec<_> = nodes.iter().filter(|node| chosen(node, volume(number), &nodes, Some("n2"))).collect();
             assert_eq!(who.len(), 1);
             assert_ne!(who[0], "n2");
             *work.entry(who[0]).or_default() += 1;
         }
         assert!(work.values().all(|count| *count > 100), "{work:?}");
-        assert!(chosen("n1", &volume(1), &["n1".to_owned()], Some("n1")), "there is no other");
+        assert!(chosen("n1", volume(1), &["n1".to_owned()], Some("n1")), "there is no other");
     }
 }

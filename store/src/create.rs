@@ -21,6 +21,7 @@ use vivarium_fail_point::passed;
 use crate::manifest::{self, MAX_PARTS, Manifest, Part};
 use crate::retry::Backoff;
 use crate::store::RequestError;
+use crate::writer;
 use crate::{Cause, Content, Deadline, Digest, Failure, Key, Name, ReadError, Store};
 
 /// Where a content comes from.
@@ -235,7 +236,7 @@ impl Store {
     ) -> Result<Manifest, CreateError> {
         let part_size = self.inner.sizes.part;
         let mut manifest =
-            Manifest { writer: fastrand::u128(..), length: content.length, digest: content.digest, parts: Vec::new() };
+            Manifest { writer: writer::id(key), length: content.length, digest: content.digest, parts: Vec::new() };
         let writer = manifest.writer_name().map_err(|error| CreateError::Unknown {
             store: self.to_string(),
             key: key.clone().into(),

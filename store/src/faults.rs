@@ -2,7 +2,7 @@
 //! was asked to, full, hiding objects from lists, or ignoring the condition of a create as some stores do.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
@@ -33,6 +33,8 @@ pub struct Faults {
     pub loser_told_500: f64,
     /// The condition of a create is ignored, and the object replaced.
     pub ignores_condition: f64,
+    /// A write or deletion fails, and happens when [`Faulty::arrive`] lets it.
+    pub held_up: f64,
 }
 
 impl Faults {
@@ -49,6 +51,7 @@ impl Faults {
         stale_list: 0.0,
         loser_told_500: 0.0,
         ignores_condition: 0.0,
+        held_up: 0.0,
     };
 }
 
@@ -64,13 +67,22 @@ pub struct Faulty {
 struct Shared {
     random: fastrand::Rng,
     faults: Faults,
+    held_up: Vec<HeldUp>,
+}
+
+/// What nobody waits for any more.
+#[derive(Debug)]
+enum HeldUp {
+    Put(Path, PutPayload, PutOptions),
+    Delete(Path),
 }
 
 impl Faulty {
     /// Over another back end, with the faults of a seed.
     #[must_use]
     pub fn new(inner: Arc<dyn ObjectStore>, seed: u64, faults: Faults) -> Self {
-        let shared = Arc::new(Mutex::new(Shared { random: fastrand::Rng::with_seed(seed), faults }));
+        let shared =
+            Arc::new(Mutex::new(Shared { random: fastrand::Rng::with_seed(seed), faults, held_up: Vec::new() }));
         Self { inner, shared, longest: Faults::LONGEST }
     }
 
@@ -82,11 +94,42 @@ impl Faulty {
 
     /// From now on, these faults.
     pub fn set(&self, faults: Faults) {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
+        self.lock().faults = faults;
+    }
+
+    /// Carries out one of the requests that were held up, whichever; false if there is none.
+    pub async fn arrive(&self) -> bool {
+        let request = {
+            let mut shared = self.lock();
+            let held_up = shared.held_up.len();
+            if held_up == 0 {
+                return false;
+            }
+            let which = shared.random.usize(..held_up);
+            shared.held_up.swap_remove(which)
+        };
+        // Nobody is there to be told what became of it.
+        match request {
+            HeldUp::Put(path, payload, options) => drop(self.inner.put_opts(&path, payload, options).await),
+            HeldUp::Delete(path) => drop(self.inner.delete(&path).await),
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold_up(&self, request: impl FnOnce() -> HeldUp) -> Result<()> {
+        if !self.strikes(|faults| faults.held_up) {
+            return Ok(());
+        }
+        self.lock().held_up.push(request());
+        Err(failed("there was no answer"))
     }
 
     fn strikes(&self, which: impl Fn(&Faults) -> f64) -> bool {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.lock();
         let chance = which(&shared.faults);
         // Nothing is drawn for what cannot happen, so that a fault that is off does not change the others.
         chance > 0.0 && shared.random.f64() < chance
@@ -95,7 +138,7 @@ impl Faulty {
     /// What comes before every request.
     async fn before(&self) -> Result<()> {
         if self.strikes(|faults| faults.slow) {
-            let part = self.shared.lock().unwrap_or_else(PoisonError::into_inner).random.f64();
+            let part = self.lock().random.f64();
             tokio::time::sleep(self.longest.mul_f64(part)).await;
         }
         if self.strikes(|faults| faults.fails) { Err(failed("the request failed")) } else { Ok(()) }
@@ -131,6 +174,7 @@ impl ObjectStore for Faulty {
         if self.strikes(|faults| faults.ignores_condition) {
             opts.mode = PutMode::Overwrite;
         }
+        self.hold_up(|| HeldUp::Put(location.clone(), payload.clone(), opts.clone()))?;
         let answer = self.inner.put_opts(location, payload, opts).await;
         let lost = matches!(answer, Err(object_store::Error::AlreadyExists { .. }));
         if lost && self.strikes(|faults| faults.loser_told_500) {
@@ -157,6 +201,7 @@ impl ObjectStore for Faulty {
                 async move {
                     let location = location?;
                     this.before().await?;
+                    this.hold_up(|| HeldUp::Delete(location.clone()))?;
                     let one = futures::stream::iter([Ok(location)]).boxed();
                     let answer = this.inner.delete_stream(one).try_next().await;
                     this.after(answer.and_then(|path| path.ok_or_else(|| failed("no answer")))).await

@@ -85,6 +85,11 @@ pub enum Key {
         /// The newest one counts.
         generation: u64,
     },
+    /// Says that a volume was deleted: what is left of it is garbage.
+    Deleted {
+        /// The volume.
+        volume: Name,
+    },
     /// A part of a large object of a volume.
     Part {
         /// Its volume.
@@ -138,6 +143,7 @@ impl Key {
             Self::Checkpoint { volume, seq } => format!("volumes/{volume}/checkpoint/{seq:020}"),
             Self::Merged { volume, from, to } => format!("volumes/{volume}/merged/{from:020}-{to:020}"),
             Self::Boundary { volume, generation } => format!("volumes/{volume}/boundary/{generation:020}"),
+            Self::Deleted { volume } => format!("volumes/{volume}/deleted"),
             Self::Part { volume, writer, number } => format!("volumes/{volume}/part/{writer}/{number:010}"),
             Self::Layer { digest } => format!("layers/{digest}/layer"),
             Self::LayerPart { digest, writer, number } => format!("layers/{digest}/part/{writer}/{number:010}"),
@@ -164,6 +170,7 @@ impl Key {
             ["volumes", volume, "boundary", generation] => {
                 Self::Boundary { volume: name(volume)?, generation: generation.parse().ok()? }
             }
+            ["volumes", volume, "deleted"] => Self::Deleted { volume: name(volume)? },
             ["volumes", volume, "part", writer, number] => {
                 Self::Part { volume: name(volume)?, writer: name(writer)?, number: number.parse().ok()? }
             }
@@ -180,6 +187,17 @@ impl Key {
         (key.path() == path).then_some(key)
     }
 
+    /// Of a part: the object that it was made for, and the attempt that made it. `None`: it is no part, or its name does not
+    /// say so.
+    #[must_use]
+    pub fn part_of(&self) -> Option<(Self, &Name)> {
+        match self {
+            Self::Part { volume, writer, .. } => Some((crate::writer::object(volume, writer)?, writer)),
+            Self::LayerPart { digest, writer, .. } => Some((Self::Layer { digest: digest.clone() }, writer)),
+            _ => None,
+        }
+    }
+
     /// Where a part of this object's content lies; `None` for objects that are never large.
     pub(crate) fn part(&self, writer: &Name, number: u32) -> Option<Self> {
         match self {
@@ -188,6 +206,7 @@ impl Key {
             }
             Self::Layer { digest } => Some(Self::LayerPart { digest: digest.clone(), writer: writer.clone(), number }),
             Self::Boundary { .. }
+            | Self::Deleted { .. }
             | Self::Part { .. }
             | Self::LayerPart { .. }
             | Self::Fence { .. }
@@ -228,6 +247,8 @@ pub enum Prefix {
     Fences,
     /// Signs of life of a session.
     Beats(Name),
+    /// Signs of life of all sessions.
+    AllBeats,
     /// What proofs left behind.
     Probes,
 }
@@ -248,6 +269,7 @@ impl Prefix {
             Self::Layer(digest) => format!("layers/{digest}"),
             Self::Fences => "fence".into(),
             Self::Beats(session) => format!("beat/{session}"),
+            Self::AllBeats => "beat".into(),
             Self::Probes => "probe".into(),
         }
     }
@@ -274,6 +296,7 @@ mod tests {
             (n(), any::<u64>()).prop_map(|(volume, seq)| Key::Checkpoint { volume, seq }),
             (n(), any::<u64>(), any::<u64>()).prop_map(|(volume, from, to)| Key::Merged { volume, from, to }),
             (n(), any::<u64>()).prop_map(|(volume, generation)| Key::Boundary { volume, generation }),
+            n().prop_map(|volume| Key::Deleted { volume }),
             (n(), m(), any::<u32>()).prop_map(|(volume, writer, number)| Key::Part { volume, writer, number }),
             n().prop_map(|digest| Key::Layer { digest }),
             (n(), m(), any::<u32>()).prop_map(|(digest, writer, number)| Key::LayerPart { digest, writer, number }),
@@ -342,6 +365,7 @@ mod tests {
                 "volumes/v/merged/00000000000000000001-00000000000000000007",
             ),
             (Key::Boundary { volume: v.clone(), generation: 7 }, "volumes/v/boundary/00000000000000000007"),
+            (Key::Deleted { volume: v.clone() }, "volumes/v/deleted"),
             (Key::Part { volume: v.clone(), writer: w.clone(), number: 7 }, "volumes/v/part/w/0000000007"),
             (Key::Layer { digest: v.clone() }, "layers/v/layer"),
             (Key::LayerPart { digest: v.clone(), writer: w, number: 7 }, "layers/v/part/w/0000000007"),

@@ -25,6 +25,8 @@ mod read;
 mod retry;
 mod set;
 mod store;
+mod sweep;
+mod writer;
 
 pub use config::{Backend, Config, ConfigError, Credential, S3};
 pub use create::{CreateError, Created, Source};
@@ -36,6 +38,7 @@ pub use prove::{Proof, ProveError};
 pub use read::{Content, Object, ReadError, Slice, Span};
 pub use set::Set;
 pub use store::{Sizes, Store};
+pub use sweep::Used;
 
 /// BLAKE3 of a content.
 pub type Digest = [u8; 32];

@@ -11,7 +11,7 @@ use object_store::ObjectStoreExt;
 use crate::manifest::Manifest;
 use crate::retry::Backoff;
 use crate::store::RequestError;
-use crate::{Cause, Deadline, Failure, Key, Prefix, ReadError, Store};
+use crate::{Cause, Deadline, Failure, Key, Name, Prefix, ReadError, Store};
 
 /// Most objects that one list gives.
 const LONGEST_LIST: usize = 1_000_000;
@@ -46,7 +46,7 @@ pub enum MaintainError {
         failure: Failure,
     },
     /// What was to be deleted could not be read.
-    #[error("{key} cannot be deleted, because it is not known of what parts it is: {source}")]
+    #[error("{key} cannot be deleted, nor parts of it, because it is not known of what parts it is: {source}")]
     Read {
         /// The object.
         key: Box<Key>,
@@ -109,6 +109,50 @@ impl Store {
             };
             if matches!(failure.cause, Cause::Denied | Cause::Missing) || !backoff.pause().await {
                 return Err(MaintainError::List { store: self.to_string(), prefix: prefix.clone(), failure });
+            }
+        }
+    }
+
+    /// Volumes of which something is listed. A hint: see the module.
+    ///
+    /// # Errors
+    /// [`MaintainError::List`].
+    pub async fn volumes(&self, deadline: Deadline) -> Result<Vec<Name>, MaintainError> {
+        let path = self.path("volumes");
+        let mut backoff = Backoff::until(deadline);
+        loop {
+            let call = self.inner.objects.list_with_delimiter(Some(&path));
+            let failure = match self.request(deadline, LARGEST_PAGE, call).await {
+                Ok(listed) => {
+                    let names = listed.common_prefixes.iter().filter_map(|path| Name::new(path.filename()?).ok());
+                    return Ok(names.collect());
+                }
+                Err(RequestError::NotFound(_)) => return Ok(Vec::new()),
+                Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
+                Err(RequestError::Failed(failure)) => failure,
+            };
+            if matches!(failure.cause, Cause::Denied | Cause::Missing) || !backoff.pause().await {
+                return Err(MaintainError::List { store: self.to_string(), prefix: Prefix::All, failure });
+            }
+        }
+    }
+
+    /// When an object was made, by the store's clock; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn modified(&self, key: &Key, deadline: Deadline) -> Result<Option<SystemTime>, ReadError> {
+        let path = self.path(&key.path());
+        let mut backoff = Backoff::until(deadline);
+        loop {
+            let failure = match self.request(deadline, 0, self.inner.objects.head(&path)).await {
+                Ok(meta) => return Ok(Some(meta.last_modified.into())),
+                Err(RequestError::NotFound(_)) => return Ok(None),
+                Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
+                Err(RequestError::Failed(failure)) => failure,
+            };
+            if matches!(failure.cause, Cause::Denied | Cause::Missing) || !backoff.pause().await {
+                return Err(ReadError::Failed { store: self.to_string(), key: key.clone().into(), failure });
             }
         }
     }

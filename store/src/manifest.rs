@@ -67,7 +67,7 @@ pub fn is_manifest(object: &[u8]) -> bool {
 impl Manifest {
     /// Name of the writer in the keys of the parts.
     pub fn writer_name(&self) -> Result<Name, crate::KeyError> {
-        Name::new(format!("{:032x}", self.writer))
+        crate::writer::name(self.writer)
     }
 
     /// As bytes.

@@ -20,7 +20,7 @@
 //! # What it may do in the cluster
 //! `environmenttemplates`, `environmentvolumes`: get, list, watch; `environmentvolumes`: patch (its finalizer);
 //! `environmenttemplates/status`, `environmentvolumes/status`: get, patch, update; `pods`: get, list, watch;
-//! `journalstores`: get, list, watch; `journalstores/status`: get, update; the Secrets that they name in its own
+//! `journalstores`: get, list, watch; `journalstores/status`: get, patch, update; the Secrets that they name in its own
 //! namespace: get, list, watch; `pods/status`: patch; `leases` in its own namespace: get, list, watch, create, update, patch.
 
 pub mod authority;
@@ -28,6 +28,7 @@ pub mod claim;
 pub mod csi;
 pub mod directory;
 mod files;
+pub mod garbage;
 pub mod health;
 pub mod ids;
 pub mod journal;

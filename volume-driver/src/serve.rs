@@ -17,10 +17,12 @@ use crate::authority::{Promises, witness};
 use crate::claim::Claims;
 use crate::csi::node::Node;
 use crate::csi::server::{ListenError, listen, services};
+use crate::garbage;
 use crate::health::{self, Health, Stage};
 use crate::journal::keep::Policy;
 use crate::journal::keeper::{Keeper, Superseded};
 use crate::kube::directory::ClusterDirectory;
+use crate::kube::garbage::Collecting;
 use crate::kube::guests::Guests;
 use crate::kube::keeping::Keeping;
 use crate::kube::lease::{self, IsWell};
@@ -358,6 +360,17 @@ fn start_cluster_tasks(
         publisher: publisher.clone(),
         policy: Policy { retention: Duration::from_hours(args.retention_hours), ..Policy::default() },
     };
+    let collecting = Collecting {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        publisher: publisher.clone(),
+        policy: garbage::Policy { grace: Duration::from_hours(args.retention_hours), ..garbage::Policy::default() },
+    };
+    tasks.spawn(async move {
+        collecting.run().await;
+        ServeError::Ended("collection of garbage", String::new())
+    });
+
     tasks.spawn(async move {
         keeping.run().await;
         ServeError::Ended("keeping of journals", String::new())

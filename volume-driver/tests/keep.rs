@@ -220,6 +220,45 @@ async fn a_checkpoint_of_another_state_counts_as_damaged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parts_that_nothing_is_made_of_go_once_their_number_is_decided() {
+    use object_store::{ObjectStoreExt, path::Path};
+    let (a, keeper, b) = (Place::new(), Place::new(), Place::new());
+    let memory: Arc<InMemory> = Arc::new(InMemory::new());
+    let store = Arc::new(Store::over("store", memory.clone(), Sizes { part: 4000, ..Sizes::default() }));
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    write_to(&a, &mut journal, &store, 4).await;
+    // Of two attempts to add transactions, whose writers died before they added the lists of parts.
+    let writer = |number: u64| Name::new(format!("01{number:016x}{:014x}", 7)).unwrap();
+    let part = |number| Key::Part { volume: Name::new("v1").unwrap(), writer: writer(number), number: 0 };
+    for number in [3, 5] {
+        memory.put(&Path::from(part(number).path()), "part".into()).await.unwrap();
+    }
+    let soon = || tokio::time::Instant::now() + Duration::from_secs(5);
+    let are_there =
+        async || [store.exists(&part(3), soon()).await.unwrap(), store.exists(&part(5), soon()).await.unwrap()];
+    assert_eq!(kept(&keeper, &store, &CHECKPOINT).await.unwrap().deleted, 1);
+    assert_eq!(are_there().await, [false, true], "whoever adds number 5 may be slow");
+    let noise: Vec<u8> = (0u64..2000).flat_map(|i| scattered(i).to_le_bytes()).collect();
+    fs::write(a.upper("noise"), noise).unwrap();
+    assert!(a.commit(&mut journal).await > 8000);
+    write_to(&a, &mut journal, &store, 7).await;
+    kept(&keeper, &store, &CHECKPOINT).await.unwrap();
+    assert_eq!(are_there().await, [false, false]);
+    // A list that arrives when its parts are gone and its number is passed holds nothing up.
+    let parts = Prefix::Parts(Name::new("v1").unwrap());
+    let own: Vec<_> = store.list(&parts, None, soon()).await.unwrap().into_iter().map(|listed| listed.key).collect();
+    let is_of_5 = |key: &Key| matches!(key.part_of(), Some((Key::Transaction { seq: 5, .. }, _)));
+    let of_5: Vec<_> = own.into_iter().filter(is_of_5).collect();
+    assert!(of_5.len() > 2, "{of_5:?}");
+    store.delete_whole(&of_5, soon()).await.unwrap();
+    let done = kept(&keeper, &store, &COLLECT).await.unwrap();
+    assert_eq!(done.boundary, 7);
+    assert!(!objects(&store).await.contains(&"log/00000000000000000005".to_owned()));
+    b.begin(&store, 2).await.unwrap();
+    assert_eq!(b.tree(), a.tree());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_journal_does_not_fill_the_pool_of_the_node_that_keeps_it() {
     let (a, keeper, store) = (Place::new(), Place::new(), store());
     let (mut journal, _) = a.begin(&store, 1).await.unwrap();

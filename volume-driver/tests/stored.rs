@@ -14,6 +14,7 @@ mod support;
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -21,6 +22,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use support::TestNode;
 use support::registry::{Packing, Registry};
 use support::tarball::Tarball;
+use vivarium_node::garbage::{Named, Policy, sweep};
 use vivarium_node::ids::LayerDigest;
 use vivarium_node::template::TemplateError;
 use vivarium_store::{Prefix, Sizes, Store};
@@ -66,6 +68,14 @@ async fn a_node_gets_layers_from_the_store_while_the_registry_is_dead() {
         assert!(kept.contains(&format!("layers/{}/layer", layer.directory())), "{kept:?}");
     }
     assert!(kept.iter().any(|key| key.contains("/part/")), "none is large enough to be split: {kept:?}");
+    // A layer that was deleted while something began to need it is put there again by whoever asks for it the next time.
+    let at_once = Policy { grace: Duration::ZERO, ..Policy::default() };
+    sweep(&store, &Named::default(), &[], &at_once, jiff::Timestamp::now()).await.unwrap();
+    assert_eq!(objects(&store).await, [""; 0], "nothing named them");
+    cache.keep_in(&store, &image, &layers).await.unwrap();
+    let again = objects(&store).await;
+    assert_eq!(again.len(), kept.len());
+    let kept = again;
     let address = registry.address.clone();
     drop(registry);
     cache.keep_in(&store, &image, &layers).await.expect("what is there is not fetched again");

@@ -1,5 +1,6 @@
 //! `JournalStore`: where the transaction files of environments and the layers of templates are kept.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,12 @@ use super::condition::Condition;
         json_path = ".spec.tolerates.failures",
         description = "How many failures at once it survives"
     ),
+    printcolumn(
+        name = "Bytes",
+        type_ = "integer",
+        json_path = ".status.usage.bytes",
+        description = "Bytes of everything in it"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Domain",
@@ -39,6 +46,27 @@ use super::condition::Condition;
         name = "Reason",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Journals",
+        type_ = "integer",
+        json_path = ".status.usage.journals",
+        description = "Of these, journals of volumes",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Layers",
+        type_ = "integer",
+        json_path = ".status.usage.layers",
+        description = "Of these, layers of templates",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Unknown",
+        type_ = "integer",
+        json_path = ".status.usage.unknownJournals",
+        description = "Of these, journals of volumes that the cluster does not know",
         priority = "1"
     ),
     validation = Rule::new("has(self.spec.s3) != has(self.spec.local)").message("a store is one of s3 and local: give exactly one of them"),
@@ -154,6 +182,9 @@ pub struct JournalStoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub nodes: Vec<NodeStore>,
+    /// What is in the store, as it was found last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<StoreUsage>,
     /// Conditions, by type: Ready; Stalled only while True.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -177,6 +208,40 @@ pub struct NodeStore {
     /// Why not, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// What is in a store. Of one that is a directory of each node: in that of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreUsage {
+    /// Bytes of everything.
+    pub bytes: i64,
+    /// Bytes of the journals of volumes, as far as they were looked after already (`status.kept` of each).
+    pub journals: i64,
+    /// Bytes of journals of volumes that the cluster does not know. They stay until somebody deletes them.
+    pub unknown_journals: i64,
+    /// Bytes of the layers of templates.
+    pub layers: i64,
+    /// Bytes of everything else: fences, signs of life of nodes.
+    pub others: i64,
+    /// Layers that no volume and no template names. They are deleted when that has been so for as long as states of volumes
+    /// are kept, and every journal in the store is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub unnamed_layers: Vec<UnnamedLayer>,
+    /// The node that looked.
+    pub node: String,
+    /// When.
+    pub time: Time,
+}
+
+/// A layer that nothing names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnnamedLayer {
+    /// Digest of the layer.
+    pub digest: String,
+    /// Since when it was seen so.
+    pub since: Time,
 }
 
 fn default_region() -> String {

@@ -74,6 +74,12 @@ pub async fn behaves(store: &Store, part: usize) {
     let keys: Vec<Key> = listed(Some(2)).await.into_iter().map(|entry| entry.key).collect();
     assert_eq!(keys, [3, 4].map(key));
 
+    assert!(store.volumes(soon()).await.unwrap().contains(&volume));
+    let modified = store.modified(&key(1), soon()).await.unwrap().unwrap();
+    let all = store.list(&Prefix::Transactions(volume.clone()), None, soon()).await.unwrap();
+    assert_eq!(all[0].modified, modified);
+    assert_eq!(store.modified(&key(5), soon()).await.unwrap(), None);
+
     for seq in [1, 2, 3, 4, 4] {
         store.delete(&key(seq), soon()).await.unwrap();
         assert!(!store.exists(&key(seq), soon()).await.unwrap());

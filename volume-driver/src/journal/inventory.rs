@@ -74,8 +74,8 @@ pub struct Inventory {
     pub(super) transactions: BTreeMap<u64, Entry>,
     pub(super) merged: BTreeMap<Piece, Entry>,
     pub(super) checkpoints: BTreeMap<u64, Entry>,
-    /// Parts of split objects; of which, their names do not say.
-    parts: Vec<Entry>,
+    /// Parts of split objects.
+    parts: BTreeMap<Key, Entry>,
     /// Bytes of all other objects.
     others: u64,
 }
@@ -142,7 +142,9 @@ impl Inventory {
             Key::Checkpoint { seq, .. } => {
                 self.checkpoints.insert(seq, entry);
             }
-            Key::Part { .. } => self.parts.push(entry),
+            Key::Part { .. } => {
+                self.parts.insert(listed.key.clone(), entry);
+            }
             _ => self.others += entry.size,
         }
     }
@@ -156,11 +158,16 @@ impl Inventory {
         };
     }
 
+    /// Takes a part out.
+    pub(super) fn remove_part(&mut self, part: &Key) {
+        self.parts.remove(part);
+    }
+
     /// Bytes of all objects.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let maps = self.transactions.values().chain(self.merged.values()).chain(self.checkpoints.values());
-        maps.chain(&self.parts).map(|entry| entry.size).sum::<u64>() + self.others
+        maps.chain(self.parts.values()).map(|entry| entry.size).sum::<u64>() + self.others
     }
 
     /// The newest checkpoint; 0: there is none.
@@ -227,7 +234,7 @@ impl Inventory {
         let sizes: u64 = since.iter().filter_map(|piece| self.size(*piece)).sum();
         // Those that are younger than the checkpoint are of transactions after it.
         let is_after = |part: &&Entry| newest.is_none_or(|(_, checkpoint)| part.time > checkpoint.time);
-        let parts: u64 = self.parts.iter().filter(is_after).map(|part| part.size).sum();
+        let parts: u64 = self.parts.values().filter(is_after).map(|part| part.size).sum();
         let half = newest.map_or(0, |(_, checkpoint)| held.unwrap_or(checkpoint.size) / 2);
         let is_old = |entry: &Entry| now.duration_since(entry.time).is_ok_and(|age| age >= policy.retention);
         let leads_to_all = |number: &u64| stays.first().is_none_or(|first| number <= first);

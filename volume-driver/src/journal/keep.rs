@@ -24,6 +24,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use vivarium_fail_point::passed;
 use vivarium_journal::Kind;
+use vivarium_store::{Key, Listed, Used};
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
 use super::JournalError;
@@ -45,11 +46,11 @@ const LIST_AGAIN: Duration = Duration::from_hours(1);
 /// Questions to the store at the same time.
 const AT_ONCE: usize = 16;
 
-/// Whether a node is the one that keeps a journal: of the nodes that can, but not the one that runs the environment, always
-/// the same, and another one for another volume.
+/// Whether a node is the one that looks after something, for example the journal of a volume: of the nodes that can, but not
+/// the one that runs the environment, always the same, and another one for something else.
 #[must_use]
-pub fn chosen(me: &str, volume: &VolumeId, nodes: &[String], holder: Option<&str>) -> bool {
-    let weight = |node: &str| *blake3::hash(format!("{volume}/{node}").as_bytes()).as_bytes();
+pub fn chosen(me: &str, what: impl std::fmt::Display, nodes: &[String], holder: Option<&str>) -> bool {
+    let weight = |node: &str| *blake3::hash(format!("{what}/{node}").as_bytes()).as_bytes();
     let others = nodes.iter().filter(|node| Some(node.as_str()) != holder);
     // The only node there is has to do it itself.
     others.map(String::as_str).max_by_key(|node| weight(node)).or(holder) == Some(me)
@@ -93,6 +94,10 @@ pub struct Memory {
     pub(super) barriers: BTreeSet<u64>,
     /// Transactions that are none.
     pub(super) deltas: BTreeSet<u64>,
+    /// Parts of split objects that were listed and not looked at yet.
+    parts: Vec<Listed>,
+    /// Parts that something is made of.
+    used: Used,
 }
 
 /// What was done about a journal.
@@ -140,7 +145,8 @@ pub async fn keep(
         passed("boundary-raised");
         memory.boundary = log.boundary().await?;
     }
-    let deleted = collect(log, &mut inventory, memory, policy, &stays, directory).await?;
+    let swept = sweep(log, &mut inventory, memory, policy).await?;
+    let deleted = swept + collect(log, &mut inventory, memory, policy, &stays, directory).await?;
     let kept = Kept {
         checkpoint: inventory.newest_checkpoint(),
         boundary: memory.boundary.sequence,
@@ -177,7 +183,10 @@ async fn take_stock(log: &Log, memory: &mut Memory) -> Result<(Inventory, Instan
         }
     }
     memory.boundary = log.boundary().await?;
-    let mut inventory = Inventory::of(&log.list_all().await?);
+    let mut listed = log.list_all().await?;
+    let mut inventory = Inventory::of(&listed);
+    listed.retain(|entry| matches!(entry.key, Key::Part { .. }));
+    memory.parts = listed;
     inventory.merged.retain(|piece, _| !memory.unfit.contains(piece));
     Ok((inventory, Instant::now()))
 }
@@ -229,6 +238,32 @@ async fn sound_boundary(
     }
 }
 
+/// Deletes parts of split objects to which nothing refers; tells how many. Each time that everything was listed.
+///
+/// An object before the boundary that is not there may still come, if somebody has sent it long ago, and lack the parts that go
+/// here. Nobody reads it but whoever deletes it again ([`find_barriers`]).
+async fn sweep(
+    log: &Log,
+    inventory: &mut Inventory,
+    memory: &mut Memory,
+    policy: &Policy,
+) -> Result<usize, JournalError> {
+    let boundary = memory.boundary.sequence;
+    let is_past = |object: &Key| match object {
+        Key::Transaction { seq, .. } | Key::Checkpoint { seq, .. } => *seq < boundary,
+        _ => false,
+    };
+    let parts = std::mem::take(&mut memory.parts);
+    let swept = log.sweep_parts(&parts, is_past, &mut memory.used, policy.deletions).await?;
+    for part in &swept {
+        inventory.remove_part(part);
+    }
+    if !swept.is_empty() {
+        tracing::info!(volume = %log.volume(), parts = swept.len(), "deleted parts of objects that never were, or are gone");
+    }
+    Ok(swept.len())
+}
+
 /// Deletes what nobody needs any more; tells how much that was.
 async fn collect(
     log: &Log,
@@ -258,12 +293,13 @@ async fn collect(
             }
         }
     }
-    find_barriers(log, &doomed, memory).await?;
+    find_barriers(log, inventory, &doomed, memory).await?;
     doomed.retain(|object| !matches!(object, Object::Transaction(number) if memory.barriers.contains(number)));
     let mut whole = Vec::new();
     for object in &doomed {
         let key = object.key(log.name());
         if inventory.entry(*object).is_some_and(|entry| may_be_split(entry.size)) {
+            memory.used.forget(&key);
             log.delete(&key).await?;
         } else {
             whole.push(key);
@@ -280,15 +316,29 @@ async fn collect(
     Ok(doomed.len())
 }
 
-/// Finds out which of these transactions are barriers.
-async fn find_barriers(log: &Log, doomed: &[Object], memory: &mut Memory) -> Result<(), JournalError> {
+/// Finds out which of these transactions are barriers. One that is split is none, whether its parts are there or not.
+async fn find_barriers(
+    log: &Log,
+    inventory: &Inventory,
+    doomed: &[Object],
+    memory: &mut Memory,
+) -> Result<(), JournalError> {
     let unknown = doomed.iter().filter_map(|object| match object {
         Object::Transaction(number) if !memory.barriers.contains(number) && !memory.deltas.contains(number) => {
             Some(*number)
         }
         _ => None,
     });
-    let asked: Vec<_> = unknown.map(async |number| Ok::<_, JournalError>((number, log.kind(number).await?))).collect();
+    let kind = async |number| {
+        let object = Object::Transaction(number);
+        if inventory.entry(object).is_some_and(|entry| may_be_split(entry.size))
+            && log.is_split(&object.key(log.name())).await?
+        {
+            return Ok((number, Some(Kind::Delta)));
+        }
+        Ok::<_, JournalError>((number, log.kind(number).await?))
+    };
+    let asked: Vec<_> = unknown.map(kind).collect();
     let kinds: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
     memory.barriers.extend(kinds.iter().filter(|(_, kind)| *kind == Some(Kind::Barrier)).map(|(number, _)| *number));
     Ok(())
@@ -354,12 +404,12 @@ mod tests {
         let nodes = ["n1", "n2", "n3"].map(str::to_owned);
         let mut work = std::collections::BTreeMap::<&str, u32>::new();
         for number in 0..300 {
-            let who: Vec<_> = nodes.iter().filter(|node| chosen(node, &volume(number), &nodes, Some("n2"))).collect();
+            let who: Vec<_> = nodes.iter().filter(|node| chosen(node, volume(number), &nodes, Some("n2"))).collect();
             assert_eq!(who.len(), 1);
             assert_ne!(who[0], "n2");
             *work.entry(who[0]).or_default() += 1;
         }
         assert!(work.values().all(|count| *count > 100), "{work:?}");
-        assert!(chosen("n1", &volume(1), &["n1".to_owned()], Some("n1")), "there is no other");
+        assert!(chosen("n1", volume(1), &["n1".to_owned()], Some("n1")), "there is no other");
     }
 }

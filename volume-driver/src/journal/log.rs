@@ -6,14 +6,14 @@ use std::io::Seek;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use vivarium_journal::header::MAX_HEADER;
 use vivarium_journal::read::Transaction;
 use vivarium_journal::{Digest, Header};
-use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store};
+use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store, Used};
 
 use super::JournalError;
 use super::inventory::Inventory;
@@ -475,6 +475,31 @@ impl Log {
         self.store.delete_whole(keys, deadline).await.map_err(|error| self.unreachable(&error))
     }
 
+    /// Deletes listed parts to which nothing refers (see [`Store::sweep_parts`]), `most` at most; tells which.
+    ///
+    /// # Errors
+    /// The store does not answer; it can be tried again.
+    pub async fn sweep_parts(
+        &self,
+        listed: &[Listed],
+        is_past: impl Fn(&Key) -> bool,
+        used: &mut Used,
+        most: usize,
+    ) -> Result<Vec<Key>, JournalError> {
+        let deadline = Instant::now() + PATIENCE_LIST;
+        let swept = self.store.sweep_parts(listed, |object, _| is_past(object), used, most, deadline).await;
+        swept.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Whether an object of the volume is split.
+    ///
+    /// # Errors
+    /// The store does not answer, or it is damaged.
+    pub async fn is_split(&self, key: &Key) -> Result<bool, JournalError> {
+        let split = self.store.is_split(key, Instant::now() + PATIENCE).await;
+        Ok(split.map_err(|error| self.unreachable(&error))?.unwrap_or(false))
+    }
+
     /// What a transaction is, from its beginning; `None` if it is not in the log.
     ///
     /// # Errors
@@ -492,12 +517,50 @@ impl Log {
         Ok(Some(header))
     }
 
-    /// Takes everything of the volume out of the store: its object is being deleted, and its name is never used again.
+    /// Takes everything of the volume out of the store: its object is being deleted, and its name is never used again. What
+    /// remains is a mark that this is so, for whoever finds something that was not listed, or comes late.
     ///
     /// # Errors
     /// The store does not answer; what is left is found by the next call.
     pub async fn purge(&self) -> Result<(), JournalError> {
-        let prefix = Prefix::Volume(self.name.clone());
+        // The same for all who mark it: any of them may be first.
+        let content = format!("{}\n", self.name).into_bytes();
+        let digest = *blake3::hash(&content).as_bytes();
+        match self.store.create(&self.mark(), Source::Bytes(content.into()), digest, Instant::now() + PATIENCE).await {
+            Ok(_) | Err(CreateError::Conflict { .. }) => {}
+            Err(error) => return Err(self.unreachable(&error)),
+        }
+        self.purge_marked().await
+    }
+
+    /// Takes what is left of a volume out of the store if it is marked as deleted. `None`: it is not, and everything stays.
+    /// Otherwise since when it is, by the store's clock.
+    ///
+    /// # Errors
+    /// As [`Self::purge`].
+    pub async fn finish_purge(&self) -> Result<Option<SystemTime>, JournalError> {
+        let marked = self.store.modified(&self.mark(), Instant::now() + PATIENCE).await;
+        let marked = marked.map_err(|error| self.unreachable(&error))?;
+        if marked.is_some() {
+            self.purge_marked().await?;
+        }
+        Ok(marked)
+    }
+
+    /// Takes the mark of a deleted volume away.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn forget(&self) -> Result<(), JournalError> {
+        self.delete(&self.mark()).await
+    }
+
+    fn mark(&self) -> Key {
+        Key::Deleted { volume: self.name.clone() }
+    }
+
+    async fn purge_marked(&self) -> Result<(), JournalError> {
+        let (prefix, mark) = (Prefix::Volume(self.name.clone()), self.mark());
         loop {
             // Parts are listed as well, so nobody has to ask for them.
             let keys: Vec<Key> = self
@@ -507,6 +570,7 @@ impl Log {
                 .map_err(|error| self.unreachable(&error))?
                 .into_iter()
                 .map(|entry| entry.key)
+                .filter(|key| *key != mark)
                 .collect();
             if keys.is_empty() {
                 return Ok(());

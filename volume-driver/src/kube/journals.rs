@@ -74,6 +74,34 @@ impl Journals {
         })
     }
 
+    /// Stores that node `me` sweeps: of each shared one there is one node that does, and each sweeps a directory of its own.
+    pub fn swept_by(&self, me: &str) -> impl Iterator<Item = &JournalStore> {
+        self.stores.iter().filter(move |store| {
+            let nodes = self.users(store);
+            if store.spec.local.is_some() {
+                return nodes.iter().any(|node| node == me);
+            }
+            chosen(me, store.name_any(), &nodes, None)
+        })
+    }
+
+    /// Bytes of the journals in a store, as far as whoever keeps them has told; of those of node `me` if it is a directory of
+    /// each node.
+    pub fn bytes(&self, store: &JournalStore, me: &str) -> u64 {
+        let is_there = |volume: &&EnvironmentVolume| {
+            let node = volume.status.as_ref().and_then(|status| status.node.as_deref());
+            volume.spec.store == store.metadata.name && (store.spec.local.is_none() || node == Some(me))
+        };
+        let kept = |volume: &EnvironmentVolume| volume.status.as_ref()?.kept.as_ref().map(|kept| kept.bytes);
+        self.volumes.iter().filter(is_there).filter_map(kept).filter_map(|bytes| u64::try_from(bytes).ok()).sum()
+    }
+
+    /// Nodes that live and can use a store.
+    fn users(&self, store: &JournalStore) -> Vec<String> {
+        let proven = store.status.iter().flat_map(|status| &status.nodes).filter(|node| node.proven);
+        proven.map(|node| node.name.clone()).filter(|node| self.alive.contains(node)).collect()
+    }
+
     fn is_mine(&self, me: &str, volume: &EnvironmentVolume, id: &VolumeId, store: &JournalStore) -> bool {
         if volume.metadata.deletion_timestamp.is_some() {
             return false;
@@ -83,9 +111,7 @@ impl Journals {
             // What is in the directory of another node cannot be seen here.
             return status.and_then(|status| status.node.as_deref()) == Some(me);
         }
-        let proven = store.status.iter().flat_map(|status| &status.nodes).filter(|node| node.proven);
-        let nodes: Vec<String> =
-            proven.map(|node| node.name.clone()).filter(|node| self.alive.contains(node)).collect();
+        let nodes = self.users(store);
         let holder = status.and_then(|status| status.holder.as_ref()).map(|holder| holder.node.as_str());
         chosen(me, id, &nodes, holder)
     }

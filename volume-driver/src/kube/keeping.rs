@@ -159,11 +159,12 @@ impl Keeping {
         match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
-                // Whoever purged it may have been faster than the last checkpoint.
+                // Whoever purged it may have been faster than the last checkpoint. That the object is gone is no proof: the
+                // cluster may have been set back to an earlier state.
                 match api.get_opt(&name).await {
                     Ok(found) if found.as_ref().and_then(ResourceExt::uid) == volume.uid() => Ok(()),
-                    Ok(_) => Ok(log.purge().await?),
-                    Err(error) if is_gone(&error) => Ok(log.purge().await?),
+                    Ok(_) => Ok(log.finish_purge().await.map(drop)?),
+                    Err(error) if is_gone(&error) => Ok(log.finish_purge().await.map(drop)?),
                     Err(error) => Err(failed("read", &name)(error).into()),
                 }
             }

@@ -2,6 +2,7 @@
 //! volume, that is the operator's.
 
 pub mod directory;
+pub mod garbage;
 pub mod guests;
 mod journals;
 pub mod keeping;

@@ -5,7 +5,7 @@
 //! bytes, and what is in it is checked against the digest that names it, as with a blob of a registry. So an object that
 //! is damaged, or that somebody has put there, can only be of no use.
 //!
-//! Layers are shared by all volumes of a store. One that nobody refers to any more is garbage, which is not collected yet.
+//! Layers are shared by all volumes of a store. One that nothing names any more is deleted after a while ([`crate::garbage`]).
 
 use std::io::{Read, Seek};
 use std::sync::Arc;

@@ -211,7 +211,7 @@ pub struct NodeStore {
 }
 
 /// What is in a store. Of one that is a directory of each node: in that of one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StoreUsage {
     /// Bytes of everything.
@@ -227,6 +227,7 @@ pub struct StoreUsage {
     /// Layers that no volume and no template names. They are deleted when that has been so for as long as states of volumes
     /// are kept, and every journal in the store is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["digest".into()]))]
     #[schemars(length(max = 256))]
     pub unnamed_layers: Vec<UnnamedLayer>,
     /// The node that looked.

@@ -31,7 +31,9 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Followed",
         "Image",
         "Journal",
+        "Journals",
         "Kept",
+        "Layers",
         "Node",
         "Paths",
         "Reason",
@@ -43,6 +45,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Transaction",
         "Type",
         "Undo",
+        "Unknown",
         "Used",
     ],
     // Types and states of conditions.

@@ -137,7 +137,7 @@ impl Store {
         }
     }
 
-    /// When an object was made, by the store's clock; `None` if it is not there.
+    /// When an object was made, by the store's clock, at least to the second; `None` if it is not there.
     ///
     /// # Errors
     /// [`ReadError`].

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
-use vivarium_api::v1alpha1::{EnvironmentRestore, EnvironmentTemplate, JournalStore, VirtualEnvironment};
+use vivarium_api::v1alpha1::{
+    EnvironmentRestore, EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment,
+};
 
 fn environment(name: &str, spec: &Value) -> VirtualEnvironment {
     let mut object = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "VirtualEnvironment",
@@ -91,25 +93,51 @@ fn what_is_fixed_cannot_be_changed() {
         "volume of an environment cannot",
     );
     update_refused(&json!({"volume": {"name": "a"}}), &json!({}), "volume of an environment cannot");
-    let durability = |durability: Value| json!({"durability": durability});
-    let node = json!({"failures": 1, "domain": "Node"});
-    for (old, new, message) in [
-        (json!({"store": "a"}), json!({"store": "b"}), "the store of an environment cannot be changed"),
-        (json!({"store": "a"}), json!({}), "the store of an environment cannot be changed"),
-        (json!({"tolerate": node}), json!({"standby": 1}), "must survive cannot be changed"),
-        (json!({"tolerate": node}), json!({"tolerate": {"failures": 2}}), "must survive cannot be changed"),
-    ] {
-        update_refused(&durability(old), &durability(new), message);
-    }
-    for (old, new) in [
-        (json!({"store": "a"}), json!({"store": "a", "standby": 1})),
-        (json!({"tolerate": node, "standby": 1}), json!({"tolerate": node})),
-        (json!({}), json!({"standby": 1})),
-    ] {
-        let (old, new) = (environment("shop", &durability(old)), environment("shop", &durability(new)));
-        new.validate_cel_update(&old).expect("the standby can be changed at any time");
-    }
     update_refused(&json!({}), &json!({"volume": {"name": "b"}}), "volume of an environment cannot");
+}
+
+#[test]
+fn what_must_be_survived_can_be_changed_at_any_time() {
+    let durability = |durability: Value| environment("shop", &json!({"durability": durability}));
+    let node = json!({"failures": 1, "domain": "Node"});
+    for (old, new) in [
+        (json!({"store": "a"}), json!({"store": "b"})),
+        (json!({"store": "a"}), json!({"tolerate": node})),
+        (json!({"tolerate": node, "standby": 1}), json!({"tolerate": {"failures": 2}})),
+        (json!({"store": "a"}), json!({"standby": 1})),
+    ] {
+        durability(new).validate_cel_update(&durability(old)).unwrap();
+    }
+    refused(
+        "shop",
+        &json!({"durability": {"store": "a", "tolerate": node}}),
+        "either the store or what it must tolerate",
+    );
+}
+
+#[test]
+fn a_journal_is_taken_to_another_store_once_it_was_begun_and_never_given_up() {
+    let volume = |store: Option<&str>, log: Option<&str>| -> EnvironmentVolume {
+        let log = log.map(|store| json!({"store": store, "name": "u"}));
+        serde_json::from_value(json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume",
+            "metadata": {"name": "v"}, "status": {"log": log},
+            "spec": {"template": {"name": "t", "image": "i", "layers": ["l"]}, "size": "1Gi", "store": store}}))
+        .unwrap()
+    };
+    for (old, new, log) in [
+        (None, Some("a"), None),
+        (Some("a"), Some("a"), None),
+        (Some("a"), Some("b"), Some("a")),
+        (Some("b"), Some("a"), Some("a")),
+    ] {
+        volume(new, log).validate_cel_update(&volume(old, log)).unwrap();
+    }
+    for (old, new, log, message) in
+        [(Some("a"), Some("b"), None, "only once it was begun"), (Some("a"), None, Some("a"), "not be given up")]
+    {
+        let errors = volume(new, log).validate_cel_update(&volume(old, log)).expect_err("accepted").to_string();
+        assert!(errors.contains(message), "{errors}");
+    }
 }
 
 #[test]

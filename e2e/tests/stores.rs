@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use vivarium_e2e::environment::condition_of;
-use vivarium_e2e::{DEADLINE, apply, eventually, get, kubectl, lab, run_with};
+use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, lab, run_with};
 
 const SYSTEM: &str = "vivarium-system";
 const DRIVER: &str = "--as=system:serviceaccount:vivarium-system:vivarium-node";
@@ -89,6 +89,47 @@ fn nobody_there_is_told_and_does_not_stall() {
     let message = store.reason("Unreachable");
     assert!(message.contains("cannot be reached"), "{message}");
     assert_eq!(condition_of(&get(&["journalstore", "e2e-nobody"]).unwrap(), "Stalled").0, "", "it may pass by itself");
+}
+
+#[test]
+fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
+    let second = Store::apply("e2e-second", &bucket(&json!({"prefix": "e2e-second"})));
+    second.reason("Proven");
+    let nodes = lab::nodes();
+    let selector = |node: &str| json!({"kubernetes.io/hostname": node});
+    let namespace = Namespace::new("changes-store");
+    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", selector(&nodes[0])).up();
+    let decides = |store: &str| {
+        eventually(&format!("the log in {store} decides"), DEADLINE, || {
+            let status = namespace.get("evol", "shop").ok_or("there is no volume")?["status"].take();
+            if status["log"]["store"] == store { Ok(status) } else { Err(status.to_string()) }
+        })
+    };
+    let first = decides("default")["log"].take();
+    ve.sh("echo one > /srv/one");
+    let boot = ve.boot();
+    ve.set("/durability", json!({"store": "e2e-second"}));
+    ve.apply();
+    let status = decides("e2e-second");
+    assert_eq!(
+        (&status["left"][0]["name"], &status["left"][0]["store"]),
+        (&first["name"], &first["store"]),
+        "{status}"
+    );
+    let message = ve.wait_reason("Durable", "Reached");
+    assert!(message.contains("`e2e-second`"), "{message}");
+    assert_eq!(ve.boot(), boot, "it was started anew");
+    ve.sh("echo two > /srv/two");
+
+    // Another node has nothing but the other store.
+    ve.set("/placement/nodeSelector", selector(&nodes[1]));
+    ve.apply();
+    let _ = ve.wait_reason("UpToDate", "RestartRequired");
+    ve.delete_pod();
+    ve.wait_ready();
+    assert_eq!(ve.node(), nodes[1]);
+    assert_eq!(ve.sh("cat /srv/one /srv/two && systemctl is-system-running --wait"), "one\ntwo\nrunning");
+    ve.delete();
 }
 
 #[test]

@@ -91,6 +91,12 @@ impl<R: Read + Seek> Transaction<R> {
         Ok(transaction)
     }
 
+    /// What it is read from.
+    #[must_use]
+    pub fn source(&self) -> &R {
+        &self.from
+    }
+
     /// The header.
     #[must_use]
     pub fn header(&self) -> &Header {

@@ -310,7 +310,10 @@ fn users_of_store(
     let mut users =
         select(environments, |environment| environment.status.as_ref().is_none_or(|s| s.template_digest.is_none()));
     for volume in volumes.state() {
-        if volume.0.as_ref().is_ok_and(|volume| volume.spec.store.as_deref() == Some(&name)) {
+        let is_in = |volume: &EnvironmentVolume| {
+            volume.spec.store.as_ref() == Some(&name) || volume.log().is_some_and(|log| log.store == name)
+        };
+        if volume.0.as_ref().is_ok_and(is_in) {
             users.extend(users_of_volume(environments, &volume));
         }
     }

@@ -61,6 +61,7 @@ const OTHER_WORDS: &[&[&str]] = &[
         "Restorable",
         "Stalled",
         "Standby",
+        "StoreCurrent",
     ],
     &["Complete", "StorageReady", "True"],
     // Values of fields of Kubernetes, and its own reasons, which are understood and not given.

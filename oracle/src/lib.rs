@@ -19,6 +19,7 @@ pub mod life;
 pub mod limbo;
 pub mod measure;
 pub mod names;
+pub mod object;
 pub mod place;
 pub mod plan;
 pub mod records;

@@ -165,7 +165,8 @@ pub async fn endure(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error
 struct Steps<'a> {
     place: &'a Place,
     mouth: Mouth,
-    journal: Journal,
+    /// None while it is taken to another log.
+    journal: Option<Journal>,
     workload: Workload<'a>,
     /// Of the next change.
     number: u32,
@@ -175,7 +176,7 @@ struct Steps<'a> {
 impl<'a> Steps<'a> {
     fn new(place: &'a Place, life: Life, mouth: Mouth, journal: Journal, tenant: &'a Tenant) -> Self {
         let (workload, rng) = (tenant.workload(place, life), life.rng(1));
-        Self { place, mouth, journal, workload, number: life.number * CHANGES, rng }
+        Self { place, mouth, journal: Some(journal), workload, number: life.number * CHANGES, rng }
     }
 
     fn change(&mut self) -> io::Result<()> {
@@ -183,7 +184,7 @@ impl<'a> Steps<'a> {
         self.workload.change(self.number - 1)
     }
 
-    /// Some changes, and a commit; now and then the journal is shortened.
+    /// Some changes, and a commit; now and then the journal is taken to another log, or shortened.
     async fn round(&mut self) -> Result<(), Error> {
         let (least, most) = *self.rng.pick(&[(0, 1), (1, 4), (4, 15)]).unwrap_or(&(1, 2));
         for _ in 0..self.rng.between(least, most) {
@@ -192,11 +193,16 @@ impl<'a> Steps<'a> {
         self.mouth.say(Said::Wrote(tree(self.place)?))?;
         self.mouth.say(Said::Tick)?;
         self.place.pool.sync()?;
-        match self.journal.commit().await {
+        let mut journal = self.journal.take().ok_or("the journal is closed")?;
+        match journal.commit().await {
             Ok(committed) => self.mouth.say(Said::Acked(committed.head.sequence))?,
             Err(JournalError::Store { .. }) => self.mouth.say(Said::Failed)?,
             Err(error) => return Err(error.into()),
         }
+        if self.rng.once_in(5) {
+            journal = self.place.change_log(journal).await?;
+        }
+        self.journal = Some(journal);
         if self.rng.once_in(2) {
             match self.place.keep().await {
                 Ok(_) | Err(JournalError::Store { .. }) => {}
@@ -219,6 +225,8 @@ pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error
         match journal.commit().await {
             Ok(committed) => return Ok(mouth.say(Said::Acked(committed.head.sequence))?),
             Err(JournalError::Store { .. }) => {}
+            // It does not even know where its journal would be.
+            Err(JournalError::Doubtful { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }

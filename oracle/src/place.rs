@@ -9,10 +9,13 @@ use std::time::Duration;
 use object_store::local::LocalFileSystem;
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
+use vivarium_api::v1alpha1::volume::VolumeLog;
+use vivarium_fail_point::passed;
 use vivarium_journal::read::Transaction;
 use vivarium_node::ids::{LayerDigest, VolumeId};
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
+use vivarium_node::journal::change::{self, Doubt, Settled};
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::local::Local;
@@ -21,11 +24,12 @@ use vivarium_node::journal::tree;
 use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::template::TemplateCache;
 use vivarium_node::template::unpack::Limits;
-use vivarium_node::volume::Volumes;
+use vivarium_node::volume::{VolumeError, Volumes};
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Sizes, Store};
 
 use crate::limbo::Limbo;
+use crate::object::Object;
 use crate::rng::Rng;
 use crate::template;
 use crate::workload::Layer;
@@ -85,14 +89,16 @@ pub struct Place {
     templates: Arc<TemplateCache>,
     store: Arc<Store>,
     id: VolumeId,
+    /// Where objects of the cluster are.
+    objects: PathBuf,
 }
 
 impl Place {
-    /// Makes or adopts the pool in `state`. The store is in the directory `store`.
+    /// Makes or adopts the pool in `state`. Store and objects are in `directory`.
     ///
     /// # Errors
     /// Pool or store cannot be used.
-    pub fn open(state: &Path, store: &Path, conditions: &Conditions) -> Result<Self, Error> {
+    pub fn open(state: &Path, directory: &Path, conditions: &Conditions) -> Result<Self, Error> {
         // The client of image registries wants one, although none is asked here. It is there already if it fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let pool = Arc::new(Pool::open("oracle", &conditions.pool, state)?);
@@ -103,7 +109,7 @@ impl Place {
             layers.push(template::layer(pool.templates(), &digest.directory(), seed)?);
             digests.push(digest);
         }
-        let [objects, under_way] = ["objects", "under-way"].map(|name| store.join(name));
+        let [objects, under_way] = ["objects", "under-way"].map(|name| directory.join(name));
         for directory in [&objects, &under_way] {
             std::fs::create_dir_all(directory)?;
         }
@@ -116,7 +122,8 @@ impl Place {
             store = store.hasty(HASTE);
         }
         let id = VolumeId::parse(&conditions.volume)?;
-        Ok(Self { volumes: Volumes::open(pool.clone())?, pool, layers, digests, templates, store: Arc::new(store), id })
+        let (volumes, objects) = (Volumes::open(pool.clone())?, directory.to_owned());
+        Ok(Self { volumes, pool, layers, digests, templates, store: Arc::new(store), id, objects })
     }
 
     /// The same node, with another volume.
@@ -132,7 +139,78 @@ impl Place {
             templates: self.templates.clone(),
             store: self.store.clone(),
             id: VolumeId::parse(volume)?,
+            objects: self.objects.clone(),
         })
+    }
+
+    fn object(&self) -> Result<Object, JournalError> {
+        let path = self.objects.join(format!("{}.object", self.id));
+        Object::read(&path, self.id.as_str()).map_err(self.failed("read the object"))
+    }
+
+    fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> JournalError + use<> {
+        let volume = self.id.clone();
+        move |source| JournalError::Io { attempt, volume, source }
+    }
+
+    /// The log that decides.
+    fn log(&self) -> Result<Log, JournalError> {
+        self.named(&self.object()?.log)
+    }
+
+    fn named(&self, log: &str) -> Result<Log, JournalError> {
+        Log::named(&self.id, log, self.store.clone())
+    }
+
+    /// Takes the journal to another log and goes on in that one; or in the same one, if the store fails before that counts, or if
+    /// nothing was written yet.
+    ///
+    /// # Errors
+    /// What should not be.
+    pub async fn change_log(&self, mut journal: Journal) -> Result<Journal, JournalError> {
+        let epoch = journal.epoch();
+        let mut object = self.object()?;
+        object.logs += 1;
+        object.next = format!("{}-{}", self.id, object.logs);
+        object.write().map_err(self.failed("claim a log"))?;
+        let filled = async {
+            let next = self.named(&object.next)?;
+            self.pool.sync().map_err(VolumeError::from)?;
+            let Some(seed) = journal.seed().await? else { return Ok(None) };
+            let seeded = seed.put(&next, self.pool.path()).await;
+            journal.drop_seed().await?;
+            journal.copy_rest(seeded?, &next).await.map(Some)
+        };
+        let last = match filled.await {
+            Ok(Some(last)) => last,
+            Ok(None) | Err(JournalError::Store { .. }) => return Ok(journal),
+            Err(error) => return Err(error),
+        };
+        let to = VolumeLog { store: self.store.name().into(), name: object.next };
+        journal.doubt(Doubt::new(epoch, to, last)).await?;
+        self.settle().await?;
+        self.resume(epoch)
+    }
+
+    /// Ends a doubt which log decides, if there is one.
+    async fn settle(&self) -> Result<(), JournalError> {
+        let name = async |doubt: &Doubt| {
+            let mut object = self.object()?;
+            if object.epoch != doubt.epoch {
+                return Ok(Settled::Over);
+            }
+            if object.log == doubt.to.name {
+                return Ok(Settled::Switched);
+            }
+            if object.next != doubt.to.name {
+                return Ok(Settled::Stays);
+            }
+            object.log = std::mem::take(&mut object.next);
+            object.write().map_err(self.failed("switch the log"))?;
+            passed("switch-written");
+            Ok(Settled::Switched)
+        };
+        change::settle(&self.volumes, &self.id, name, async |_| Ok(())).await.map(drop)
     }
 
     fn opening(&self, epoch: u64) -> Opening {
@@ -153,16 +231,23 @@ impl Place {
     /// # Errors
     /// As [`Journal::begin`].
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
+        self.settle().await?;
+        let mut object = self.object()?;
+        object.epoch = epoch;
+        object.write().map_err(self.failed("take the volume"))?;
         let opening = self.opening(epoch);
-        Journal::begin(&self.volumes, &self.templates, self.store.clone(), &opening, async || true).await
+        Journal::begin(&self.volumes, &self.templates, self.log()?, &opening, async || true).await
     }
 
-    /// Goes on with an epoch as a process that came back, or that does not know what happened meanwhile.
+    /// Goes on with an epoch as a process that came back, or that does not know what happened meanwhile: in the log that this
+    /// node knows of.
     ///
     /// # Errors
     /// As [`Journal::resume`].
     pub fn resume(&self, epoch: u64) -> Result<Journal, JournalError> {
-        Journal::resume(&self.volumes, &self.templates, self.store.clone(), &self.opening(epoch))
+        let local = Local::open(&self.volumes, &self.id)?;
+        let log = self.named(local.log().unwrap_or(self.id.as_str()))?;
+        Journal::resume(&self.volumes, &self.templates, log, &self.opening(epoch))
     }
 
     /// Keeps the journal as short as it can be: a checkpoint of every few transactions, and nothing before it.
@@ -179,7 +264,6 @@ impl Place {
             deletions: usize::MAX,
             merges: usize::MAX,
         };
-        let log = Log::new(&self.id, self.store.clone())?;
         let subject = Subject {
             volume: self.id.clone(),
             layers: self.digests.clone(),
@@ -188,7 +272,7 @@ impl Place {
             known: 0,
             wanted: vec![],
         };
-        keep(&self.volumes, &self.templates, &log, &subject, &mut Memory::default(), &policy).await
+        keep(&self.volumes, &self.templates, &self.log()?, &subject, &mut Memory::default(), &policy).await
     }
 
     /// Number of the newest transaction in the log.
@@ -196,7 +280,7 @@ impl Place {
     /// # Errors
     /// As [`Log::tail`].
     pub async fn tail(&self) -> Result<u64, JournalError> {
-        Ok(Log::new(&self.id, self.store.clone())?.tail(0).await?.sequence)
+        Ok(self.log()?.tail(0).await?.sequence)
     }
 
     /// Path of what a tenant may write to.

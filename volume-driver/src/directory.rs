@@ -78,6 +78,9 @@ pub struct Journaled {
     pub trouble: Option<(&'static str, String)>,
 }
 
+/// Type of the condition that says whether the journal is in the store that the spec names.
+pub const STORE_CURRENT: &str = "StoreCurrent";
+
 /// Where `EnvironmentVolume`s are looked up.
 #[async_trait]
 pub trait VolumeDirectory: Send + Sync + 'static {
@@ -109,6 +112,17 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes that a volume has the state of its source in its own journal.
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError>;
+
+    /// Writes the status of an object as it is given, if the object still is of that version; `false`: it is not. After an error
+    /// it is not known whether it was written.
+    async fn swap_status(&self, volume: &EnvironmentVolume) -> Result<bool, DirectoryError>;
+
+    /// Writes whether the journal is in the store that the spec names, or why not: one word of the runbook, and a sentence.
+    async fn store_current(
+        &self,
+        volume: &EnvironmentVolume,
+        found: Result<(), (&'static str, String)>,
+    ) -> Result<(), DirectoryError>;
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ use crate::pool::{Pool, PoolError, PoolSource};
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::guard::Operations;
 use crate::publish::pending::Pending;
-use crate::publish::{Me, Publisher, WAIT};
+use crate::publish::{Me, Publisher, Refusal, WAIT};
 use crate::registration::Registration;
 use crate::runtime_install;
 use crate::session::{Session, SessionError};
@@ -84,6 +84,9 @@ pub enum ServeError {
     /// What ran under a former session.
     #[error(transparent)]
     Kill(#[from] KillError),
+    /// What runs here cannot be bound by the stores that its journals are in.
+    #[error("which stores bind what runs here cannot be found out: {0}")]
+    Bound(#[from] Refusal),
     /// Another node has the volumes.
     #[error(
         "this node was fenced: its environments run elsewhere by now or will soon ({killed} were killed here). The next process begins a new session"
@@ -146,6 +149,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
         pending: Arc::new(Pending::open(&args.run_dir)?),
         stores: Stores::default(),
         operations: Operations::default(),
+        changing: Operations::default(),
         promises: promises.clone(),
         changed: Arc::new(Notify::new()),
         wait: WAIT,
@@ -154,6 +158,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let patience = Some(Duration::from_secs(args.pool_patience)).filter(|patience| !patience.is_zero());
     let probe = Probe::start(&pool, patience)?;
     let is_well: IsWell = Arc::new(move || !probe.hangs());
+    publisher.bind_again().await?;
     start_witnesses(&mut tasks, &args, &client, &session, &publisher, is_well);
     start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates);
     publisher.resume_journals()?;

@@ -42,7 +42,14 @@ async fn branch(
     let source = Some(Source { log: log(store, "v1"), wanted });
     let opening =
         Opening { id: id("v2"), size: 64 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None, source };
-    Journal::begin(&place.volumes, &place.templates, store.clone(), &opening, async || true).await
+    Journal::begin(
+        &place.volumes,
+        &place.templates,
+        Log::new(&opening.id, store.clone()).unwrap(),
+        &opening,
+        async || true,
+    )
+    .await
 }
 
 fn branched(place: &Place, name: &str) -> std::path::PathBuf {

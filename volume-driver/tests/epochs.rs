@@ -25,6 +25,7 @@ use support::place::Place;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
+use vivarium_node::journal::log::Log;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Prefix, Sizes, Store};
 
@@ -122,7 +123,8 @@ async fn a_volume_that_is_taken_away_while_it_is_opened_is_not_restored() {
         revert: None,
         source: None,
     };
-    let lost = Journal::begin(&b.volumes, &b.templates, store, &opening, async || false).await;
+    let lost =
+        Journal::begin(&b.volumes, &b.templates, Log::new(&opening.id, store).unwrap(), &opening, async || false).await;
     assert!(matches!(lost, Err(JournalError::Lost { .. })));
     assert!(b.volumes.get(&id("v1")).is_err(), "something was made");
 }

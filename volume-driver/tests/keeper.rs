@@ -54,7 +54,7 @@ async fn open(keeper: &Keeper, store: &Arc<Store>, volume: &str, epoch: u64) {
         source: None,
     };
     let name = VolumeName::parse("team-a/shop").unwrap();
-    keeper.open(&name, store.clone(), &opening, async || true).await.unwrap();
+    keeper.open(&name, Log::new(&opening.id, store.clone()).unwrap(), &opening, async || true).await.unwrap();
 }
 
 fn write(place: &Place, volume: &str, name: &str) {

@@ -89,7 +89,14 @@ impl World {
             revert: None,
             source: None,
         };
-        let begun = Journal::begin(&self.volumes, &self.templates, store.clone(), &opening, async || true).await;
+        let begun = Journal::begin(
+            &self.volumes,
+            &self.templates,
+            Log::new(&opening.id, store.clone()).unwrap(),
+            &opening,
+            async || true,
+        )
+        .await;
         begun.map(|(journal, _)| journal)
     }
 

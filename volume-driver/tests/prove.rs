@@ -77,7 +77,7 @@ async fn a_right_journal_is_proven_while_it_goes_on_and_a_damaged_one_is_not() {
         source: None,
     };
     let name = VolumeName::parse("team-a/shop").unwrap();
-    keeper.open(&name, store.clone(), &opening, async || true).await.unwrap();
+    keeper.open(&name, Log::new(&opening.id, store.clone()).unwrap(), &opening, async || true).await.unwrap();
     let keeps = tokio::spawn(keeper.clone().run());
     fs::write(a.upper("first"), vec![1; 100_000]).unwrap();
     fs::hard_link(a.upper("first"), a.upper("same")).unwrap();

@@ -82,7 +82,7 @@ pub struct VirtualEnvironmentSpec {
     /// The volume that holds its changes.
     #[serde(default)]
     pub volume: VolumePolicy,
-    /// What its changes must survive. It is decided when the volume is made; if not given, the `JournalStore` with the name `default` keeps them, or, where there is none, the node alone.
+    /// What its changes must survive; if not given, the `JournalStore` with the name `default` keeps them, or, where there is none, the node alone. If it changes, the journal is taken to another store while the environment runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
 }
@@ -91,8 +91,6 @@ pub struct VirtualEnvironmentSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.store) || !has(self.tolerate)").message("give either the store or what it must tolerate"))]
-#[x_kube(validation = Rule::new("(has(self.store) ? self.store : '') == (has(oldSelf.store) ? oldSelf.store : '')").message("the store of an environment cannot be changed: set it back"))]
-#[x_kube(validation = Rule::new("has(self.tolerate) == has(oldSelf.tolerate) && (!has(self.tolerate) || self.tolerate == oldSelf.tolerate)").message("what an environment must survive cannot be changed: set it back"))]
 pub struct Durability {
     /// What the store must survive; the one that survives least among those that survive this is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]

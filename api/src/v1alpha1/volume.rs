@@ -69,7 +69,8 @@ use super::condition::Condition;
         priority = "1",
         description = "Bytes of the journal in its store"
     ),
-    validation = Rule::new("!has(oldSelf.spec.store) || has(self.spec.store) && self.spec.store == oldSelf.spec.store").message("the journal of a volume cannot be taken to another store: set spec.store back")
+    validation = Rule::new("!has(oldSelf.spec.store) || has(self.spec.store)").message("the journal of a volume can be taken to another store, but not be given up: set spec.store"),
+    validation = Rule::new("!has(oldSelf.spec.store) || !has(self.spec.store) || self.spec.store == oldSelf.spec.store || has(self.status) && has(self.status.log)").message("the journal of a volume can be taken to another store only once it was begun in its first one, which status.log shows: set spec.store back until then")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentVolumeSpec {
@@ -83,8 +84,8 @@ pub struct EnvironmentVolumeSpec {
     /// Environment of the same namespace that uses the volume; none when it was retained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// `JournalStore` that keeps every change, so that any node can bring the volume back; none: the data is on one node
-    /// alone.
+    /// `JournalStore` that is to keep every change, so that any node can bring the volume back; none: the data is on one node
+    /// alone. Where the journal is at present is in `status.log`: it follows when the volume is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
     /// A state of another volume that this one begins with.
@@ -107,6 +108,9 @@ pub struct VolumeSource {
     pub volume: String,
     /// Name of the `JournalStore` that keeps its journal.
     pub store: String,
+    /// Name of its log there; none: its UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
     /// Which state: a time (RFC 3339), or the number of a transaction.
     pub at: String,
 }
@@ -170,6 +174,20 @@ pub struct EnvironmentVolumeStatus {
     /// Bytes that can be written at most, as enforced on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<i64>,
+    /// The log that decides what was written. None: it is in the store of the spec and has the volume's UID as its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<VolumeLog>,
+    /// The log that is to decide next, as long as it is being filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_log: Option<VolumeLog>,
+    /// How many logs were named beside the first one: no name is used twice.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub logs: u32,
+    /// Logs that do not decide any more, or never did. Each is deleted when no state in it is to be restored any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 16))]
+    pub left: Vec<LeftLog>,
     /// The journal, as of some seconds ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
@@ -205,12 +223,46 @@ pub struct EnvironmentVolumeStatus {
     /// Newest epoch that ended in order: its last change is in the journal, and nothing is written under it any more.
     #[serde(default)]
     pub released_epoch: u64,
-    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Proven (whether a restore by another node gave the very tree), Standby (whether the copy follows), Published (False with a reason when the node driver could not hand it to the pod).
+    /// Conditions, by type: Journaled (whether what is written reaches the store), Restorable (whether the store has the template's layers too), Proven (whether a restore by another node gave the very tree), Standby (whether the copy follows), Published (False with a reason when the node driver could not hand it to the pod), `StoreCurrent` (whether the journal is in the store that the spec names; there only once another one was named).
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,
 }
+
+/// Where a journal is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeLog {
+    /// Name of the `JournalStore`.
+    pub store: String,
+    /// Name of the log in it. No log of the volume had it before.
+    pub name: String,
+}
+
+/// A log that was left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftLog {
+    /// Name of the `JournalStore`.
+    pub store: String,
+    /// Name of the log in it.
+    pub name: String,
+    /// When it was left.
+    pub time: Time,
+    /// No later transaction is in it; none: it never decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<u64>,
+}
+
+impl LeftLog {
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> VolumeLog {
+        VolumeLog { store: self.store.clone(), name: self.name.clone() }
+    }
+}
+
+/// Most logs that can be left and not yet deleted.
+pub const MOST_LEFT: usize = 16;
 
 /// A state that a volume began with, and has in its own journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -368,7 +420,42 @@ pub struct Holder {
     pub session: String,
 }
 
+impl VolumeSource {
+    /// The log that has the state.
+    #[must_use]
+    pub fn log(&self) -> VolumeLog {
+        VolumeLog { store: self.store.clone(), name: self.log.clone().unwrap_or_else(|| self.volume.clone()) }
+    }
+}
+
 impl EnvironmentVolume {
+    /// The log that decides what was written; `None`: the data is on one node alone. Nobody else says where a journal is.
+    #[must_use]
+    pub fn log(&self) -> Option<VolumeLog> {
+        let named = self.status.as_ref().and_then(|status| status.log.clone());
+        named.or_else(|| {
+            let store = self.spec.store.clone()?;
+            Some(VolumeLog { store, name: self.metadata.uid.clone().unwrap_or_default() })
+        })
+    }
+
+    /// Every log in which something of the volume may be: the one that decides, one that is to decide next, and those that
+    /// were left.
+    #[must_use]
+    pub fn logs(&self) -> Vec<VolumeLog> {
+        let status = self.status.as_ref();
+        let next = status.and_then(|status| status.next_log.clone());
+        let left = status.map(|status| status.left.as_slice()).unwrap_or_default();
+        self.log().into_iter().chain(next).chain(left.iter().map(LeftLog::log)).collect()
+    }
+
+    /// The store that the journal is to be taken to; `None`: it is where it should be.
+    #[must_use]
+    pub fn next_store(&self) -> Option<&str> {
+        let log = self.log()?;
+        self.spec.store.as_deref().filter(|wanted| *wanted != log.store)
+    }
+
     /// How far the restore is that was ordered; `None`: none was, or nobody has looked it up yet.
     #[must_use]
     pub fn restore(&self) -> Option<&RestoreProgress> {

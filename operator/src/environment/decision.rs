@@ -68,6 +68,8 @@ pub enum VolumeChange {
     Grown,
     /// Another number of nodes is to keep copies of it.
     Copied,
+    /// Its journal is to be in another store.
+    Stored,
     /// Its environment goes and leaves it.
     LetGo,
 }

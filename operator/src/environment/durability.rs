@@ -3,9 +3,10 @@
 use jiff::SignedDuration;
 use kube::ResourceExt;
 use vivarium_api::v1alpha1::environment::{DurabilityStatus, JournalSummary};
-use vivarium_api::v1alpha1::{ConditionStatus, condition};
+use vivarium_api::v1alpha1::{ConditionStatus, EnvironmentVolume, condition};
 
 use super::status::Verdict;
+use super::validate;
 use super::world::World;
 
 /// An environment that writes all the time is told to be ahead so often: each change of a status costs a dozen requests.
@@ -15,7 +16,8 @@ const FOLLOW_EVERY: SignedDuration = SignedDuration::from_mins(5);
 #[must_use]
 pub fn durability(world: &World) -> Option<(DurabilityStatus, Verdict)> {
     let volume = world.own_volume()?;
-    let (name, status) = (volume.spec.store.as_deref()?, volume.status.as_ref()?);
+    let (log, status) = (volume.log()?, volume.status.as_ref()?);
+    let name = log.store.as_str();
     status.journal.as_ref()?;
     let wanted = world.environment.spec.durability.clone().unwrap_or_default();
     let named = wanted.store.as_deref().and_then(|name| world.store(name)).map(|store| store.spec.tolerates.clone());
@@ -62,7 +64,28 @@ pub fn durability(world: &World) -> Option<(DurabilityStatus, Verdict)> {
         lag_seconds: lag.map_or(0, |lag| lag.seconds),
         lag_bytes: lag.map_or(0, |lag| lag.bytes),
     };
-    Some((status, verdict(found)))
+    // What does not work now is worse than what is too little, and that is about to end if the journal is under way.
+    let verdict = match change(world, volume, name) {
+        Ok(Some(under_way)) if status.reached.is_some() => under_way,
+        Err(refusal) if found.is_ok() => refusal,
+        _ => verdict(found),
+    };
+    Some((status, verdict))
+}
+
+/// That the journal is to be in another store than the one that has it, and what is in the way of that. An error: there is no
+/// such store.
+fn change(world: &World, volume: &EnvironmentVolume, from: &str) -> Result<Option<Verdict>, Verdict> {
+    let wanted = validate::store_of(world, volume).map_err(|refusal| Verdict::no(refusal.reason, refusal.message))?;
+    let Some(wanted) = wanted.filter(|wanted| wanted != from) else { return Ok(None) };
+    let conditions = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let told = condition::find(conditions, "StoreCurrent").filter(|found| found.status == ConditionStatus::False);
+    let (reason, message) = match told {
+        Some(told) => (told.reason.clone(), told.message.clone()),
+        None => ("ChangingStore".into(), "it begins when the environment runs".to_owned()),
+    };
+    let message = format!("changes are kept by JournalStore `{from}`, and are to be by `{wanted}`: {message}");
+    Ok(Some(Verdict { status: ConditionStatus::False, reason, message }))
 }
 
 /// The condition `Proven`: what another node found that restored the volume on trial. `None`: none has yet.

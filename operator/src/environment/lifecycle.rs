@@ -290,9 +290,9 @@ impl Life<'_> {
 
     /// That nobody can start an environment elsewhere whose node is silent, because the store of its journal is not there.
     fn without_store(&self, pod: &Pod) -> Option<Verdict> {
-        let store = self.volume?.spec.store.as_deref()?;
+        let store = self.volume?.log()?.store;
         let node = incarnation::node(pod).filter(|node| self.world.silent.contains(*node))?;
-        self.world.store(store).is_none().then(|| {
+        self.world.store(&store).is_none().then(|| {
             let message = format!(
                 "node {node} is silent, and the environment cannot be started elsewhere: there is no JournalStore `{store}`, \
                  in which its journal is. Create it again under that name"

@@ -43,6 +43,10 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
         actions.push(Action::ReplaceVolume(Box::new(grown), VolumeChange::Grown));
     } else if let Some(copied) = build::copied(&world.environment, volume) {
         actions.push(Action::ReplaceVolume(Box::new(copied), VolumeChange::Copied));
+    // A store that cannot be had is no reason to stop anything: the condition `Durable` says so.
+    } else if let Some(stored) = validate::store_of(world, volume).ok().and_then(|wanted| build::stored(volume, wanted))
+    {
+        actions.push(Action::ReplaceVolume(Box::new(stored), VolumeChange::Stored));
     }
     Ok(volume)
 }

@@ -86,6 +86,21 @@ pub fn store(world: &World) -> Result<Option<String>, Refusal> {
     })
 }
 
+/// The store that the journal of a volume should be in by what its environment must survive now. The one that it is in, as
+/// long as that is enough.
+pub fn store_of(world: &World, volume: &EnvironmentVolume) -> Result<Option<String>, Refusal> {
+    let current = volume.spec.store.clone();
+    let is_enough = |wanted: &Tolerance| {
+        let store = current.as_deref().and_then(|name| world.store(name));
+        store.is_some_and(|store| store.spec.tolerates.is_enough_for(wanted))
+    };
+    match world.environment.spec.durability.as_ref().map(|wanted| (&wanted.store, &wanted.tolerate)) {
+        Some((Some(_), _)) => store(world),
+        Some((None, Some(wanted))) if !is_enough(wanted) => store(world),
+        _ => Ok(current),
+    }
+}
+
 /// The volume whose state a new one is to begin with; `None`: it begins with the bare template.
 pub fn source(world: &World) -> Result<Option<&EnvironmentVolume>, Refusal> {
     let Some(source) = &world.environment.spec.source else { return Ok(None) };
@@ -97,7 +112,7 @@ pub fn source(world: &World) -> Result<Option<&EnvironmentVolume>, Refusal> {
         );
         return Err(Refusal { again: Some(SOURCE_AGAIN), ..Refusal::stalled("SourceNotFound", message) });
     };
-    if volume.spec.store.is_none() {
+    if volume.log().is_none() {
         let message = format!(
             "environment `{name}`, which spec.source names, has no journal: its former states are not known, and its \
              volume is on its node alone"

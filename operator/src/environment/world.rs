@@ -132,9 +132,9 @@ impl World {
     }
 
     /// Name of the store that a volume's journal is in, if every node reaches it.
-    fn shared_store<'a>(&self, volume: &'a EnvironmentVolume) -> Option<&'a str> {
-        let name = volume.spec.store.as_deref()?;
-        self.store(name).filter(|store| store.spec.s3.is_some()).map(|_| name)
+    fn shared_store(&self, volume: &EnvironmentVolume) -> Option<String> {
+        let name = volume.log()?.store;
+        self.store(&name).filter(|store| store.spec.s3.is_some()).map(|_| name)
     }
 
     /// Whether the journal of a volume is in a store that every node reaches.
@@ -168,7 +168,7 @@ impl World {
         };
         match death {
             None => Tenure::Lives,
-            Some(death) if death.over.get(store).is_some_and(Option::is_some) => Tenure::Over,
+            Some(death) if death.over.get(&store).is_some_and(Option::is_some) => Tenure::Over,
             Some(_) => Tenure::Ends,
         }
     }
@@ -182,9 +182,9 @@ impl World {
     /// Whether nothing of a pod can run, because its node is dead and its time was waited out.
     #[must_use]
     pub fn is_dead(&self, pod: &Pod) -> bool {
-        let store = self.volume.as_ref().and_then(|volume| volume.spec.store.as_deref());
+        let log = self.volume.as_ref().and_then(|volume| volume.log());
         let death = incarnation::node(pod).and_then(|node| self.death_of(node));
-        store.is_some_and(|store| death.is_some_and(|death| death.over.get(store).is_some_and(Option::is_some)))
+        log.is_some_and(|log| death.is_some_and(|death| death.over.get(&log.store).is_some_and(Option::is_some)))
     }
 
     /// Whether nothing of a pod can run or write any more: its node is dead and its time was waited out, the session is over

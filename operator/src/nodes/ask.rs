@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vivarium_api::lease::content;
 use vivarium_api::names;
+use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_api::v1alpha1::{EnvironmentVolume, JournalStore};
 use vivarium_ownership::Timing;
 use vivarium_ownership::book::{Holder, Holdings, Task};
@@ -156,7 +157,7 @@ async fn find_holders(client: Client) -> Found {
 fn holdings(volumes: Vec<EnvironmentVolume>, stores: &[JournalStore]) -> (Holdings, BTreeMap<String, usize>) {
     let (mut all, mut missing) = (Holdings::new(), BTreeMap::new());
     for volume in volumes {
-        let (Some(name), Some(status)) = (volume.spec.store, volume.status) else { continue };
+        let (Some(VolumeLog { store: name, .. }), Some(status)) = (volume.log(), volume.status) else { continue };
         let holder = match (status.holder, status.node) {
             (Some(holder), _) => Holder { node: holder.node, session: Some(holder.session) },
             (None, Some(node)) if status.released_epoch < status.epoch => Holder { node, session: None },

@@ -71,7 +71,7 @@ fn stage(world: World<'_>, now: Timestamp, order: &mut Option<Box<EnvironmentVol
     };
     let own = world.volume.filter(|volume| volume.spec.environment.as_deref() == Some(name));
     let journaled = own.filter(|volume| {
-        volume.spec.store.is_some() && volume.status.as_ref().is_some_and(|status| status.journal.is_some())
+        volume.log().is_some() && volume.status.as_ref().is_some_and(|status| status.journal.is_some())
     });
     let Some(volume) = journaled else {
         return Stage::Failed(

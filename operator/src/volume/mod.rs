@@ -59,8 +59,8 @@ pub enum Heir {
 /// Decides that from the nodes and the stores that there are.
 #[must_use]
 pub fn heir(volume: &EnvironmentVolume, nodes: &[Node], stores: &[JournalStore]) -> Heir {
-    let named = volume.spec.store.as_ref();
-    let store = stores.iter().find(|store| store.metadata.name.as_ref() == named);
+    let named = volume.log().map(|log| log.store);
+    let store = stores.iter().find(|store| store.metadata.name == named);
     if store.is_none_or(|store| store.spec.s3.is_none()) {
         return Heir::Nobody;
     }

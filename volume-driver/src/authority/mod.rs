@@ -79,6 +79,17 @@ impl Promises {
         self.change(|authority| authority.uses(store));
     }
 
+    /// From now on whoever is bound by what is promised for `store` is bound by what `other` grants as well.
+    pub fn also(&self, store: &str, other: &str) {
+        self.change(|authority| authority.also(store, other));
+    }
+
+    /// Whether nothing is promised for `store` any more beyond what `other` grants.
+    #[must_use]
+    pub fn is_bound(&self, store: &str, other: &str) -> bool {
+        self.lock().is_bound(store, other)
+    }
+
     /// Whether an environment may be started on a volume whose journal is in a store.
     #[must_use]
     pub fn may_start(&self, store: &str) -> bool {

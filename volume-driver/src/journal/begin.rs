@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vivarium_fail_point::passed;
-use vivarium_store::Store;
 use vivarium_sys::btrfs;
 
 use super::commit::Journal;
@@ -71,7 +70,7 @@ pub enum Origin {
 }
 
 impl Journal {
-    /// Opens an epoch. `still_ours` is asked once the barrier is in the log: whether the volume's object still names this
+    /// Opens an epoch in the log that decides. `still_ours` is asked once the barrier is in the log: whether the volume's object still names this
     /// node, session and epoch.
     ///
     /// # Errors
@@ -79,12 +78,12 @@ impl Journal {
     pub async fn begin(
         volumes: &Volumes,
         templates: &TemplateCache,
-        store: Arc<Store>,
+        log: Log,
         opening: &Opening,
         still_ours: impl AsyncFnOnce() -> bool,
     ) -> Result<(Self, Origin), JournalError> {
         let Opening { id, epoch, known, .. } = opening.clone();
-        let (mut journal, roots) = Self::prepare(volumes, templates, store, opening)?;
+        let (mut journal, roots) = Self::prepare(volumes, templates, log, opening)?;
         let local = journal.open_local().await?;
         let tail = journal.log.tail(local.map_or(known, |head| head.sequence.max(known))).await?;
         if tail.epoch > epoch {
@@ -124,20 +123,19 @@ impl Journal {
     pub fn resume(
         volumes: &Volumes,
         templates: &TemplateCache,
-        store: Arc<Store>,
+        log: Log,
         opening: &Opening,
     ) -> Result<Self, JournalError> {
-        Self::prepare(volumes, templates, store, opening).map(|(journal, _)| journal)
+        Self::prepare(volumes, templates, log, opening).map(|(journal, _)| journal)
     }
 
     fn prepare(
         volumes: &Volumes,
         templates: &TemplateCache,
-        store: Arc<Store>,
+        log: Log,
         opening: &Opening,
     ) -> Result<(Self, Vec<OwnedFd>), JournalError> {
         let Opening { id, epoch, layers, .. } = opening.clone();
-        let log = Log::new(&id, store)?;
         let roots = layer_roots(templates, &id, &layers)?;
         let infos = roots.iter().map(|root| btrfs::subvolume_info(root.as_fd())).collect::<Result<Vec<_>, _>>();
         let infos =
@@ -149,6 +147,9 @@ impl Journal {
 
     /// The newest transaction that this node knows of, once an attempt that is left over is settled; `None` if the volume
     /// is not here, or if the attempt's number went to somebody else.
+    ///
+    /// What is here may be of a log that was left: its base counts all the same, since the same transaction is in both. What
+    /// was under way is taken for what this log has under that number, and never sent to it.
     async fn open_local(&mut self) -> Result<Option<Position>, JournalError> {
         let (volumes, id) = (self.volumes.clone(), self.id.clone());
         let opened = blocking(&self.id, move || match Local::open(&volumes, &id) {
@@ -158,8 +159,28 @@ impl Journal {
         });
         let Some(local) = opened.await? else { return Ok(None) };
         let attempt = local.attempt()?;
+        let is_ours = local.log().is_none_or(|log| log == self.log.name().as_str());
         self.local = Some(local);
-        if let Some(attempt) = attempt {
+        // The object was read for this epoch, and says which one decides.
+        self.with_local(|local| local.end_doubt()).await?;
+        if !is_ours {
+            let has_it = match &attempt {
+                Some(attempt) => self.log.position(attempt.position.sequence).await? == Some(attempt.position),
+                None => false,
+            };
+            let log = self.log.name().to_string();
+            self.with_local(move |local| {
+                match attempt {
+                    Some(attempt) if has_it => local.settle(&attempt)?,
+                    Some(_) => local.discard()?,
+                    None => {}
+                }
+                passed("former-log-settled");
+                local.adopt(&log)
+            })
+            .await?;
+            passed("log-adopted");
+        } else if let Some(attempt) = attempt {
             match self.log.append(attempt.position.sequence, &attempt.path, attempt.length, attempt.content).await? {
                 Appended::Yes => {
                     passed("left-over-in-store");

@@ -97,7 +97,7 @@ impl Journal {
     }
 
     /// Writes what has changed into a file; `None`: nothing has.
-    async fn make_attempt(&mut self) -> Result<Option<Attempt>, JournalError> {
+    pub(super) async fn make_attempt(&mut self) -> Result<Option<Attempt>, JournalError> {
         let (volumes, id, clean, layers) = (self.volumes.clone(), self.id.clone(), self.clean, self.layers.clone());
         let epoch = self.epoch;
         let (attempt, clean) = self
@@ -136,18 +136,22 @@ impl Journal {
 
     /// Adds a barrier: from then on nothing of an earlier epoch can be added.
     pub(super) async fn barrier(&mut self) -> Result<Position, JournalError> {
-        let (id, epoch, layers) = (self.id.clone(), self.epoch, self.layers.clone());
-        let attempt = self
-            .with_local(move |local| {
-                let partial = local.partial()?;
-                let header = header(&id, Kind::Barrier, epoch, local.head(), &layers);
-                let io = |source| JournalError::Io { attempt: "write a barrier", volume: id.clone(), source };
-                let writer = Writer::new(&partial, &header).map_err(io)?;
-                writer.finish(&Touched::default().changes()).map_err(io)?;
-                local.persist(&partial)
-            })
-            .await?;
+        let attempt = self.make_barrier().await?;
         self.send(attempt).await
+    }
+
+    /// Writes a barrier into a file.
+    pub(super) async fn make_barrier(&mut self) -> Result<Attempt, JournalError> {
+        let (id, epoch, layers) = (self.id.clone(), self.epoch, self.layers.clone());
+        self.with_local(move |local| {
+            let partial = local.partial()?;
+            let header = header(&id, Kind::Barrier, epoch, local.head(), &layers);
+            let io = |source| JournalError::Io { attempt: "write a barrier", volume: id.clone(), source };
+            let writer = Writer::new(&partial, &header).map_err(io)?;
+            writer.finish(&Touched::default().changes()).map_err(io)?;
+            local.persist(&partial)
+        })
+        .await
     }
 
     /// Works with the local part beside the async tasks.
@@ -156,10 +160,11 @@ impl Journal {
         work: impl FnOnce(&mut Local) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let (volumes, id, local) = (self.volumes.clone(), self.id.clone(), self.local.take());
+        let log = self.log.name().clone();
         let (local, result) = blocking(&self.id, move || {
             let mut local = match local {
                 Some(local) => local,
-                None => Local::open(&volumes, &id)?,
+                None => Local::open_for(&volumes, &id, log.as_str())?,
             };
             let result = work(&mut local);
             Ok((local, result))

@@ -15,14 +15,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc};
 use tokio::time::Instant;
 use vivarium_api::v1alpha1::volume::{DigestStatus, JournalStatus, LagStatus};
 
 use super::JournalError;
 use super::begin::{Opening, Origin};
+use super::change::{Doubt, copy};
 use super::commit::{Committed, Journal};
 use super::local::pending_bytes;
+use super::log::Log;
 use super::prove::fingerprint;
 use super::revert::Reverted;
 use crate::directory::{DirectoryError, Journaled, VolumeDirectory, VolumeName};
@@ -30,7 +32,6 @@ use crate::ids::VolumeId;
 use crate::pool::Pool;
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
-use vivarium_store::Store;
 
 /// From the end of a round to the next.
 const PACE: Duration = Duration::from_secs(1);
@@ -71,7 +72,7 @@ struct Held {
     store: String,
     /// None once it was closed. Whoever has waited for the lock finds that out, so that nothing is committed beside the
     /// journal of the next epoch, which works with the same files.
-    journal: AsyncMutex<Option<Journal>>,
+    journal: Arc<AsyncMutex<Option<Journal>>>,
     opened: Opened,
     told: Mutex<Told>,
     pause: Mutex<Pause>,
@@ -160,7 +161,7 @@ impl Keeper {
     pub async fn open(
         &self,
         name: &VolumeName,
-        store: Arc<Store>,
+        log: Log,
         opening: &Opening,
         still_ours: impl AsyncFnOnce() -> bool,
     ) -> Result<Opened, JournalError> {
@@ -174,7 +175,7 @@ impl Keeper {
             *journal = None;
             self.forget(&opening.id);
         }
-        let (mut journal, origin) = Journal::begin(&self.volumes, &self.templates, store, opening, still_ours).await?;
+        let (mut journal, origin) = Journal::begin(&self.volumes, &self.templates, log, opening, still_ours).await?;
         let mut reverted = None;
         if let Some(wanted) = &opening.revert {
             reverted = match journal.revert(&self.templates, wanted, opening.size).await {
@@ -192,9 +193,9 @@ impl Keeper {
     ///
     /// # Errors
     /// The volume is not here, or a layer of it is not.
-    pub fn resume(&self, name: &VolumeName, store: Arc<Store>, opening: &Opening) -> Result<(), JournalError> {
+    pub fn resume(&self, name: &VolumeName, log: Log, opening: &Opening) -> Result<(), JournalError> {
         if self.get(&opening.id).is_none() {
-            self.keep(name, Journal::resume(&self.volumes, &self.templates, store, opening)?, HERE);
+            self.keep(name, Journal::resume(&self.volumes, &self.templates, log, opening)?, HERE);
         }
         Ok(())
     }
@@ -234,6 +235,59 @@ impl Keeper {
         *open = None;
         self.forget(id);
         Ok(())
+    }
+
+    /// Puts into a log that holds nothing what it can begin with ([`super::change`]); the number of the transaction that it then
+    /// ends with. `None`: the volume has no tree yet.
+    ///
+    /// # Errors
+    /// The journal is not open under that epoch, the pool fails, or the store.
+    pub async fn seed(&self, id: &VolumeId, epoch: u64, next: &Log) -> Result<Option<u64>, JournalError> {
+        self.sync(id).await?;
+        let Some(seed) = self.hold(id, epoch).await?.journal()?.seed().await? else { return Ok(None) };
+        let put = seed.put(next, self.pool.path()).await;
+        self.hold(id, epoch).await?.journal()?.drop_seed().await?;
+        put.map(Some)
+    }
+
+    /// The newest transaction that is in the log of a volume.
+    ///
+    /// # Errors
+    /// The journal is not open under that epoch, or the pool fails.
+    pub async fn head(&self, id: &VolumeId, epoch: u64) -> Result<u64, JournalError> {
+        self.hold(id, epoch).await?.journal()?.head().await
+    }
+
+    /// Copies what was added to the log of a volume after a transaction; the newest one then.
+    ///
+    /// # Errors
+    /// As [`Self::seed`].
+    pub async fn copy(&self, id: &VolumeId, epoch: u64, after: u64, next: &Log) -> Result<u64, JournalError> {
+        let (log, head) = {
+            let mut held = self.hold(id, epoch).await?;
+            let journal = held.journal()?;
+            (journal.log.clone(), journal.head().await?)
+        };
+        copy(&log, next, after..head, self.pool.path()).await
+    }
+
+    /// Keeps a journal from being committed as long as what is returned is there.
+    ///
+    /// # Errors
+    /// The journal is not open under that epoch.
+    pub async fn hold(&self, id: &VolumeId, epoch: u64) -> Result<Holding<'_>, JournalError> {
+        let lost = || JournalError::Lost { volume: id.clone() };
+        let open = self.get(id).ok_or_else(lost)?.journal.clone().lock_owned().await;
+        match open.as_ref() {
+            Some(journal) if journal.epoch() == epoch => Ok(Holding { keeper: self, id: id.clone(), open }),
+            _ => Err(lost()),
+        }
+    }
+
+    /// An incarnation has lost its volume.
+    pub fn lose(&self, id: &VolumeId, epoch: u64) {
+        // Nobody ends anything where nobody listens: a node that is about to end itself.
+        self.superseded.send(Superseded { volume: id.clone(), epoch }).ok();
     }
 
     /// Commits now and then, for ever.
@@ -284,8 +338,7 @@ impl Keeper {
                     *open = None;
                     self.forget_this(id, held);
                     tracing::error!(volume = %id, epoch, current, "an incarnation has lost its volume and is ended");
-                    // Nobody ends anything where nobody listens: a node that is about to end itself.
-                    self.superseded.send(Superseded { volume: id.clone(), epoch }).ok();
+                    self.lose(id, epoch);
                 }
                 Some(committed)
             }
@@ -394,7 +447,7 @@ impl Keeper {
     fn keep(&self, name: &VolumeName, journal: Journal, opened: Opened) {
         let (id, store) = (journal.volume().clone(), journal.store().to_owned());
         let (told, pause, at_work) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let (journal, safe) = (AsyncMutex::new(Some(journal)), Mutex::new(Instant::now()));
+        let (journal, safe) = (Arc::new(AsyncMutex::new(Some(journal))), Mutex::new(Instant::now()));
         let fingerprint = Mutex::new(Instant::now() + self.prove_every.min(FINGERPRINT_AFTER));
         let held = Held { name: name.clone(), store, journal, opened, told, pause, safe, at_work, fingerprint };
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
@@ -415,6 +468,37 @@ impl Keeper {
         if all.get(id).is_some_and(|held| std::ptr::eq(&raw const **held, closed)) {
             all.remove(id);
         }
+    }
+}
+
+/// A journal to which nothing is added, until this is dropped.
+pub struct Holding<'a> {
+    keeper: &'a Keeper,
+    id: VolumeId,
+    open: OwnedMutexGuard<Option<Journal>>,
+}
+
+impl Holding<'_> {
+    fn journal(&mut self) -> Result<&mut Journal, JournalError> {
+        self.open.as_mut().ok_or_else(|| JournalError::Lost { volume: self.id.clone() })
+    }
+
+    /// As [`Journal::copy_rest`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn copy_rest(&mut self, after: u64, next: &Log) -> Result<u64, JournalError> {
+        self.journal()?.copy_rest(after, next).await
+    }
+
+    /// Closes the journal: from now on it is not known which log decides, and nothing is committed.
+    ///
+    /// # Errors
+    /// The pool fails. The journal is closed all the same.
+    pub async fn doubt(mut self, doubt: Doubt) -> Result<(), JournalError> {
+        let Some(journal) = self.open.take() else { return Err(JournalError::Lost { volume: self.id }) };
+        self.keeper.forget(&self.id);
+        journal.doubt(doubt).await
     }
 }
 

@@ -6,6 +6,8 @@
 //! | `base.<n>` | read-only snapshot: the tree after transaction n, from which the next one is counted |
 //! | `next` | read-only snapshot that is being committed |
 //! | `proof` | read-only snapshot of the base whose digest is being computed |
+//! | `seed` | read-only snapshot that another log begins with |
+//! | `switch.json` | the log that the object may name by now ([`super::change`]); nothing is committed while it is there |
 //! | `attempt.vtx` | the transaction that may or may not be in the store |
 //! | `revert.json` | the newest order to bring a former state back, and the newest transaction before |
 //!
@@ -25,6 +27,7 @@ use vivarium_journal::read::Transaction;
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
 use super::JournalError;
+use super::change::Doubt;
 use super::log::Position;
 use crate::files;
 use crate::ids::VolumeId;
@@ -38,6 +41,8 @@ const PARTIAL: &str = "attempt.partial";
 const NEXT: &str = "next";
 const BASE: &str = "base.";
 const PROOF: &str = "proof";
+const SEED: &str = "seed";
+const SWITCH: &str = "switch.json";
 const REVERT: &str = "revert.json";
 /// Version of [`Stored`] that this build writes and reads.
 const VERSION: u32 = 1;
@@ -52,6 +57,9 @@ struct Stored {
     digest: String,
     /// Number of the base; none while the tree of the journal is empty.
     base: Option<u64>,
+    /// Name of the log that all of this is of; none: the volume's handle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
 }
 
 /// `revert.json`.
@@ -106,6 +114,8 @@ pub struct Local {
     path: PathBuf,
     head: Position,
     base: Option<u64>,
+    /// Name of the log; none: nothing was noted yet, and it is whoever's that opens it.
+    log: Option<String>,
 }
 
 impl Local {
@@ -117,19 +127,56 @@ impl Local {
         let directory = volumes.directory(id)?;
         let path = volumes.directory_path(id);
         let stored: Option<Stored> = files::read_json(&path.join(STATE)).map_err(io_error("read the state", id))?;
-        let (head, base) = match stored {
-            None => (Position::START, None),
-            Some(Stored { version: VERSION, sequence, epoch, digest, base }) => {
+        let (head, base, log) = match stored {
+            None => (Position::START, None, None),
+            Some(Stored { version: VERSION, sequence, epoch, digest, base, log }) => {
                 let digest = Digest::parse(&digest).ok_or_else(|| invalid(id, "its digest is none"))?;
-                (Position { sequence, epoch, digest }, base)
+                (Position { sequence, epoch, digest }, base, Some(log.unwrap_or_else(|| id.to_string())))
             }
             Some(Stored { version, .. }) => {
                 return Err(invalid(id, &format!("it has version {version}, this build knows {VERSION}")));
             }
         };
-        let local = Self { volumes: volumes.clone(), id: id.clone(), directory, path, head, base };
+        let local = Self { volumes: volumes.clone(), id: id.clone(), directory, path, head, base, log };
         local.sweep()?;
         Ok(local)
+    }
+
+    /// The same for whoever adds to the log of that name, and to no other.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; or what is here is of another log.
+    pub fn open_for(volumes: &Volumes, id: &VolumeId, log: &str) -> Result<Self, JournalError> {
+        let mut local = Self::open(volumes, id)?;
+        if Self::doubt(volumes, id)?.is_some() {
+            return Err(JournalError::Doubtful { volume: id.clone() });
+        }
+        match &local.log {
+            Some(own) if own != log => Err(invalid(id, &format!("it is of log {own}, and not of {log}"))),
+            _ => {
+                local.log = Some(log.to_owned());
+                Ok(local)
+            }
+        }
+    }
+
+    /// Name of the log that this is of; `None`: nothing was noted yet.
+    #[must_use]
+    pub fn log(&self) -> Option<&str> {
+        self.log.as_deref()
+    }
+
+    /// From now on all of this is of the log of that name, which has the head under its number. What was under way for the
+    /// former one must be settled or given up.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn adopt(&mut self, log: &str) -> Result<(), JournalError> {
+        if self.log.as_deref() == Some(log) {
+            return Ok(());
+        }
+        let noted = self.log.replace(log.to_owned()).is_some();
+        if noted { self.store(self.head, self.base) } else { Ok(()) }
     }
 
     /// What was committed last of a volume that may be here, for somebody who only reads: the commit that comes next takes it
@@ -194,7 +241,9 @@ impl Local {
             let attempted = attempt.as_ref().filter(|attempt| attempt.snapshot);
             let used = match number {
                 Some(number) => Some(number) == self.base || attempted.is_some_and(|a| a.position.sequence == number),
-                None => name != PROOF && (name != NEXT || attempted.is_some()),
+                // Somebody may be reading them; they are replaced when they are taken again.
+                None if name == PROOF || name == SEED => true,
+                None => name != NEXT || attempted.is_some(),
             };
             if !used {
                 self.destroy(&name)?;
@@ -231,9 +280,7 @@ impl Local {
     pub fn pin(&self) -> Result<Option<(u64, Snapshot)>, JournalError> {
         self.unpin()?;
         let (Some(number), Some(base)) = (self.base, self.base()?) else { return Ok(None) };
-        let name = CString::new(PROOF).map_err(|e| self.io("name a snapshot")(e.into()))?;
-        btrfs::snapshot(base.root.as_fd(), self.directory.as_fd(), &name, true)
-            .map_err(self.io("take a snapshot of the base"))?;
+        self.copy(&base, PROOF)?;
         Ok(Some((number, self.snapshot(PROOF)?)))
     }
 
@@ -243,6 +290,32 @@ impl Local {
     /// The pool fails.
     pub fn unpin(&self) -> Result<(), JournalError> {
         self.destroy(PROOF)
+    }
+
+    /// The attempt's file, and the tree after it, which is kept beside what goes on until [`Self::unpin_seed`]. `None`: there
+    /// is no tree.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn pin_seed(&self, attempt: &Attempt) -> Result<Option<(Transaction<File>, Snapshot)>, JournalError> {
+        self.unpin_seed()?;
+        let tree = if attempt.snapshot { Some(self.snapshot(NEXT)?) } else { self.base()? };
+        let (Some(tree), Some(file)) = (tree, self.attempt_file()?) else { return Ok(None) };
+        self.copy(&tree, SEED)?;
+        Ok(Some((file, self.snapshot(SEED)?)))
+    }
+
+    /// Removes `seed`, if it is there.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn unpin_seed(&self) -> Result<(), JournalError> {
+        self.destroy(SEED)
+    }
+
+    fn copy(&self, of: &Snapshot, name: &str) -> Result<(), JournalError> {
+        let name = CString::new(name).map_err(|e| self.io("name a snapshot")(e.into()))?;
+        btrfs::snapshot(of.root.as_fd(), self.directory.as_fd(), &name, true).map_err(self.io("copy a snapshot"))
     }
 
     fn snapshot(&self, name: &str) -> Result<Snapshot, JournalError> {
@@ -310,14 +383,8 @@ impl Local {
     /// # Errors
     /// The pool fails, or it is damaged.
     pub fn attempt(&self) -> Result<Option<Attempt>, JournalError> {
+        let Some(transaction) = self.attempt_file()? else { return Ok(None) };
         let path = self.path.join(ATTEMPT);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.io("open a transaction")(error)),
-        };
-        let transaction =
-            Transaction::open(file).map_err(|source| JournalError::Read { volume: self.id.clone(), source })?;
         let (header, summary) = (transaction.header(), transaction.summary());
         Ok(Some(Attempt {
             position: Position { sequence: header.sequence, epoch: header.epoch, digest: summary.digest },
@@ -326,6 +393,62 @@ impl Local {
             path,
             length: summary.length,
         }))
+    }
+
+    /// Its file, which can be read also when it is settled.
+    ///
+    /// # Errors
+    /// As [`Self::attempt`].
+    pub fn attempt_file(&self) -> Result<Option<Transaction<File>>, JournalError> {
+        let file = match File::open(self.path.join(ATTEMPT)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.io("open a transaction")(error)),
+        };
+        Transaction::open(file).map(Some).map_err(|source| JournalError::Read { volume: self.id.clone(), source })
+    }
+
+    /// The log that the object of a volume may name by now; `None`: there is no doubt, or no such volume here.
+    ///
+    /// # Errors
+    /// The pool fails, or it cannot be read.
+    pub fn doubt(volumes: &Volumes, id: &VolumeId) -> Result<Option<Doubt>, JournalError> {
+        let path = volumes.directory_path(id).join(SWITCH);
+        let doubt: Option<Doubt> = files::read_json(&path).map_err(io_error("read what is in doubt", id))?;
+        match doubt {
+            Some(doubt) if !doubt.is_known() => Err(invalid(id, "another build wrote what is in doubt")),
+            doubt => Ok(doubt),
+        }
+    }
+
+    /// From now on it is not known which log decides.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn begin_doubt(&self, doubt: &Doubt) -> Result<(), JournalError> {
+        files::write_json(&self.path.join(SWITCH), doubt).map_err(self.io("note what is in doubt"))?;
+        self.sync()
+    }
+
+    /// The log that was in doubt decides: all of this is of that one now, and what was under way is in it.
+    ///
+    /// # Errors
+    /// The pool fails; it can be called again.
+    pub fn switched(&mut self, doubt: &Doubt) -> Result<(), JournalError> {
+        if let Some(attempt) = self.attempt()?.filter(|attempt| attempt.position.sequence <= doubt.last) {
+            self.settle(&attempt)?;
+        }
+        passed("switch-settled");
+        self.adopt(&doubt.to.name)
+    }
+
+    /// There is no doubt any more.
+    ///
+    /// # Errors
+    /// The pool fails.
+    pub fn end_doubt(&self) -> Result<(), JournalError> {
+        files::remove(&self.path.join(SWITCH)).map_err(self.io("note that nothing is in doubt"))?;
+        self.sync()
     }
 
     /// The attempt is in the store: the head moves, its snapshot becomes the base, the former base goes.
@@ -375,6 +498,7 @@ impl Local {
             epoch: head.epoch,
             digest: head.digest.to_string(),
             base,
+            log: self.log.clone().filter(|log| *log != self.id.as_str()),
         };
         files::write_json(&self.path.join(STATE), &stored).map_err(self.io("write the state"))?;
         passed("state-written");

@@ -74,12 +74,20 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log of `volume` in `store`.
+    /// The first log of `volume`, in `store`.
     ///
     /// # Errors
     /// The volume's handle cannot be part of a name there.
     pub fn new(volume: &VolumeId, store: Arc<Store>) -> Result<Self, JournalError> {
-        let name = Name::new(volume.as_str())
+        Self::named(volume, volume.as_str(), store)
+    }
+
+    /// The log of `volume` that has this name in `store`.
+    ///
+    /// # Errors
+    /// It cannot be a name there.
+    pub fn named(volume: &VolumeId, name: &str, store: Arc<Store>) -> Result<Self, JournalError> {
+        let name = Name::new(name)
             .map_err(|error| JournalError::Store { volume: volume.clone(), message: error.to_string() })?;
         Ok(Self { volume: volume.clone(), name, store })
     }
@@ -756,11 +764,17 @@ impl Unnamed {
         Ok(Self { file: rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into() })
     }
 
-    /// A path at which this process can open it while this value is there (proc(5)).
+    /// As [`path_of`].
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+        path_of(&self.file)
     }
+}
+
+/// A path at which this process can open a file while it has it open (proc(5)).
+#[must_use]
+pub fn path_of(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
 //! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
 //! or some [`paths`] of it, [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
-//! does that for all volumes of a node, about once a second. [`keep`] keeps the log short: [`inventory`] decides, and
+//! does that for all volumes of a node, about once a second; [`change`] takes the journal to another store. [`keep`] keeps the log short: [`inventory`] decides, and
 //! transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that works.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
@@ -26,6 +26,7 @@ pub mod apply;
 pub mod begin;
 pub mod branch;
 pub mod capture;
+pub mod change;
 pub mod commit;
 mod copy;
 pub mod inventory;
@@ -72,6 +73,14 @@ pub enum JournalError {
     /// Something between us and the volume changed while the journal was opened.
     #[error("volume {volume} was given to somebody else while its journal was opened")]
     Lost {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// It is not known which of two logs decides.
+    #[error(
+        "the journal of volume {volume} is being taken to another store, and the API server has not said yet whether it is there: nothing is committed until then"
+    )]
+    Doubtful {
         /// The volume.
         volume: VolumeId,
     },
@@ -210,6 +219,7 @@ impl JournalError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Superseded { .. } | Self::Lost { .. } => "Superseded",
+            Self::Doubtful { .. } => "ChangingStore",
             Self::Store { .. } => "StoreUnreachable",
             Self::Damaged { .. } | Self::Read { .. } | Self::Apply { .. } => "JournalDamaged",
             Self::NoSource { reason, .. } | Self::Refused { reason, .. } => reason,

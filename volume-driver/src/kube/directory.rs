@@ -18,7 +18,9 @@ use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, Environment
 
 use super::{FIELD_MANAGER, is_conflict, is_gone};
 use crate::claim::TemplateDirectory;
-use crate::directory::{DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use crate::directory::{
+    DirectoryError, JOURNALED, Journaled, PUBLISHED, Published, STORE_CURRENT, VolumeDirectory, VolumeName,
+};
 use crate::ids::VolumeId;
 use crate::journal::prove::Fingerprint;
 
@@ -140,6 +142,36 @@ impl VolumeDirectory for ClusterDirectory {
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
         apply(&self.api(&name.namespace), &name, volume, "source", json!({"source": source})).await
+    }
+
+    async fn swap_status(&self, volume: &EnvironmentVolume) -> Result<bool, DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        let api = self.api(&name.namespace);
+        let call = async {
+            match api.replace_status(&name.name, &PostParams::default(), volume).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_conflict(&error) || is_gone(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        in_time("write the status of", &name, call).await
+    }
+
+    async fn store_current(
+        &self,
+        volume: &EnvironmentVolume,
+        found: Result<(), (&'static str, String)>,
+    ) -> Result<(), DirectoryError> {
+        let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
+        let (holds, reason, message) = match found {
+            Ok(()) => (true, "Current", "the journal is in the store that the spec names".to_owned()),
+            Err((reason, message)) => (false, reason, message),
+        };
+        let new = condition_part(volume, STORE_CURRENT, holds, reason, &message, Timestamp::now());
+        if condition::find(&status(volume).conditions, STORE_CURRENT) == new.first() {
+            return Ok(());
+        }
+        apply(&self.api(&name.namespace), &name, volume, "store", json!({"conditions": new})).await
     }
 }
 

@@ -90,9 +90,15 @@ fn names(templates: &[EnvironmentTemplate], volumes: &[EnvironmentVolume]) -> Na
         templates.iter().filter_map(|template| template.status.as_ref()).flat_map(|status| &status.layers);
     let of_volumes = volumes.iter().flat_map(|volume| &volume.spec.template.layers);
     Named {
-        volumes: volumes.iter().filter_map(|volume| VolumeId::parse(&volume.uid()?).ok()).collect(),
+        volumes: volumes.iter().flat_map(logs).collect(),
         layers: of_templates.chain(of_volumes).filter_map(|layer| LayerDigest::parse(layer).ok()).collect(),
     }
+}
+
+/// Names of everything in which something of a volume may be, and of what it may be in next.
+fn logs(volume: &EnvironmentVolume) -> impl Iterator<Item = VolumeId> {
+    let names = volume.uid().into_iter().chain(volume.logs().into_iter().map(|log| log.name));
+    names.filter_map(|name| VolumeId::parse(&name).ok())
 }
 
 /// What the last time found.

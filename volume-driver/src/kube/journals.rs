@@ -67,8 +67,8 @@ impl Journals {
     /// Volumes whose journals node `me` looks after, with their handles.
     pub fn of(&self, me: &str) -> impl Iterator<Item = (&EnvironmentVolume, VolumeId)> {
         self.volumes.iter().filter_map(move |volume| {
-            let store = volume.spec.store.as_deref()?;
-            let store = self.stores.iter().find(|object| object.name_any() == store)?;
+            let log = volume.log()?;
+            let store = self.stores.iter().find(|object| object.name_any() == log.store)?;
             let id = VolumeId::parse(&volume.uid()?).ok()?;
             self.is_mine(me, volume, &id, store).then_some((volume, id))
         })
@@ -90,7 +90,7 @@ impl Journals {
     pub fn bytes(&self, store: &JournalStore, me: &str) -> u64 {
         let is_there = |volume: &&EnvironmentVolume| {
             let node = volume.status.as_ref().and_then(|status| status.node.as_deref());
-            volume.spec.store == store.metadata.name && (store.spec.local.is_none() || node == Some(me))
+            volume.log().map(|log| log.store) == store.metadata.name && (store.spec.local.is_none() || node == Some(me))
         };
         let kept = |volume: &EnvironmentVolume| volume.status.as_ref()?.kept.as_ref().map(|kept| kept.bytes);
         self.volumes.iter().filter(is_there).filter_map(kept).filter_map(|bytes| u64::try_from(bytes).ok()).sum()
@@ -133,14 +133,13 @@ pub(super) async fn open(
     id: VolumeId,
     wanted: Vec<Wanted>,
 ) -> Result<Option<Tended>, TendError> {
-    let Some(store) = volume.spec.store.as_deref().and_then(|store| publisher.stores.get(store)) else {
-        return Ok(None);
-    };
+    let Some(named) = volume.log() else { return Ok(None) };
+    let Some(store) = publisher.stores.get(&named.store) else { return Ok(None) };
     let template = &volume.spec.template;
     let layers = template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
     let status = volume.status.as_ref();
     let journal = status.and_then(|status| status.journal.as_ref());
-    let log = Log::new(&id, store.clone())?;
+    let log = Log::named(&id, &named.name, store.clone())?;
     let subject = Subject {
         volume: id,
         layers,

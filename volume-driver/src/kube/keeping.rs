@@ -12,7 +12,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
-use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus, RestoreProgress};
+use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus, LeftLog, RestoreProgress};
 
 use super::directory::{apply, condition_part};
 use super::journals::{self, Journals, TendError, Tended};
@@ -102,6 +102,27 @@ impl Keeping {
         }
     }
 
+    /// Deletes logs that a volume has left and of which no state is to be restored any more.
+    async fn forget_left(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), TendError> {
+        let status = volume.status.as_ref();
+        let forgotten = |left: &&LeftLog| self.is_over(left, Timestamp::now());
+        for left in status.map(|status| status.left.as_slice()).unwrap_or_default().iter().filter(forgotten) {
+            let Some(store) = self.publisher.stores.get(&left.store) else { continue };
+            Log::named(id, &left.name, store)?.purge().await?;
+            let mut volume = volume.clone();
+            volume.status.get_or_insert_default().left.retain(|other| other.name != left.name);
+            // As it was read, or in the next round; one after the other.
+            self.publisher.directory.swap_status(&volume).await?;
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Whether nobody restores a state of a log that was left. One that never decided has none.
+    fn is_over(&self, left: &LeftLog, now: Timestamp) -> bool {
+        left.last.is_none() || now.duration_since(left.time.0).unsigned_abs() > self.policy.retention
+    }
+
     async fn keep_one(
         &self,
         volume: &EnvironmentVolume,
@@ -110,6 +131,7 @@ impl Keeping {
         memory: &mut Memory,
     ) -> Result<(), TendError> {
         // Only a checkpoint needs the layers, and most rounds make none; they are mostly here already.
+        self.forget_left(volume, &id).await?;
         let tended = journals::open(&self.publisher, volume, id, wanted).await?;
         let Some(tended) = tended else { return Ok(()) };
         let Tended { store, log, subject, .. } = &tended;

@@ -19,13 +19,13 @@ impl VolumeObjects {
     /// Looks up the state that a restore asks for, if nobody did.
     pub(super) async fn look_up(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
         let (Some(order), None) = (&volume.spec.restore, volume.restore()) else { return Ok(()) };
-        let Some(name) = volume.spec.store.as_deref() else { return Ok(()) };
+        let Some(log) = volume.log() else { return Ok(()) };
         let publisher = &self.publisher;
         // Once it is open here, the watch of stores brings nobody back: the retry of what failed does.
-        let store = publisher.stores.get(name);
+        let store = publisher.stores.get(&log.store);
         let object = super::volumes::name(volume);
-        let store = store.ok_or_else(|| Refusal::StoreNotReady { name: object, store: name.to_owned() })?;
-        let log = Log::new(id, store).map_err(Refusal::from)?;
+        let store = store.ok_or(Refusal::StoreNotReady { name: object, store: log.store })?;
+        let log = Log::named(id, &log.name, store).map_err(Refusal::from)?;
         let status = volume.status.as_ref();
         let paths: Vec<PathBuf> = order.paths.iter().map(PathBuf::from).collect();
         let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);

@@ -61,7 +61,7 @@ impl Drop for Task {
 fn is_wanted(volume: &EnvironmentVolume, me: &str) -> bool {
     let Some(status) = &volume.status else { return false };
     volume.metadata.deletion_timestamp.is_none()
-        && volume.spec.store.is_some()
+        && volume.log().is_some()
         && status.standby.as_ref().is_some_and(|standby| standby.node == me)
         && status.node.as_deref() != Some(me)
 }

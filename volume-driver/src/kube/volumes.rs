@@ -123,6 +123,12 @@ impl VolumeObjects {
         }
         self.carry_out_size(volume, &id).await?;
         self.look_up(volume, &id).await?;
+        if volume.status.as_ref().is_some_and(|status| status.journal.is_some() && status.log.is_none()) {
+            self.publisher.name_log(&name(volume), &id).await?;
+        }
+        if volume.next_store().is_some() {
+            self.publisher.change_store(&name(volume), &id);
+        }
         if decide::says_published(volume) {
             match self.publisher.settle(&name(volume), &id).await {
                 // Who is at it may be about to mount or unmount it.
@@ -169,7 +175,7 @@ impl VolumeObjects {
     /// What is here of a volume that another node brought back from its journal is of no use any more.
     async fn drop_former(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
         let elsewhere = volume.status.as_ref().is_some_and(|status| status.node.is_some());
-        if volume.spec.store.is_none() || !elsewhere || self.publisher.volumes.get(id).is_err() {
+        if volume.log().is_none() || !elsewhere || self.publisher.volumes.get(id).is_err() {
             return Ok(());
         }
         match self.publisher.drop_former(&name(volume), id).await {

@@ -55,8 +55,8 @@ impl Publisher {
     /// # Errors
     /// [`CopyError`].
     pub async fn bring_copy_on(&self, id: &VolumeId, object: &EnvironmentVolume) -> Result<Followed, CopyError> {
-        let Some(name) = &object.spec.store else { return Ok(Followed::Nothing) };
-        let store = self.stores.get(name).ok_or_else(|| CopyError::NoStore(name.clone()))?;
+        let Some(log) = object.log() else { return Ok(Followed::Nothing) };
+        let store = self.stores.get(&log.store).ok_or_else(|| CopyError::NoStore(log.store.clone()))?;
         let layers =
             object.spec.template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
         self.templates.ensure(&object.spec.template.image, &layers, std::slice::from_ref(&store)).await?;
@@ -65,7 +65,7 @@ impl Publisher {
         let used = status.map_or(0, EnvironmentVolumeStatus::in_use);
         let size = parse_size(&object.spec.size.0).map_err(CopyError::Size)?;
         let (volumes, id) = (self.volumes.clone(), id.clone());
-        let follower = Follower { volumes, log: Log::new(&id, store)?, id, size, layers };
+        let follower = Follower { volumes, log: Log::named(&id, &log.name, store)?, id, size, layers };
         Ok(follower.step(&self.templates, known, used + ROOM).await?)
     }
 }

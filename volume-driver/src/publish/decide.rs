@@ -106,7 +106,7 @@ pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, pod: Incarna
 pub fn is_of_another(object: &EnvironmentVolume, me: &Me, epoch: u64) -> bool {
     let Some(status) = object.status.as_ref().filter(|status| status.epoch < epoch) else { return false };
     let other = |holder: &Holder| holder.node != me.node || holder.session != me.session;
-    object.spec.store.is_some() && status.holder.as_ref().is_some_and(other)
+    object.log().is_some() && status.holder.as_ref().is_some_and(other)
 }
 
 /// Whether nobody may write the volume any more, so that its data may be destroyed.

@@ -6,6 +6,7 @@
 //! ([`pending`]). Data is made only on the node that the object names, so no
 //! data is ever left behind where nobody looks for it.
 
+pub mod change;
 pub mod copy;
 pub mod decide;
 mod ended;
@@ -25,8 +26,9 @@ use tokio::time::Instant;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::volume::{
-    EnvironmentVolumeStatus, RestoreDone, RestoreProgress, RestoreRefusal, SourceStatus,
+    EnvironmentVolumeStatus, RestoreDone, RestoreProgress, RestoreRefusal, SourceStatus, VolumeLog,
 };
+use vivarium_store::Store;
 
 pub use decide::Me;
 use decide::Verdict;
@@ -39,6 +41,7 @@ use crate::authority::Promises;
 use crate::directory::{Published, VolumeDirectory, VolumeName};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::journal::begin::{Opening, Origin, Source};
+use crate::journal::change::Settled;
 use crate::journal::keeper::{Keeper, Outcome};
 use crate::journal::log::Log;
 use crate::journal::revert::{Revert, Reverted};
@@ -109,6 +112,8 @@ pub struct Publisher {
     pub promises: Arc<Promises>,
     /// What is going on.
     pub operations: Operations,
+    /// Journals that are taken to another store.
+    pub changing: Operations,
     /// Told whenever a volume was made or taken back: its object's status, or a deletion, may wait for it.
     pub changed: Arc<Notify>,
     /// How long a call waits for the operator: [`WAIT`].
@@ -142,12 +147,13 @@ impl Publisher {
         let template = &object.spec.template;
         let layers = layers(object)?;
         // Whether the registry answers does not matter where the store has the layers.
-        let stores: Vec<_> = object.spec.store.iter().filter_map(|store| self.stores.get(store)).collect();
+        let log = object.log();
+        let stores: Vec<_> = log.iter().filter_map(|log| self.stores.get(&log.store)).collect();
         self.templates
             .ensure(&template.image, &layers, &stores)
             .await
             .map_err(|error| Refusal::Template { name: call.name.clone(), source: error.into() })?;
-        if object.spec.store.is_some() {
+        if log.is_some() {
             // What is here counts only once the journal was asked, which is for the one who holds the volume.
             return Ok(());
         }
@@ -218,6 +224,8 @@ impl Publisher {
 
     async fn publish_object(&self, call: &PublishCall, object: &EnvironmentVolume) -> Result<(), Refusal> {
         let epoch = decide::epoch(object, &call.name, &call.pod.namespace, &call.pod.name)?;
+        // Before the object is asked which log decides.
+        self.settle_doubt(&call.name, &call.id).await?;
         let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
         let object =
             self.wait(&call.name, &call.id, |object, waited| decide::held(object, &call.name, &self.me, pod, waited));
@@ -288,7 +296,7 @@ impl Publisher {
         size: u64,
         layers: &[LayerDigest],
     ) -> Result<(Option<JournalRecord>, Option<String>), Refusal> {
-        let Some(store) = &object.spec.store else { return Ok((None, None)) };
+        let Some(log) = object.log() else { return Ok((None, None)) };
         let status = object.status.as_ref();
         let journal = status.and_then(|status| status.journal.as_ref());
         let opening = Opening {
@@ -305,11 +313,10 @@ impl Publisher {
             }),
             source: self.source(call, object).await?,
         };
-        let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
-        let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: call.name.clone(), store: store.clone() })?;
-        let lease = self.promises.lease_of(&opened);
+        let store = self.store_of(&call.name, &log).await?;
+        let lease = self.promises.lease_of(&store);
         if lease.is_some() {
-            self.promises.uses(store);
+            self.promises.uses(&log.store);
         }
         let still_ours = async || {
             let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
@@ -319,6 +326,7 @@ impl Publisher {
                 Err(_) => false,
             }
         };
+        let opened = Log::named(&call.id, &log.name, store)?;
         let opened = self.keeper.open(&call.name, opened, &opening, still_ours).await?;
         tracing::info!(volume = %call.id, object = %call.name, epoch, ?opened, "opened the journal");
         if let Origin::Branched(sequence) = opened.origin {
@@ -328,13 +336,18 @@ impl Publisher {
             // Before anything runs: from then on the volume is not brought back to that state any more.
             self.directory.restore(object, reverted(progress, epoch, outcome)).await?;
         }
-        if lease.is_some() && !self.promises.may_start(store) {
-            return Err(Refusal::NoLease { name: call.name.clone(), store: store.clone() });
+        if lease.is_some() && !self.promises.may_start(&log.store) {
+            return Err(Refusal::NoLease { name: call.name.clone(), store: log.store });
         }
+        let (records, id) = (self.records.clone(), call.id.clone());
+        let before = blocking(move || Ok(records.get(&id)?)).await?;
+        let before = before.filter(|before| before.stage.epoch == epoch).and_then(|before| before.journal);
         let record = JournalRecord {
             namespace: call.name.namespace.clone(),
             name: call.name.name.clone(),
-            store: store.clone(),
+            bound_by: before.map(|before| before.bound_by).unwrap_or_default(),
+            store: log.store,
+            log: Some(log.name),
             layers: layers.iter().map(ToString::to_string).collect(),
         };
         Ok((Some(record), lease))
@@ -346,9 +359,9 @@ impl Publisher {
         if object.status.as_ref().is_some_and(|status| status.source.is_some()) {
             return Ok(None);
         }
-        let store = self.stores.wait_for(&source.store, Instant::now() + self.wait).await;
-        let not_ready = || Refusal::StoreNotReady { name: call.name.clone(), store: source.store.clone() };
-        let log = Log::new(&VolumeId::parse(&source.volume)?, store.ok_or_else(not_ready)?)?;
+        let log = source.log();
+        let store = self.store_of(&call.name, &log).await?;
+        let log = Log::named(&VolumeId::parse(&source.volume)?, &log.name, store)?;
         let wanted = Wanted::read(&source.at).map_err(|(_, message)| Refusal::Invalid {
             field: "spec.source.at",
             value: source.at.clone(),
@@ -362,10 +375,10 @@ impl Publisher {
     /// # Errors
     /// The records cannot be read.
     pub fn resume_journals(self: &Arc<Self>) -> Result<(), RecordError> {
-        for (id, publication) in self.records.list()? {
+        for (id, _) in self.records.list()? {
             let this = self.clone();
             tokio::spawn(async move {
-                while let Err(error) = this.resume_journal(&id, &publication).await {
+                while let Err(error) = this.resume_beside(&id).await {
                     tracing::warn!(%error, volume = %id, "its journal is opened later");
                     tokio::time::sleep(RESUME_AGAIN).await;
                 }
@@ -374,19 +387,40 @@ impl Publisher {
         Ok(())
     }
 
-    async fn resume_journal(&self, id: &VolumeId, publication: &Publication) -> Result<(), Refusal> {
+    /// The same for one, while the kubelet may call.
+    async fn resume_beside(&self, id: &VolumeId) -> Result<(), Refusal> {
+        let _alone = match self.doubt(id).await? {
+            Some(_) => Some(self.operations.begin(id).ok_or_else(|| Refusal::Busy(id.clone()))?),
+            None => None,
+        };
+        self.resume_journal(id).await
+    }
+
+    /// Goes on with the journal of a volume that is published, in the log that decides.
+    async fn resume_journal(&self, id: &VolumeId) -> Result<(), Refusal> {
+        let (records, volume) = (self.records.clone(), id.clone());
+        let publication = blocking(move || Ok(records.get(&volume)?)).await?;
+        let Some(publication) = publication else { return Ok(()) };
         let Some(record) = &publication.journal else { return Ok(()) };
         let name = VolumeName { namespace: record.namespace.clone(), name: record.name.clone() };
+        if self.settle_doubt(&name, id).await? == Settled::Over {
+            self.keeper.lose(id, publication.stage.epoch);
+            return Ok(());
+        }
+        let (records, volume) = (self.records.clone(), id.clone());
+        let record = blocking(move || Ok(records.get(&volume)?.and_then(|publication| publication.journal))).await?;
+        // Taken back meanwhile.
+        let Some(record) = record else { return Ok(()) };
         let layers = record.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<_, _>>()?;
         let epoch = publication.stage.epoch;
         let opening = Opening { id: id.clone(), size: 0, room: 0, epoch, layers, known: 0, revert: None, source: None };
-        let store = self.stores.wait_for(&record.store, Instant::now() + self.wait).await;
-        let store = store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: record.store.clone() })?;
+        let log = VolumeLog { store: record.store, name: record.log.unwrap_or_else(|| id.to_string()) };
+        let log = Log::named(id, &log.name, self.store_of(&name, &log).await?)?;
         let (keeper, records, id) = (self.keeper.clone(), self.records.clone(), id.clone());
         blocking(move || match records.get(&id)? {
             // Taken back meanwhile.
             None => Ok(()),
-            Some(_) => Ok(keeper.resume(&name, store, &opening)?),
+            Some(_) => Ok(keeper.resume(&name, log, &opening)?),
         })
         .await
     }
@@ -414,7 +448,7 @@ impl Publisher {
             Some(publication) if publication.target == target => {
                 // Nobody writes any more: what was written last is committed, however often the kubelet has to ask.
                 if publication.journal.is_some() && !self.keeper.has(id) {
-                    self.resume_journal(id, &publication).await?;
+                    self.resume_journal(id).await?;
                 }
                 self.keeper.release(id).await?;
                 let (records, volume) = (self.records.clone(), id.clone());
@@ -456,6 +490,12 @@ impl Publisher {
     pub async fn is_published(&self, id: &VolumeId) -> Result<bool, Refusal> {
         let (records, id) = (self.records.clone(), id.clone());
         blocking(move || Ok(records.get(&id)?.is_some())).await
+    }
+
+    /// The store of a log, as soon as it is open here.
+    pub(crate) async fn store_of(&self, name: &VolumeName, log: &VolumeLog) -> Result<Arc<Store>, Refusal> {
+        let store = self.stores.wait_for(&log.store, Instant::now() + self.wait).await;
+        store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: log.store.clone() })
     }
 
     async fn call(&self, id: &VolumeId) -> Result<Operation, Refusal> {

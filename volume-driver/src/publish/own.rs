@@ -1,7 +1,7 @@
 //! What the driver does with volumes of its own, because objects say so and no kubelet asks. It does not wait for a call
 //! that is going on: the object brings it here again.
 
-use tokio::time::Instant;
+use vivarium_api::v1alpha1::volume::VolumeLog;
 
 use super::decide;
 use super::guard::Operation;
@@ -46,10 +46,10 @@ impl Publisher {
         let object = self.object(name, id).await?;
         decide::given_back(&object, name)?;
         self.remove(id).await?;
-        match &object.spec.store {
-            Some(store) => self.purge(id, name, store).await,
-            None => Ok(()),
+        for log in object.logs() {
+            self.purge_log(name, id, &log).await?;
         }
+        Ok(())
     }
 
     /// Destroys what is here of a volume that another node brought back from its journal, or sets it aside if some of it is in
@@ -61,7 +61,7 @@ impl Publisher {
         let _operation = self.begin(id)?;
         let object = self.object(name, id).await?;
         let elsewhere = object.status.as_ref().and_then(|s| s.node.as_deref()).is_some_and(|node| node != self.me.node);
-        if object.spec.store.is_none() || !elsewhere {
+        if object.log().is_none() || !elsewhere {
             return Ok(());
         }
         self.remove_with(id, |volumes, id| Ok(Local::retire(volumes, id).map(drop)?)).await
@@ -90,11 +90,12 @@ impl Publisher {
         .await
     }
 
-    /// Takes the journal of a volume out of its store.
-    async fn purge(&self, id: &VolumeId, name: &VolumeName, store: &str) -> Result<(), Refusal> {
-        let opened = self.stores.wait_for(store, Instant::now() + self.wait).await;
-        let opened = opened.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: store.to_owned() })?;
-        Ok(Log::new(id, opened)?.purge().await?)
+    /// Takes a log of a volume out of its store.
+    ///
+    /// # Errors
+    /// The store is not open here, or does not answer.
+    pub(crate) async fn purge_log(&self, name: &VolumeName, id: &VolumeId, log: &VolumeLog) -> Result<(), Refusal> {
+        Ok(Log::named(id, &log.name, self.store_of(name, log).await?)?.purge().await?)
     }
 
     fn begin(&self, id: &VolumeId) -> Result<Operation, Refusal> {

@@ -20,10 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
-use tokio::time::Instant;
 use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_api::view::HISTORY_FILE;
-use vivarium_store::Store;
 
 pub use request::{At, Request, What};
 
@@ -165,7 +164,7 @@ impl Views {
         {
             return Ok((of(newest.base), None));
         }
-        let log = Log::new(&volume.id, self.store(volume).await?)?;
+        let log = self.log(volume).await?;
         let tail = log.tail(volume.known).await?;
         if tail.sequence == 0 {
             return Err(Refusal::NothingYet { name: volume.name.clone() });
@@ -216,20 +215,18 @@ impl Views {
         Ok((View { volume: volume.id.clone(), state }, volumes.diverged_path(&found).join(crate::volume::LIVE)))
     }
 
-    async fn store(&self, volume: &Volume) -> Result<Arc<Store>, Refusal> {
-        let name = &volume.store;
-        let store = self.publisher.stores.wait_for(name, Instant::now() + self.publisher.wait).await;
-        let store = store.ok_or_else(|| Refusal::StoreNotReady { name: volume.name.clone(), store: name.clone() })?;
+    async fn log(&self, volume: &Volume) -> Result<Log, Refusal> {
+        let store = self.publisher.store_of(&volume.name, &volume.log).await?;
         let node = volume.node.as_deref().unwrap_or_default();
         if !store.is_shared() && node != self.publisher.me.node {
-            let what = format!("the journal, which is in a directory (JournalStore `{name}`),");
+            let what = format!("the journal, which is in a directory (JournalStore `{}`),", volume.log.store);
             return Err(Refusal::OnlyThere { name: volume.name.clone(), what, node: node.to_owned() });
         }
-        Ok(store)
+        Ok(Log::named(&volume.id, &volume.log.name, store)?)
     }
 
     async fn show_history(&self, call: &ShowCall, volume: &Volume) -> Result<(), Refusal> {
-        let log = Log::new(&volume.id, self.store(volume).await?)?;
+        let log = self.log(volume).await?;
         let history = history::history(&log, &volume.id, volume.known).await?;
         let content = serde_json::to_vec(&history).map_err(|error| Refusal::CutOff(error.to_string()))?;
         let shown = Shown::new(call.target.clone(), None, Vec::new());
@@ -241,7 +238,7 @@ impl Views {
         // From here on the layers are not collected, and after this call as long as it is shown.
         self.pin(&call.handle, &volume.layers);
         let shown = async {
-            let stores: Vec<_> = publisher.stores.get(&volume.store).into_iter().collect();
+            let stores: Vec<_> = publisher.stores.get(&volume.log.store).into_iter().collect();
             publisher
                 .templates
                 .ensure(&volume.image, &volume.layers, &stores)
@@ -300,7 +297,7 @@ impl Views {
         let Publisher { volumes, templates, .. } = &*self.publisher;
         // Never closed.
         let _permit = self.makers.acquire().await.ok();
-        let log = Log::new(&volume.id, self.store(volume).await?)?;
+        let log = self.log(volume).await?;
         let roots = layer_roots(templates, &volume.id, &volume.layers)?;
         let (made, name, room) = (volumes.clone(), view.clone(), volume.room);
         let replayed =
@@ -390,8 +387,8 @@ enum Source {
 struct Volume {
     id: VolumeId,
     name: VolumeName,
-    /// Its `JournalStore`.
-    store: String,
+    /// Where its journal is.
+    log: VolumeLog,
     image: String,
     layers: Vec<LayerDigest>,
     node: Option<String>,
@@ -404,14 +401,15 @@ struct Volume {
 impl Volume {
     fn of(object: EnvironmentVolume, namespace: &str) -> Result<Self, Refusal> {
         let layers = layers(&object)?;
+        let log = object.log();
         let status = object.status.unwrap_or_default();
         let name =
             VolumeName { namespace: namespace.to_owned(), name: object.metadata.name.clone().unwrap_or_default() };
-        let Some(store) = object.spec.store else { return Err(Refusal::NotJournaled { name }) };
+        let Some(log) = log else { return Err(Refusal::NotJournaled { name }) };
         Ok(Self {
             id: VolumeId::parse(&object.metadata.uid.unwrap_or_default())?,
             name,
-            store,
+            log,
             image: object.spec.template.image,
             layers,
             node: status.node,

@@ -1,11 +1,13 @@
 //! What is published to which pod: a stage record for the shim, and beside it what only the driver needs. Both live where
 //! they end with the boot, because mounts do.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vivarium_api::node::stage::StageRecord;
+use vivarium_api::v1alpha1::volume::VolumeLog;
 
 use crate::files;
 use crate::ids::VolumeId;
@@ -38,6 +40,12 @@ pub struct JournalRecord {
     pub name: String,
     /// The `JournalStore`.
     pub store: String,
+    /// Name of the log in it; none: the volume's handle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// Stores under whose leases this incarnation may have been started, beside that one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub bound_by: BTreeSet<String>,
     /// Layers of the template, lowest first.
     pub layers: Vec<String>,
 }
@@ -124,6 +132,20 @@ impl Records {
         files::write_json(&path, publication).map_err(failed("write", &path))?;
         let path = self.stage_path(&publication.stage);
         files::write_json(&path, &publication.stage).map_err(failed("write", &path))
+    }
+
+    /// Notes that the journal of a volume is in another log; what the shim reads stays. Nothing if it is not published.
+    ///
+    /// # Errors
+    /// They cannot be read or written.
+    pub fn switched(&self, id: &VolumeId, log: &VolumeLog) -> Result<(), RecordError> {
+        let Some(mut publication) = self.get(id)? else { return Ok(()) };
+        let Some(journal) = &mut publication.journal else { return Ok(()) };
+        let former = std::mem::replace(&mut journal.store, log.store.clone());
+        journal.bound_by.insert(former);
+        journal.log = Some(log.name.clone());
+        let path = self.path(id);
+        files::write_json(&path, &publication).map_err(failed("write", &path))
     }
 
     /// Removes both records, the shim's first.

@@ -1,5 +1,6 @@
 //! A cluster that holds one `EnvironmentVolume`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -15,7 +16,9 @@ use vivarium_api::v1alpha1::{
     condition,
 };
 use vivarium_node::claim::TemplateDirectory;
-use vivarium_node::directory::{DirectoryError, Journaled, PUBLISHED, Published, VolumeDirectory, VolumeName};
+use vivarium_node::directory::{
+    DirectoryError, Journaled, PUBLISHED, Published, STORE_CURRENT, VolumeDirectory, VolumeName,
+};
 use vivarium_node::ids::VolumeId;
 use vivarium_node::journal::prove::Fingerprint;
 
@@ -25,6 +28,36 @@ pub struct Cluster {
     pub template: Arc<Mutex<Option<EnvironmentTemplate>>>,
     object: watch::Sender<Option<EnvironmentVolume>>,
     pub reports: Arc<Mutex<Vec<Published>>>,
+    /// Reasons of the condition `StoreCurrent`, as told.
+    told: Arc<Mutex<Vec<&'static str>>>,
+    /// What becomes of writes that would have another log decide.
+    pub switches: Switches,
+}
+
+/// What becomes of writes that would have another log decide.
+#[derive(Clone, Default)]
+pub struct Switches {
+    blocked: Arc<AtomicBool>,
+    unheard: Arc<AtomicBool>,
+}
+
+impl Switches {
+    /// Whether they do not arrive.
+    pub fn block(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::SeqCst);
+    }
+
+    /// They arrive again, and the answer to the next one is lost.
+    pub fn lose_next_answer(&self) {
+        self.unheard.store(true, Ordering::SeqCst);
+        self.block(false);
+    }
+}
+
+/// One more version of an object.
+fn count(object: &mut EnvironmentVolume) {
+    let version = object.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0_u64);
+    object.metadata.resource_version = Some((version + 1).to_string());
 }
 
 impl Cluster {
@@ -44,14 +77,23 @@ impl Cluster {
         );
         object.metadata.uid = Some(uid.into());
         object.metadata.namespace = Some("team-a".into());
-        let cluster =
-            Self { template: Arc::default(), object: watch::Sender::new(Some(object)), reports: Arc::default() };
+        let cluster = Self {
+            template: Arc::default(),
+            object: watch::Sender::new(Some(object)),
+            reports: Arc::default(),
+            told: Arc::default(),
+            switches: Switches::default(),
+        };
         cluster.give("n1", "s1", 1);
         cluster
     }
 
     pub fn change(&self, change: impl FnOnce(&mut EnvironmentVolume)) {
-        self.object.send_modify(|object| change(object.as_mut().unwrap()));
+        self.object.send_modify(|object| {
+            let object = object.as_mut().unwrap();
+            change(object);
+            count(object);
+        });
     }
 
     pub fn status(&self, change: impl FnOnce(&mut EnvironmentVolumeStatus)) {
@@ -64,6 +106,15 @@ impl Cluster {
             status.node = Some(node.into());
             status.epoch = epoch;
         });
+    }
+
+    pub fn object(&self) -> EnvironmentVolume {
+        self.object.borrow().clone().unwrap()
+    }
+
+    /// Reasons of the condition `StoreCurrent`, as told.
+    pub fn told(&self) -> Vec<&'static str> {
+        self.told.lock().unwrap().clone()
     }
 
     /// Reasons of the condition `Published`, as reported.
@@ -129,6 +180,50 @@ impl VolumeDirectory for Cluster {
 
     async fn branched(&self, _: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         self.status(|status| status.source = Some(source));
+        Ok(())
+    }
+
+    async fn swap_status(&self, volume: &EnvironmentVolume) -> Result<bool, DirectoryError> {
+        let no_answer = || DirectoryError {
+            attempt: "write the status of",
+            volume: VolumeName::parse("team-a/shop").unwrap(),
+            message: "there was no answer".into(),
+        };
+        let log = |object: &EnvironmentVolume| object.status.as_ref().and_then(|status| status.log.clone());
+        let switches = log(&self.object()).is_some_and(|former| log(volume) != Some(former));
+        if switches && self.switches.blocked.load(Ordering::SeqCst) {
+            return Err(no_answer());
+        }
+        let mut swapped = false;
+        self.object.send_modify(|object| {
+            let now = object.as_mut().unwrap();
+            swapped = now.metadata.resource_version == volume.metadata.resource_version;
+            if swapped {
+                now.status.clone_from(&volume.status);
+                count(now);
+            }
+        });
+        if switches && self.switches.unheard.swap(false, Ordering::SeqCst) { Err(no_answer()) } else { Ok(swapped) }
+    }
+
+    async fn store_current(
+        &self,
+        _: &EnvironmentVolume,
+        found: Result<(), (&'static str, String)>,
+    ) -> Result<(), DirectoryError> {
+        let reason = found.as_ref().err().map_or("Current", |(reason, _)| *reason);
+        self.status(|status| {
+            let condition = Condition {
+                type_: STORE_CURRENT.into(),
+                status: if found.is_ok() { ConditionStatus::True } else { ConditionStatus::False },
+                observed_generation: None,
+                last_transition_time: jiff::Timestamp::now(),
+                reason: reason.into(),
+                message: String::new(),
+            };
+            condition::set(&mut status.conditions, condition);
+        });
+        self.told.lock().unwrap().push(reason);
         Ok(())
     }
 }

@@ -104,6 +104,7 @@ impl TestNode {
             pending: Arc::new(Pending::open(&self.run()).unwrap()),
             promises: self.promises(),
             operations: Operations::default(),
+            changing: Operations::default(),
             changed: Arc::new(Notify::new()),
             wait: Duration::from_secs(1),
         };

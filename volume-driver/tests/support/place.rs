@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::{Opening, Origin};
 use vivarium_node::journal::commit::Journal;
+use vivarium_node::journal::log::Log;
 use vivarium_node::journal::tree::describe;
 use vivarium_node::pool::Pool;
 use vivarium_node::template::TemplateCache;
@@ -41,7 +42,14 @@ impl Place {
             revert: None,
             source: None,
         };
-        Journal::begin(&self.volumes, &self.templates, store.clone(), &opening, async || true).await
+        Journal::begin(
+            &self.volumes,
+            &self.templates,
+            Log::new(&opening.id, store.clone()).unwrap(),
+            &opening,
+            async || true,
+        )
+        .await
     }
 
     pub fn upper(&self, name: &str) -> PathBuf {

@@ -22,7 +22,7 @@ pub use persistent_volume::persistent_volume;
 pub use pod::{Place, bound_to, pod, resources, shunned};
 pub use service::service;
 pub use started_with::StartedWith;
-pub use volume::{adopted, branched, copied, grown, let_go, volume};
+pub use volume::{adopted, branched, copied, grown, let_go, stored, volume};
 
 /// Metadata of a namespaced child.
 fn child(environment: &VirtualEnvironment, name: String) -> ObjectMeta {

@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use vivarium_api::names;
-use vivarium_api::v1alpha1::volume::{VolumeSource, VolumeTemplate};
+use vivarium_api::v1alpha1::volume::{VolumeLog, VolumeSource, VolumeTemplate};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeSpec, VirtualEnvironment};
 
 use super::labels;
@@ -63,9 +63,11 @@ pub fn branched(
         if Amount::of(&source.spec.size) > Amount::of(&made.spec.size) {
             made.spec.size = source.spec.size.clone();
         }
-        made.spec.source = Some(VolumeSource {
-            volume: source.metadata.uid.clone().unwrap_or_default(),
-            store: source.spec.store.clone().unwrap_or_default(),
+        let volume = source.metadata.uid.clone().unwrap_or_default();
+        made.spec.source = source.log().map(|VolumeLog { store, name }| VolumeSource {
+            log: Some(name).filter(|name| *name != volume),
+            volume,
+            store,
             at: wanted.at.clone(),
         });
     }
@@ -99,6 +101,17 @@ pub fn copied(environment: &VirtualEnvironment, volume: &EnvironmentVolume) -> O
     (wanted != volume.spec.standby).then(|| {
         let mut volume = volume.clone();
         volume.spec.standby = wanted;
+        volume
+    })
+}
+
+/// The volume with its journal in another store, if one is wanted: once it was begun in the first one.
+#[must_use]
+pub fn stored(volume: &EnvironmentVolume, wanted: Option<String>) -> Option<EnvironmentVolume> {
+    let begun = volume.status.as_ref().is_some_and(|status| status.log.is_some());
+    (begun && wanted.is_some() && wanted != volume.spec.store).then(|| {
+        let mut volume = volume.clone();
+        volume.spec.store = wanted;
         volume
     })
 }

@@ -7,6 +7,7 @@ use vivarium_api::v1alpha1::store::Tolerance;
 use vivarium_api::v1alpha1::{ConditionStatus, JournalStore, condition};
 
 use super::fixtures::*;
+use crate::environment::decision::{Action, VolumeChange};
 use crate::environment::world::World;
 
 fn store(failures: u32, ready: &str) -> JournalStore {
@@ -119,4 +120,47 @@ fn a_restore_on_trial_is_told_and_counted_once() {
         let line = format!("vivarium_operator_proofs_total{{outcome=\"{outcome}\"}} 1");
         assert!(text.contains(&line), "{line} is not in\n{text}");
     }
+}
+
+#[test]
+fn the_journal_follows_what_must_be_survived_once_it_was_begun() {
+    let second: JournalStore = {
+        let mut second = store(2, "True");
+        second.metadata.name = Some("second".into());
+        second
+    };
+    let begun = json!({"log": {"store": "archive", "name": "u"}});
+    let told = condition_json("StoreCurrent", "False", "StoreNotReady", "it was not opened on this node yet");
+    let with_reason = json!({"log": begun["log"], "conditions": [told]});
+    let named = |name: &str| json!({"durability": {"store": name}});
+    let asks = |failures: u32| json!({"durability": {"tolerate": {"failures": failures, "domain": "Node"}}});
+    for (spec, more, to, reason, message) in [
+        (named("second"), &begun, Some("second"), "ChangingStore", "are to be by `second`"),
+        (named("second"), &with_reason, Some("second"), "StoreNotReady", "not opened on this node yet"),
+        (named("second"), &json!({}), None, "ChangingStore", "are to be by `second`"),
+        (named("nowhere"), &begun, None, "StoreNotFound", "no JournalStore `nowhere`"),
+        (named("archive"), &begun, None, "Reached", "kept by JournalStore `archive`"),
+        (asks(2), &begun, Some("second"), "ChangingStore", "are to be by `second`"),
+        (asks(1), &begun, None, "Reached", "kept by JournalStore `archive`"),
+        (json!({}), &begun, None, "Reached", "kept by JournalStore `archive`"),
+    ] {
+        let mut world = journaled(&spec, more);
+        world.stores.push(Arc::new(second.clone()));
+        let decision = decided(&world);
+        let stored = decision.actions.iter().find_map(|action| match action {
+            Action::ReplaceVolume(volume, VolumeChange::Stored) => volume.spec.store.as_deref(),
+            _ => None,
+        });
+        assert_eq!(stored, to, "{spec} {more}");
+        let found = shown(&decision, "Durable");
+        assert_eq!(found.reason, reason, "{spec} {more}");
+        assert!(found.message.contains(message), "{}", found.message);
+    }
+    // The journal is there: what the other store does is of no account any more.
+    let mut world = journaled(&named("second"), &json!({"log": {"store": "second", "name": "u-1"}}));
+    Arc::make_mut(world.volume.as_mut().unwrap()).spec.store = Some("second".into());
+    world.stores = vec![Arc::new(second)];
+    let decision = decided(&world);
+    assert_eq!(shown(&decision, "Durable").reason, "Reached");
+    assert_eq!(decision.status.durability.unwrap().reached.unwrap().failures, 2);
 }

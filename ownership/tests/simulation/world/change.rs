@@ -212,8 +212,15 @@ impl World {
         let to = match change {
             None => match &disk.doubt {
                 Some(doubt) if doubt.is_about(&places.now) => return self.adopt(node, volume, places.now),
-                // What was asked for may still come to pass, unless the object changes.
-                Some(_) => Where { next: None, ..places },
+                // What was asked for may still come to pass, and nothing speaks against it: the next log has everything.
+                Some(doubt) if places.next.as_ref() == Some(&doubt.place) => {
+                    Where { now: doubt.place.clone(), next: None, ..places }
+                }
+                // It was begun anew, so that it cannot.
+                Some(_) => {
+                    disk.doubt = None;
+                    return;
+                }
                 None => return,
             },
             Some(change) if change.steps.step() == Step::Claim => {
@@ -258,8 +265,8 @@ impl World {
                 }
                 self.drive_change(node, volume);
             }
-            (None, None) if done && disk.doubt.as_ref().is_some_and(|doubt| doubt.place != to.now) => {
-                disk.doubt = None;
+            (None, None) if done && disk.doubt.as_ref().is_some_and(|doubt| doubt.is_about(&to.now)) => {
+                self.adopt(node, volume, to.now.clone());
             }
             _ => {}
         }

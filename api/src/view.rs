@@ -50,6 +50,26 @@ pub struct History {
     pub omitted: u64,
 }
 
+impl History {
+    /// Puts before it what an older log of the volume has of what came before this one begins.
+    pub fn precede(&mut self, older: Self) {
+        if older.newest == 0 || older.oldest >= self.oldest {
+            return;
+        }
+        let before = |sequence: u64| sequence < self.oldest;
+        let mut epochs: Vec<_> = older.epochs.into_iter().filter(|start| before(start.sequence)).collect();
+        let mut transactions: Vec<_> = older.transactions.into_iter().filter(|entry| before(entry.sequence)).collect();
+        // What this one begins with is no beginning of an incarnation if the older one has that.
+        let known = epochs.last().map(|start| start.epoch);
+        epochs.extend(self.epochs.iter().filter(|start| Some(start.epoch) != known));
+        transactions.append(&mut self.transactions);
+        let surplus = transactions.len().saturating_sub(TRANSACTIONS);
+        transactions.drain(..surplus);
+        self.omitted += older.omitted + surplus as u64;
+        (self.oldest, self.epochs, self.transactions) = (older.oldest, epochs, transactions);
+    }
+}
+
 /// Most transactions that a [`History`] lists.
 pub const TRANSACTIONS: usize = 20_000;
 
@@ -71,4 +91,35 @@ pub struct TransactionEntry {
     pub time: Timestamp,
     /// Bytes in the store.
     pub size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(epochs: &[(u64, u64)], numbers: std::ops::RangeInclusive<u64>, omitted: u64) -> History {
+        let (oldest, newest) = (*numbers.start(), *numbers.end());
+        let entry = |sequence| TransactionEntry { sequence, time: Timestamp::UNIX_EPOCH, size: 1 };
+        History {
+            version: VERSION,
+            volume: "v".into(),
+            oldest,
+            newest,
+            epochs: epochs.iter().map(|(epoch, sequence)| EpochStart { epoch: *epoch, sequence: *sequence }).collect(),
+            transactions: numbers.skip(usize::try_from(omitted).unwrap()).map(entry).collect(),
+            omitted,
+        }
+    }
+
+    #[test]
+    fn what_an_older_log_has_comes_before_and_nothing_twice() {
+        // The older one has two transactions that are in the newer one as well, and the newer one begins within an incarnation.
+        let mut newer = history(&[(2, 8), (3, 11)], 8..=12, 0);
+        newer.precede(history(&[(1, 3), (2, 6)], 3..=9, 1));
+        assert_eq!(newer, history(&[(1, 3), (2, 6), (3, 11)], 3..=12, 1));
+        // One that is gone.
+        let before = newer.clone();
+        newer.precede(history(&[], 0..=0, 0));
+        assert_eq!(newer, before);
+    }
 }

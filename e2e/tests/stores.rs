@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use vivarium_e2e::environment::condition_of;
-use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, lab, run_with};
+use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, kubectl_ok, lab, run_with};
 
 const SYSTEM: &str = "vivarium-system";
 const DRIVER: &str = "--as=system:serviceaccount:vivarium-system:vivarium-node";
@@ -106,7 +106,10 @@ fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
         })
     };
     let first = decides("default")["log"].take();
-    ve.sh("echo one > /srv/one");
+    // What was committed is known by the clock of the node, a moment later.
+    ve.sh("echo one > /srv/one; sync; sleep 4");
+    let then = ve.sh("date -u +%Y-%m-%dT%H:%M:%SZ");
+    ve.sh("sleep 2; echo changed > /srv/one; sync");
     let boot = ve.boot();
     ve.set("/durability", json!({"store": "e2e-second"}));
     ve.apply();
@@ -128,7 +131,24 @@ fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
     ve.delete_pod();
     ve.wait_ready();
     assert_eq!(ve.node(), nodes[1]);
-    assert_eq!(ve.sh("cat /srv/one /srv/two && systemctl is-system-running --wait"), "one\ntwo\nrunning");
+    assert_eq!(ve.sh("cat /srv/one /srv/two && systemctl is-system-running --wait"), "changed\ntwo\nrunning");
+
+    // What was before is in the store that was left, and can be read and brought back from there.
+    let read = kubectl_ok(&["ve", "-n", &namespace.name, "cat", "shop:/srv/one", "--at", &then]);
+    assert_eq!(read, "one\n");
+    let history = kubectl_ok(&["ve", "-n", &namespace.name, "history", "shop"]);
+    let begins = |line: &&str| line.split_whitespace().next().is_some_and(|word| word.parse::<u64>().is_ok());
+    assert!(history.lines().filter(begins).count() > 3, "{history}");
+    let ran = apply(&[json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentRestore",
+        "metadata": {"name": "back", "namespace": namespace.name}, "spec": {"environment": "shop", "at": then}})]);
+    assert!(ran.ok, "{}", ran.stderr);
+    eventually("the former state is brought back", DEADLINE, || {
+        let restore = namespace.get("environmentrestore", "back").ok_or("it is gone")?;
+        let (status, _, message) = condition_of(&restore, "Complete");
+        if status == "True" { Ok(()) } else { Err(format!("{message} {}", restore["status"])) }
+    });
+    ve.wait_ready();
+    assert_eq!(ve.sh("cat /srv/one; ls /srv"), "one\none");
     ve.delete();
 }
 

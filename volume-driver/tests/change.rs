@@ -25,6 +25,7 @@ use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_node::csi::node::Node;
 use vivarium_node::directory::VolumeName;
 use vivarium_node::journal::log::Log;
+use vivarium_node::journal::wanted::Wanted;
 use vivarium_node::publish::{PodName, PublishCall, Publisher, StageCall};
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Sizes, Store};
@@ -150,7 +151,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 async fn what_was_and_what_will_be_written_is_in_the_other_store() {
     let bench = Bench::new().await;
     bench.committed("one").await;
-    let former = bench.log();
+    let (former, then) = (bench.log(), jiff::Timestamp::now());
     bench.want_another_store().await;
     eventually("the other store decides", || bench.decides("b")).await;
     eventually("it is told", || bench.cluster.told().last() == Some(&"Current")).await;
@@ -169,6 +170,23 @@ async fn what_was_and_what_will_be_written_is_in_the_other_store() {
     let record = bench.publisher().records.get(&id(VOLUME)).unwrap().unwrap().journal.unwrap();
     assert_eq!((record.store.as_str(), record.bound_by.into_iter().collect::<Vec<_>>()), ("b", vec!["a".to_owned()]));
     assert!(bench.publisher().promises.is_bound("a", "b"), "who runs is bound by both");
+
+    // Each state is in the log that had it, by number and by time.
+    let logs = bench.cluster.object().past();
+    assert_eq!(logs, [bench.log(), former.clone()]);
+    for (wanted, store) in [
+        (Some(Wanted::Sequence(1)), "a"),
+        (Some(Wanted::Sequence(bench.tail(&bench.log()).await)), "b"),
+        (Some(Wanted::Time(then)), "a"),
+        (Some(Wanted::Time(jiff::Timestamp::now())), "b"),
+        (None, "b"),
+    ] {
+        let found = bench.publisher().log_with(&name(), &id(VOLUME), &logs, 1, wanted).await.unwrap().0;
+        assert_eq!(found.store(), store, "{wanted:?}");
+        if let Some(wanted) = wanted {
+            assert!(wanted.find(&found, 0).await.unwrap().is_ok(), "{wanted:?}");
+        }
+    }
 
     // There and back: a name is not used twice.
     bench.cluster.change(|object| object.spec.store = Some("a".into()));

@@ -171,7 +171,7 @@ impl World {
         static ORDERS: AtomicU64 = AtomicU64::new(0);
         let order = ORDERS.fetch_add(1, Ordering::Relaxed).to_string();
         let paths = paths.iter().map(PathBuf::from).collect();
-        journal.revert(&self.templates, &Revert { order, sequence: at, paths }, size).await
+        journal.revert(&self.templates, &Revert { order, from: None, sequence: at, paths }, size).await
     }
 }
 
@@ -548,8 +548,12 @@ async fn a_restore_of_paths_that_breaks_off_anywhere_is_done_again_and_can_be_un
         world.inside(wreck_shop);
         let wrecked = world.view();
         drop(journal);
-        let order =
-            Revert { order: format!("order {seed}"), sequence: at, paths: vec!["/srv/shop".into(), "/etc/ssh".into()] };
+        let order = Revert {
+            order: format!("order {seed}"),
+            from: None,
+            sequence: at,
+            paths: vec!["/srv/shop".into(), "/etc/ssh".into()],
+        };
         let faults = Faults { fails: 0.1, answer_lost: 0.1, stale_list: 0.2, ..Faults::NONE };
         let broken = Arc::new(Store::over("broken", Arc::new(Faulty::new(memory, seed, faults)), Sizes::default()));
         finished += u32::from(cut_off(Duration::from_millis(20 << seed), async {
@@ -581,7 +585,8 @@ async fn an_order_that_is_repeated_is_decided_from_what_was_there_at_first() {
     world.inside(|root| fs::remove_dir_all(root.join("srv/shop")).unwrap());
     let now = world.view();
     let newest = world.commit(&mut journal).await;
-    let wanted = Revert { order: "one".into(), sequence: at, paths: vec!["/srv/shop".into(), "/etc/ssh".into()] };
+    let wanted =
+        Revert { order: "one".into(), from: None, sequence: at, paths: vec!["/srv/shop".into(), "/etc/ssh".into()] };
     let of = |lines: &[String]| lines.iter().filter(|line| is_in(line, "/srv/shop")).cloned().collect::<Vec<_>>();
     // Beside what the first time brought there is no room for it again.
     let size = noise.len() as u64 + (1 << 20);

@@ -38,7 +38,7 @@ fn log(store: &Arc<Store>) -> Log {
 async fn revert(place: &Place, journal: &mut Journal, sequence: u64) -> Result<Reverted, JournalError> {
     static ORDERS: AtomicU64 = AtomicU64::new(0);
     let order = ORDERS.fetch_add(1, Ordering::Relaxed).to_string();
-    journal.revert(&place.templates, &Revert { order, sequence, paths: vec![] }, SIZE).await
+    journal.revert(&place.templates, &Revert { order, from: None, sequence, paths: vec![] }, SIZE).await
 }
 
 /// A tree with some of everything.

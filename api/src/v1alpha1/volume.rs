@@ -102,7 +102,7 @@ pub struct EnvironmentVolumeSpec {
 }
 
 /// A state of another volume of the same namespace, which lies on the same template layers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct VolumeSource {
     /// UID of the volume.
     pub volume: String,
@@ -111,6 +111,11 @@ pub struct VolumeSource {
     /// Name of its log there; none: its UID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+    /// Logs that it had left before, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 16))]
+    pub left: Vec<VolumeLog>,
     /// Which state: a time (RFC 3339), or the number of a transaction.
     pub at: String,
 }
@@ -421,10 +426,12 @@ pub struct Holder {
 }
 
 impl VolumeSource {
-    /// The log that has the state.
+    /// The logs in which the state may be, the newest first.
     #[must_use]
-    pub fn log(&self) -> VolumeLog {
-        VolumeLog { store: self.store.clone(), name: self.log.clone().unwrap_or_else(|| self.volume.clone()) }
+    pub fn past(&self) -> Vec<VolumeLog> {
+        let name = self.log.clone().unwrap_or_else(|| self.volume.clone());
+        let decides = VolumeLog { store: self.store.clone(), name };
+        std::iter::once(decides).chain(self.left.iter().cloned()).collect()
     }
 }
 
@@ -447,6 +454,14 @@ impl EnvironmentVolume {
         let next = status.and_then(|status| status.next_log.clone());
         let left = status.map(|status| status.left.as_slice()).unwrap_or_default();
         self.log().into_iter().chain(next).chain(left.iter().map(LeftLog::log)).collect()
+    }
+
+    /// The logs in which former states are: the one that decides, and those that did before, the newest first.
+    #[must_use]
+    pub fn past(&self) -> Vec<VolumeLog> {
+        let left = self.status.as_ref().map(|status| status.left.as_slice()).unwrap_or_default();
+        let decided = left.iter().rev().filter(|left| left.last.is_some()).map(LeftLog::log);
+        self.log().into_iter().chain(decided).collect()
     }
 
     /// The store that the journal is to be taken to; `None`: it is where it should be.

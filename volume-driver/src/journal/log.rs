@@ -98,6 +98,12 @@ impl Log {
         self.store.name()
     }
 
+    /// Whether every node that has the store finds the same in it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
     fn key(&self, seq: u64) -> Key {
         Key::Transaction { volume: self.name.clone(), seq }
     }

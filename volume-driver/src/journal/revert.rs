@@ -23,14 +23,22 @@ use crate::template::TemplateCache;
 use crate::volume::{VolumeError, Volumes, lay_out};
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Revert {
     /// Names the order. Whoever repeats one that was cut off gets the answer that he would have had.
     pub order: String,
+    /// The log that has the state; none: the one that decides.
+    pub from: Option<Log>,
     /// The state after this transaction.
     pub sequence: u64,
     /// Absolute paths in the environment; none: all of it.
     pub paths: Vec<PathBuf>,
+}
+
+impl std::fmt::Debug for Revert {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "order {}: {:?} after transaction {}", self.order, self.paths, self.sequence)
+    }
 }
 
 /// What came of it.
@@ -55,19 +63,20 @@ impl Journal {
     ) -> Result<Reverted, JournalError> {
         let sequence = wanted.sequence;
         let before = self.before(templates, wanted, size).await?;
-        let Some(to) = self.log.state(sequence).await? else {
+        let log = wanted.from.clone().unwrap_or_else(|| self.log.clone());
+        let Some(to) = log.state(sequence).await? else {
             let what = format!("it is not kept any more, so that volume {} cannot become what it was then", self.id);
             return Err(JournalError::Damaged { volume: self.id.clone(), sequence, what });
         };
         let layers: Vec<LayerDigest> = self.layers.iter().map(|(layer, _)| layer.clone()).collect();
         let roots = layer_roots(templates, &self.id, &layers)?;
         if wanted.paths.is_empty() {
-            put_in_place(&self.volumes, &self.id, &self.log, to, roots, size, |_| Ok(())).await?;
+            put_in_place(&self.volumes, &self.id, &log, to, roots, size, |_| Ok(())).await?;
         } else {
             let (volumes, id, paths, at) =
                 (self.volumes.clone(), self.id.clone(), wanted.paths.clone(), named(sequence));
             let again = duplicates(&self.id, &roots)?;
-            with_state(&self.volumes, &self.id, &self.log, to, roots, size, move |past| {
+            with_state(&self.volumes, &self.id, &log, to, roots, size, move |past| {
                 paths::put(&volumes, &id, size, past.as_fd(), &again, &paths, &at)
             })
             .await?;

@@ -36,6 +36,18 @@ impl Wanted {
             .ok_or_else(|| ("NoSuchState", format!("`{text}` is neither a time nor the number of a transaction")))
     }
 
+    /// Whether a log reaches back to the state. `known` as for [`Log::tail`].
+    ///
+    /// # Errors
+    /// The store does not answer, or the log is damaged.
+    pub async fn is_in(self, log: &Log, known: u64) -> Result<bool, JournalError> {
+        let oldest = log.oldest(known).await?;
+        Ok(match self {
+            Self::Sequence(sequence) => oldest.position.sequence <= sequence,
+            Self::Time(time) => oldest.time <= time,
+        })
+    }
+
     /// Looks the state up in a log. `known` as for [`Log::tail`].
     ///
     /// # Errors

@@ -19,13 +19,11 @@ impl VolumeObjects {
     /// Looks up the state that a restore asks for, if nobody did.
     pub(super) async fn look_up(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
         let (Some(order), None) = (&volume.spec.restore, volume.restore()) else { return Ok(()) };
-        let Some(log) = volume.log() else { return Ok(()) };
+        let past = volume.past();
+        if past.is_empty() {
+            return Ok(());
+        }
         let publisher = &self.publisher;
-        // Once it is open here, the watch of stores brings nobody back: the retry of what failed does.
-        let store = publisher.stores.get(&log.store);
-        let object = super::volumes::name(volume);
-        let store = store.ok_or(Refusal::StoreNotReady { name: object, store: log.store })?;
-        let log = Log::named(id, &log.name, store).map_err(Refusal::from)?;
         let status = volume.status.as_ref();
         let paths: Vec<PathBuf> = order.paths.iter().map(PathBuf::from).collect();
         let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);
@@ -34,15 +32,17 @@ impl VolumeObjects {
             RestoreProgress { uid: order.uid.clone(), epoch, sequence: None, time: None, refused: None, done: None };
         let found = match Wanted::read(&order.at) {
             Err(not_there) => Err(not_there),
-            Ok(wanted) => match wanted.find(&log, known).await {
-                Ok(found) => found,
-                Err(error) if error.is_final() => Err((error.reason(), error.to_string())),
-                Err(error) => return Err(Refusal::from(error).into()),
-            },
-        };
-        let found = match found {
-            Ok(moment) if !paths.is_empty() => self.check(volume, id, moment, paths).await?,
-            found => found,
+            Ok(wanted) => {
+                let name = super::volumes::name(volume);
+                // A store that is not open here yet is waited for, and then the retry of what failed brings this back.
+                let (log, known) = publisher.log_with(&name, id, &past, known, Some(wanted)).await?;
+                match wanted.find(&log, known).await {
+                    Ok(Ok(moment)) if !paths.is_empty() => self.check(volume, id, &log, moment, paths).await?,
+                    Ok(found) => found,
+                    Err(error) if error.is_final() => Err((error.reason(), error.to_string())),
+                    Err(error) => return Err(Refusal::from(error).into()),
+                }
+            }
         };
         match found {
             Ok(moment) => {
@@ -61,6 +61,7 @@ impl VolumeObjects {
         &self,
         volume: &EnvironmentVolume,
         id: &VolumeId,
+        log: &Log,
         moment: Moment,
         paths: Vec<PathBuf>,
     ) -> Result<Result<Moment, NotThere>, VolumeTaskError> {
@@ -68,7 +69,7 @@ impl VolumeObjects {
         let Some(tended) = journals::open(publisher, volume, id.clone(), Vec::new()).await? else {
             return Ok(Ok(moment));
         };
-        let (log, subject) = (&tended.log, &tended.subject);
+        let subject = &tended.subject;
         let checked = check_paths(
             &publisher.volumes,
             &publisher.templates,

@@ -299,18 +299,24 @@ impl Publisher {
         let Some(log) = object.log() else { return Ok((None, None)) };
         let status = object.status.as_ref();
         let journal = status.and_then(|status| status.journal.as_ref());
+        let known = journal.map_or(0, |journal| journal.sequence);
+        let revert = match object.revert_for(epoch) {
+            Some((order, sequence)) => {
+                let wanted = Some(Wanted::Sequence(sequence));
+                let (log, _) = self.log_with(&call.name, &call.id, &object.past(), known, wanted).await?;
+                let paths = order.paths.iter().map(PathBuf::from).collect();
+                Some(Revert { order: order.uid.clone(), from: Some(log), sequence, paths })
+            }
+            None => None,
+        };
         let opening = Opening {
             id: call.id.clone(),
             size,
             room: status.map_or(0, EnvironmentVolumeStatus::in_use),
             epoch,
             layers: layers.to_vec(),
-            known: journal.map_or(0, |journal| journal.sequence),
-            revert: object.revert_for(epoch).map(|(order, sequence)| Revert {
-                order: order.uid.clone(),
-                sequence,
-                paths: order.paths.iter().map(PathBuf::from).collect(),
-            }),
+            known,
+            revert,
             source: self.source(call, object).await?,
         };
         let store = self.store_of(&call.name, &log).await?;
@@ -359,14 +365,13 @@ impl Publisher {
         if object.status.as_ref().is_some_and(|status| status.source.is_some()) {
             return Ok(None);
         }
-        let log = source.log();
-        let store = self.store_of(&call.name, &log).await?;
-        let log = Log::named(&VolumeId::parse(&source.volume)?, &log.name, store)?;
         let wanted = Wanted::read(&source.at).map_err(|(_, message)| Refusal::Invalid {
             field: "spec.source.at",
             value: source.at.clone(),
             message,
         })?;
+        let id = VolumeId::parse(&source.volume)?;
+        let (log, _) = self.log_with(&call.name, &id, &source.past(), 0, Some(wanted)).await?;
         Ok(Some(Source { log, wanted }))
     }
 
@@ -496,6 +501,38 @@ impl Publisher {
     pub(crate) async fn store_of(&self, name: &VolumeName, log: &VolumeLog) -> Result<Arc<Store>, Refusal> {
         let store = self.stores.wait_for(&log.store, Instant::now() + self.wait).await;
         store.ok_or_else(|| Refusal::StoreNotReady { name: name.clone(), store: log.store.clone() })
+    }
+
+    /// The log of a volume that has a state, as far as any has it, and a transaction that is in it for certain. `logs`: the one
+    /// that decides, in which `known` is, and those that were left, the newest first.
+    ///
+    /// # Errors
+    /// There is no log, its store is not open here, or it does not answer.
+    pub async fn log_with(
+        &self,
+        name: &VolumeName,
+        id: &VolumeId,
+        logs: &[VolumeLog],
+        known: u64,
+        wanted: Option<Wanted>,
+    ) -> Result<(Log, u64), Refusal> {
+        let open =
+            async |log: &VolumeLog| Ok::<_, Refusal>(Log::named(id, &log.name, self.store_of(name, log).await?)?);
+        let [decides, left @ ..] = logs else { return Err(Refusal::NotJournaled { name: name.clone() }) };
+        let mut found = (open(decides).await?, known);
+        let Some(wanted) = wanted else { return Ok(found) };
+        for left in left {
+            if wanted.is_in(&found.0, found.1).await? {
+                break;
+            }
+            let former = open(left).await?;
+            // It was deleted meanwhile.
+            if former.tail(0).await?.sequence == 0 {
+                break;
+            }
+            found = (former, 0);
+        }
+        Ok(found)
     }
 
     async fn call(&self, id: &VolumeId) -> Result<Operation, Refusal> {

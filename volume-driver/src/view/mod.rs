@@ -24,7 +24,7 @@ use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_api::view::HISTORY_FILE;
 
-pub use request::{At, Request, What};
+pub use request::{Request, What};
 
 use crate::directory::VolumeName;
 use crate::ids::{LayerDigest, VolumeId};
@@ -32,6 +32,7 @@ use crate::journal::JournalError;
 use crate::journal::local::Local;
 use crate::journal::log::{Log, Position};
 use crate::journal::restore::{layer_roots, replay};
+use crate::journal::wanted::Wanted;
 use crate::pool::{PoolError, is_mount_point, open_directory};
 use crate::publish::{Publisher, Refusal, blocking, layers};
 use crate::template::Pin;
@@ -123,8 +124,8 @@ impl Views {
         match &call.request.what {
             What::History => self.show_history(&call, &volume).await,
             What::Tree(at) => {
-                let (view, position) = self.find(&volume, *at).await?;
-                self.show_tree(&call, &volume, view, Source::Journal(position)).await
+                let (view, source) = self.find(&volume, *at).await?;
+                self.show_tree(&call, &volume, view, source).await
             }
             What::Diverged { node, epoch } => {
                 let (view, path) = self.set_aside(&volume, node, *epoch)?;
@@ -154,24 +155,24 @@ impl Views {
         Ok(())
     }
 
-    /// The state that is meant, and the transaction that it is the state after, if it has to come from the journal.
-    async fn find(&self, volume: &Volume, at: At) -> Result<(View, Option<Position>), Refusal> {
+    /// The state that is meant, and where it comes from.
+    async fn find(&self, volume: &Volume, at: Option<Wanted>) -> Result<(View, Source), Refusal> {
         let of = |sequence| View { volume: volume.id.clone(), state: State::Transaction(sequence) };
         // Whoever runs it has the newest state at hand, whether the store answers or not.
-        if at == At::Last
+        if at.is_none()
             && self.publisher.keeper.has(&volume.id)
             && let Some(newest) = Local::newest(&self.publisher.volumes, &volume.id)?
         {
-            return Ok((of(newest.base), None));
+            return Ok((of(newest.base), Source::Newest));
         }
-        let log = self.log(volume).await?;
-        let tail = log.tail(volume.known).await?;
+        let (log, known) = self.log(volume, at).await?;
+        let tail = log.tail(known).await?;
         if tail.sequence == 0 {
             return Err(Refusal::NothingYet { name: volume.name.clone() });
         }
         let position = match at {
-            At::Last => tail,
-            At::Transaction(number) => {
+            None => tail,
+            Some(Wanted::Sequence(number)) => {
                 let oldest = log.boundary().await?.sequence.max(1);
                 if number < oldest {
                     return Err(self.too_old(volume, &log, oldest).await?);
@@ -185,7 +186,7 @@ impl Views {
                 };
                 moment.position
             }
-            At::Time(time) => {
+            Some(Wanted::Time(time)) => {
                 let moment = log.at(time, tail.sequence).await?;
                 if moment.too_old {
                     return Err(self.too_old(volume, &log, moment.position.sequence).await?);
@@ -193,7 +194,7 @@ impl Views {
                 moment.position
             }
         };
-        Ok((of(position.sequence), Some(position)))
+        Ok((of(position.sequence), Source::Journal(log, position)))
     }
 
     async fn too_old(&self, volume: &Volume, log: &Log, oldest: u64) -> Result<Refusal, JournalError> {
@@ -215,19 +216,26 @@ impl Views {
         Ok((View { volume: volume.id.clone(), state }, volumes.diverged_path(&found).join(crate::volume::LIVE)))
     }
 
-    async fn log(&self, volume: &Volume) -> Result<Log, Refusal> {
-        let store = self.publisher.store_of(&volume.name, &volume.log).await?;
+    /// The log that has a state, and a transaction that is in it for certain.
+    async fn log(&self, volume: &Volume, wanted: Option<Wanted>) -> Result<(Log, u64), Refusal> {
+        let Volume { id, name, logs, known, .. } = volume;
+        let log = self.publisher.log_with(name, id, logs, *known, wanted).await?;
         let node = volume.node.as_deref().unwrap_or_default();
-        if !store.is_shared() && node != self.publisher.me.node {
-            let what = format!("the journal, which is in a directory (JournalStore `{}`),", volume.log.store);
-            return Err(Refusal::OnlyThere { name: volume.name.clone(), what, node: node.to_owned() });
+        if !log.0.is_shared() && node != self.publisher.me.node {
+            let what = format!("the journal, which is in a directory (JournalStore `{}`),", log.0.store());
+            return Err(Refusal::OnlyThere { name: name.clone(), what, node: node.to_owned() });
         }
-        Ok(Log::named(&volume.id, &volume.log.name, store)?)
+        Ok(log)
     }
 
     async fn show_history(&self, call: &ShowCall, volume: &Volume) -> Result<(), Refusal> {
-        let log = self.log(volume).await?;
-        let history = history::history(&log, &volume.id, volume.known).await?;
+        let (log, known) = self.log(volume, None).await?;
+        let mut history = history::history(&log, &volume.id, known).await?;
+        // As far back as one log ends where the next one begins.
+        for former in volume.logs.iter().skip(1) {
+            let log = Log::named(&volume.id, &former.name, self.publisher.store_of(&volume.name, former).await?)?;
+            history.precede(history::history(&log, &volume.id, 0).await?);
+        }
         let content = serde_json::to_vec(&history).map_err(|error| Refusal::CutOff(error.to_string()))?;
         let shown = Shown::new(call.target.clone(), None, Vec::new());
         self.show(call, &shown, || mount::file(HISTORY_FILE, &content, &call.target))
@@ -238,7 +246,7 @@ impl Views {
         // From here on the layers are not collected, and after this call as long as it is shown.
         self.pin(&call.handle, &volume.layers);
         let shown = async {
-            let stores: Vec<_> = publisher.stores.get(&volume.log.store).into_iter().collect();
+            let stores: Vec<_> = volume.logs.iter().filter_map(|log| publisher.stores.get(&log.store)).collect();
             publisher
                 .templates
                 .ensure(&volume.image, &volume.layers, &stores)
@@ -285,23 +293,21 @@ impl Views {
                 })
                 .await
             }
-            Source::Journal(None) => {
+            Source::Newest => {
                 let (volumes, view) = (self.publisher.volumes.clone(), view.clone());
                 blocking(move || snapshot_newest(&volumes, &view)).await
             }
-            Source::Journal(Some(position)) => self.replay(volume, view, position).await,
+            Source::Journal(log, position) => self.replay(volume, view, &log, position).await,
         }
     }
 
-    async fn replay(&self, volume: &Volume, view: &View, position: Position) -> Result<(), Refusal> {
+    async fn replay(&self, volume: &Volume, view: &View, log: &Log, position: Position) -> Result<(), Refusal> {
         let Publisher { volumes, templates, .. } = &*self.publisher;
         // Never closed.
         let _permit = self.makers.acquire().await.ok();
-        let log = self.log(volume).await?;
         let roots = layer_roots(templates, &volume.id, &volume.layers)?;
         let (made, name, room) = (volumes.clone(), view.clone(), volume.room);
-        let replayed =
-            replay(volumes, &volume.id, &log, position, roots, move |fill| made.make_view(&name, room, fill));
+        let replayed = replay(volumes, &volume.id, log, position, roots, move |fill| made.make_view(&name, room, fill));
         if replayed.await?.empty {
             volumes.drop_view(view)?;
             return Err(Refusal::NothingYet { name: volume.name.clone() });
@@ -377,8 +383,10 @@ impl Views {
 
 /// Where a copy comes from.
 enum Source {
-    /// The state after a transaction; none: the last committed snapshot on this node.
-    Journal(Option<Position>),
+    /// The last committed snapshot on this node.
+    Newest,
+    /// The state after a transaction of a log.
+    Journal(Log, Position),
     /// A subvolume.
     Subvolume(PathBuf),
 }
@@ -387,8 +395,8 @@ enum Source {
 struct Volume {
     id: VolumeId,
     name: VolumeName,
-    /// Where its journal is.
-    log: VolumeLog,
+    /// Where its journal is: the log that decides, and those that were left, the newest first.
+    logs: Vec<VolumeLog>,
     image: String,
     layers: Vec<LayerDigest>,
     node: Option<String>,
@@ -401,15 +409,17 @@ struct Volume {
 impl Volume {
     fn of(object: EnvironmentVolume, namespace: &str) -> Result<Self, Refusal> {
         let layers = layers(&object)?;
-        let log = object.log();
+        let logs = object.past();
         let status = object.status.unwrap_or_default();
         let name =
             VolumeName { namespace: namespace.to_owned(), name: object.metadata.name.clone().unwrap_or_default() };
-        let Some(log) = log else { return Err(Refusal::NotJournaled { name }) };
+        if logs.is_empty() {
+            return Err(Refusal::NotJournaled { name });
+        }
         Ok(Self {
             id: VolumeId::parse(&object.metadata.uid.unwrap_or_default())?,
             name,
-            log,
+            logs,
             image: object.spec.template.image,
             layers,
             node: status.node,

@@ -2,30 +2,19 @@
 
 use std::collections::HashMap;
 
-use jiff::Timestamp;
 use vivarium_api::view;
 
+use crate::journal::wanted::Wanted;
 use crate::publish::Refusal;
 
 /// Attributes of this prefix come from the kubelet.
 const KUBELET: &str = "csi.storage.k8s.io/";
 
-/// An instant of the past, as it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At {
-    /// The last commit.
-    Last,
-    /// After that transaction.
-    Transaction(u64),
-    /// The last commit that is not younger.
-    Time(Timestamp),
-}
-
 /// What of an environment is to be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Its tree at an instant.
-    Tree(At),
+    /// Its tree in a state; none: that of the last commit.
+    Tree(Option<Wanted>),
     /// The tree that a node set aside when it came back.
     Diverged {
         /// The node.
@@ -84,14 +73,11 @@ impl Request {
     }
 }
 
-fn instant(text: &str) -> Result<At, Refusal> {
+fn instant(text: &str) -> Result<Option<Wanted>, Refusal> {
     if text.is_empty() {
-        return Ok(At::Last);
+        return Ok(None);
     }
-    if let Ok(number) = text.parse() {
-        return Ok(At::Transaction(number));
-    }
-    text.parse().map(At::Time).map_err(|_| {
+    Wanted::parse(text).map(Some).ok_or_else(|| {
         let wanted = "it must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or the number of a transaction, or empty for the last commit";
         invalid(view::AT, text, wanted)
     })
@@ -124,11 +110,11 @@ mod tests {
     fn attributes_become_a_request() {
         let time = "2026-01-31T12:00:00Z";
         for (attributes, expected) in [
-            (&[][..], What::Tree(At::Last)),
-            (&[("at", "")], What::Tree(At::Last)),
-            (&[("at", "17")], What::Tree(At::Transaction(17))),
-            (&[("at", time), ("view", "tree")], What::Tree(At::Time(time.parse().unwrap()))),
-            (&[("at", "2026-01-31T13:00:00+01:00")], What::Tree(At::Time(time.parse().unwrap()))),
+            (&[][..], What::Tree(None)),
+            (&[("at", "")], What::Tree(None)),
+            (&[("at", "17")], What::Tree(Some(Wanted::Sequence(17)))),
+            (&[("at", time), ("view", "tree")], What::Tree(Some(Wanted::Time(time.parse().unwrap())))),
+            (&[("at", "2026-01-31T13:00:00+01:00")], What::Tree(Some(Wanted::Time(time.parse().unwrap())))),
             (&[("diverged", "n1/3")], What::Diverged { node: "n1".into(), epoch: 3 }),
             (&[("view", "history")], What::History),
         ] {

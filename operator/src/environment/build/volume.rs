@@ -64,8 +64,10 @@ pub fn branched(
             made.spec.size = source.spec.size.clone();
         }
         let volume = source.metadata.uid.clone().unwrap_or_default();
-        made.spec.source = source.log().map(|VolumeLog { store, name }| VolumeSource {
+        let mut logs = source.past().into_iter();
+        made.spec.source = logs.next().map(|VolumeLog { store, name }| VolumeSource {
             log: Some(name).filter(|name| *name != volume),
+            left: logs.collect(),
             volume,
             store,
             at: wanted.at.clone(),

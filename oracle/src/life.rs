@@ -12,7 +12,7 @@ use vivarium_node::pool::PoolSource;
 use vivarium_store::faults::Faults;
 
 use crate::application::{Application, Home};
-use crate::place::{self, Conditions, Error, Place};
+use crate::place::{self, Conditions, Error, Next, Place};
 use crate::records;
 use crate::rng::Rng;
 use crate::said::{Mouth, Origin, Said};
@@ -167,6 +167,8 @@ struct Steps<'a> {
     mouth: Mouth,
     /// None while it is taken to another log.
     journal: Option<Journal>,
+    /// The log that it is being taken to.
+    next: Option<Next>,
     workload: Workload<'a>,
     /// Of the next change.
     number: u32,
@@ -176,7 +178,7 @@ struct Steps<'a> {
 impl<'a> Steps<'a> {
     fn new(place: &'a Place, life: Life, mouth: Mouth, journal: Journal, tenant: &'a Tenant) -> Self {
         let (workload, rng) = (tenant.workload(place, life), life.rng(1));
-        Self { place, mouth, journal: Some(journal), workload, number: life.number * CHANGES, rng }
+        Self { place, mouth, journal: Some(journal), next: None, workload, number: life.number * CHANGES, rng }
     }
 
     fn change(&mut self) -> io::Result<()> {
@@ -199,8 +201,11 @@ impl<'a> Steps<'a> {
             Err(JournalError::Store { .. }) => self.mouth.say(Said::Failed)?,
             Err(error) => return Err(error.into()),
         }
-        if self.rng.once_in(5) {
-            journal = self.place.change_log(journal).await?;
+        // In between there are changes and commits.
+        match self.next.take() {
+            Some(next) => journal = self.place.end_change(journal, next).await?,
+            None if self.rng.once_in(4) => self.next = self.place.begin_change(&mut journal).await?,
+            None => {}
         }
         self.journal = Some(journal);
         if self.rng.once_in(2) {

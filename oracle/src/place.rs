@@ -93,6 +93,13 @@ pub struct Place {
     objects: PathBuf,
 }
 
+/// A log that is to decide next.
+pub struct Next {
+    log: Log,
+    /// The newest transaction in it.
+    copied: u64,
+}
+
 impl Place {
     /// Makes or adopts the pool in `state`. Store and objects are in `directory`.
     ///
@@ -162,31 +169,40 @@ impl Place {
         Log::named(&self.id, log, self.store.clone())
     }
 
-    /// Takes the journal to another log and goes on in that one; or in the same one, if the store fails before that counts, or if
-    /// nothing was written yet.
+    /// Puts into another log what it can begin with. `None`: the store fails, or nothing was written yet.
     ///
     /// # Errors
     /// What should not be.
-    pub async fn change_log(&self, mut journal: Journal) -> Result<Journal, JournalError> {
-        let epoch = journal.epoch();
+    pub async fn begin_change(&self, journal: &mut Journal) -> Result<Option<Next>, JournalError> {
         let mut object = self.object()?;
         object.logs += 1;
         object.next = format!("{}-{}", self.id, object.logs);
         object.write().map_err(self.failed("claim a log"))?;
-        let filled = async {
-            let next = self.named(&object.next)?;
-            self.pool.sync().map_err(VolumeError::from)?;
-            let Some(seed) = journal.seed().await? else { return Ok(None) };
-            let seeded = seed.put(&next, self.pool.path()).await;
-            journal.drop_seed().await?;
-            journal.copy_rest(seeded?, &next).await.map(Some)
-        };
-        let last = match filled.await {
-            Ok(Some(last)) => last,
-            Ok(None) | Err(JournalError::Store { .. }) => return Ok(journal),
+        let log = self.named(&object.next)?;
+        self.pool.sync().map_err(VolumeError::from)?;
+        let Some(seed) = journal.seed().await? else { return Ok(None) };
+        let seeded = seed.put(&log, self.pool.path()).await;
+        journal.drop_seed().await?;
+        match seeded {
+            Ok(copied) => Ok(Some(Next { log, copied })),
+            Err(JournalError::Store { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts the rest there too, and goes on in that log; or in the same one, if the store fails before that counts.
+    ///
+    /// # Errors
+    /// What should not be.
+    pub async fn end_change(&self, mut journal: Journal, next: Next) -> Result<Journal, JournalError> {
+        let epoch = journal.epoch();
+        let last = match journal.copy_rest(next.copied, &next.log).await {
+            Ok(last) => last,
+            // What was to be copied may have been collected: it was long ago that this was begun.
+            Err(JournalError::Store { .. } | JournalError::Damaged { .. }) => return Ok(journal),
             Err(error) => return Err(error),
         };
-        let to = VolumeLog { store: self.store.name().into(), name: object.next };
+        let to = VolumeLog { store: self.store.name().into(), name: next.log.name().to_string() };
         journal.doubt(Doubt::new(epoch, to, last)).await?;
         self.settle().await?;
         self.resume(epoch)

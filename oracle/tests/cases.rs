@@ -32,7 +32,8 @@ const SUPERSEDED: i32 = 4;
 const KILLED: i32 = 9;
 
 /// Fail points that only a node passes that had the volume before: they would come up too seldom.
-const COMING_BACK: [&str; 3] = ["diverged-set-aside", "superseded-deleted", "left-over-in-store"];
+const COMING_BACK: [&str; 5] =
+    ["diverged-set-aside", "superseded-deleted", "left-over-in-store", "former-log-settled", "log-adopted"];
 
 /// Every fail point that the source has.
 fn points() -> Vec<String> {
@@ -123,9 +124,8 @@ impl Case<'_> {
         // Who has opened an epoch, and which.
         let (mut opened, mut been) = (None, BTreeSet::new());
         for _ in 0..rng.between(2, 5) {
-            let comes_back = opened.is_some_and(|(last, _)| last != node) && been.contains(&node);
             let point = match rng.pick(&COMING_BACK) {
-                Some(point) if comes_back && rng.once_in(2) => point,
+                Some(point) if been.contains(&node) && rng.once_in(2) => point,
                 _ => rng.pick(points).map(String::as_str).unwrap_or_default(),
             };
             been.insert(node);

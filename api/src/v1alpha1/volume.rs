@@ -37,7 +37,7 @@ use super::condition::Condition;
         name = "Store",
         type_ = "string",
         json_path = ".spec.store",
-        description = "JournalStore that keeps its journal; empty: the data is on its node alone"
+        description = "JournalStore that is to keep its journal; empty: the data is on its node alone"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = "1"),

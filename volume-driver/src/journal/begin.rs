@@ -162,7 +162,7 @@ impl Journal {
         let is_ours = local.log().is_none_or(|log| log == self.log.name().as_str());
         self.local = Some(local);
         // The object was read for this epoch, and says which one decides.
-        self.with_local(|local| local.end_doubt()).await?;
+        self.with_local(|local| local.end_doubt().and_then(|()| local.unpin_seed())).await?;
         if !is_ours {
             let has_it = match &attempt {
                 Some(attempt) => self.log.position(attempt.position.sequence).await? == Some(attempt.position),

@@ -12,7 +12,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
-use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus, LeftLog, RestoreProgress};
+use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus, LeftLog, RestoreProgress, VolumeLog};
 
 use super::directory::{apply, condition_part};
 use super::journals::{self, Journals, TendError, Tended};
@@ -64,13 +64,15 @@ impl Keeping {
         }
     }
 
-    async fn round(&self, memories: &mut HashMap<VolumeId, Memory>) -> Result<(), ApiError> {
+    async fn round(&self, memories: &mut HashMap<VolumeLog, Memory>) -> Result<(), ApiError> {
         let journals = Journals::read(&self.client, &self.namespace).await?;
         self.tell_diverged(&journals.volumes).await;
         let mut remembered = HashMap::new();
         for (volume, id) in journals.of(&self.publisher.me.node) {
             // What another node keeps from now on is forgotten here.
-            let memory = remembered.entry(id.clone()).or_insert(memories.remove(&id).unwrap_or_default());
+            let Some(log) = volume.log() else { continue };
+            let memory = memories.remove(&log).unwrap_or_default();
+            let memory = remembered.entry(log).or_insert(memory);
             let wanted = waited_for(volume, &journals.volumes);
             if let Err(error) = self.keep_one(volume, id, wanted, memory).await {
                 tracing::warn!(%error, volume = %name(volume), "its journal is kept short later");

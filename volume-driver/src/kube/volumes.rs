@@ -126,7 +126,7 @@ impl VolumeObjects {
         if volume.status.as_ref().is_some_and(|status| status.journal.is_some() && status.log.is_none()) {
             self.publisher.name_log(&name(volume), &id).await?;
         }
-        if volume.next_store().is_some() {
+        if volume.next_store().is_some() || volume.status.as_ref().is_some_and(|status| status.next_log.is_some()) {
             self.publisher.change_store(&name(volume), &id);
         }
         if decide::says_published(volume) {

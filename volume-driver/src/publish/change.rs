@@ -127,7 +127,12 @@ impl Publisher {
             let _alone = alone;
             let [mut pause, most] = AGAIN;
             loop {
-                let Err(error) = this.try_change(&name, &id).await else { return };
+                let error = match this.try_change(&name, &id).await {
+                    // What became of it, the object says.
+                    Ok(true) => continue,
+                    Ok(false) => return,
+                    Err(error) => error,
+                };
                 tracing::warn!(%error, volume = %name, "its journal is taken to another store later");
                 if let Err(error) = this.tell_change(&name, &id, Err((error.reason(), error.to_string()))).await {
                     tracing::info!(%error, volume = %name, "what is in the way of that is told later");
@@ -152,30 +157,33 @@ impl Publisher {
         Ok(self.directory.store_current(&object, found).await?)
     }
 
-    /// Makes one attempt, if there is anything to be done here.
-    async fn try_change(&self, name: &VolumeName, id: &VolumeId) -> Result<(), ChangeError> {
-        let Some(task) = self.find_task(name, id).await? else { return Ok(()) };
+    /// Makes one attempt. `false`: nothing is to be done here.
+    async fn try_change(&self, name: &VolumeName, id: &VolumeId) -> Result<bool, ChangeError> {
+        let Some(task) = self.find_task(name, id).await? else { return Ok(false) };
         let from = task.record.store.clone();
         let message = format!("the journal is taken from JournalStore `{from}` to `{}`", task.to);
         self.tell_change(name, id, Err(("ChangingStore", message))).await?;
         self.change(&task).await?;
-        tracing::info!(volume = %name, from, to = task.to, "the journal is in another store");
-        Ok(self.tell_change(name, id, Ok(())).await?)
+        tracing::info!(volume = %name, from, to = task.to, "the journal was taken to another store");
+        Ok(true)
     }
 
-    async fn find_task(&self, name: &VolumeName, id: &VolumeId) -> Result<Option<Task>, Refusal> {
-        let object = match self.object(name, id).await {
+    async fn find_task(&self, name: &VolumeName, id: &VolumeId) -> Result<Option<Task>, ChangeError> {
+        let mut object = match self.object(name, id).await {
             Err(Refusal::NoObject { .. }) => return Ok(None),
             other => other?,
-        };
-        let Some(to) = object.next_store().map(str::to_owned) else {
-            self.tell_change(name, id, Ok(())).await?;
-            return Ok(None);
         };
         let (records, volume) = (self.records.clone(), id.clone());
         let Some(publication) = blocking(move || Ok(records.get(&volume)?)).await? else { return Ok(None) };
         let epoch = publication.stage.epoch;
         let Some(record) = publication.journal.filter(|_| holds(&object, &self.me.session, epoch)) else {
+            return Ok(None);
+        };
+        let Some(to) = object.next_store().map(str::to_owned) else {
+            if give_up(&mut object) && !self.directory.swap_status(&object).await? {
+                return Err(ChangeError::Changed);
+            }
+            self.tell_change(name, id, Ok(())).await?;
             return Ok(None);
         };
         Ok(Some(Task { name: name.clone(), id: id.clone(), epoch, record, to }))
@@ -222,8 +230,9 @@ impl Publisher {
                         change.committed(head);
                         continue;
                     }
+                    self.is_wanted(task).await?;
                     // No call of the kubelet finds the journal closed while it changes.
-                    let alone = self.operations.begin(id).ok_or_else(|| Refusal::Busy(id.clone()))?;
+                    let alone = self.operations.own(id).await.ok_or_else(|| Refusal::Busy(id.clone()))?;
                     let mut holding = self.keeper.hold(id, *epoch).await?;
                     let last = holding.copy_rest(copied, next).await?;
                     change.hold(Some(last));
@@ -247,19 +256,18 @@ impl Publisher {
         }
     }
 
+    /// The object, if it still names the same store and incarnation.
+    async fn is_wanted(&self, task: &Task) -> Result<EnvironmentVolume, ChangeError> {
+        let object = self.object(&task.name, &task.id).await?;
+        let wanted = object.next_store() == Some(&task.to) && holds(&object, &self.me.session, task.epoch);
+        if wanted { Ok(object) } else { Err(ChangeError::Changed) }
+    }
+
     /// Has the object name a log that nobody ever wrote to.
     async fn claim(&self, task: &Task) -> Result<(VolumeLog, u32), ChangeError> {
-        let mut object = self.object(&task.name, &task.id).await?;
-        if object.next_store() != Some(&task.to) || !holds(&object, &self.me.session, task.epoch) {
-            return Err(ChangeError::Changed);
-        }
+        let mut object = self.is_wanted(task).await?;
+        give_up(&mut object);
         let status = object.status.get_or_insert_default();
-        if let Some(given_up) = status.next_log.take()
-            && let Err(error) = self.purge_log(&task.name, &task.id, &given_up).await
-        {
-            tracing::info!(%error, log = given_up.name, "what an attempt has left is deleted later");
-            leave(status, given_up, None);
-        }
         // The one that decides at present comes there as well.
         if status.left.len() >= MOST_LEFT {
             return Err(ChangeError::TooManyLeft);
@@ -379,6 +387,15 @@ fn holds(object: &EnvironmentVolume, session: &str, epoch: u64) -> bool {
 fn says_other_store(object: &EnvironmentVolume) -> bool {
     let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     condition::find(conditions, STORE_CURRENT).is_some_and(|found| found.status != ConditionStatus::True)
+}
+
+/// Leaves the log of an attempt that was given up, if there is one: from then on no object of that version can name it as the one
+/// that decides, and what is in it is deleted.
+fn give_up(object: &mut EnvironmentVolume) -> bool {
+    let status = object.status.get_or_insert_default();
+    let Some(next) = status.next_log.take() else { return false };
+    leave(status, next, None);
+    true
 }
 
 fn leave(status: &mut EnvironmentVolumeStatus, log: VolumeLog, last: Option<u64>) {

@@ -46,15 +46,24 @@ impl Operations {
 
     /// The right to do to a volume what a call is about; `None` if another call has it, or the driver itself for long.
     pub async fn call(&self, id: &VolumeId) -> Option<Operation> {
+        self.wait(id, Behalf::Caller).await
+    }
+
+    /// The right to do something to a volume for the driver itself, once nobody has it; `None` if somebody has it for long.
+    pub async fn own(&self, id: &VolumeId) -> Option<Operation> {
+        self.wait(id, Behalf::Driver).await
+    }
+
+    async fn wait(&self, id: &VolumeId, behalf: Behalf) -> Option<Operation> {
         let deadline = tokio::time::sleep(PATIENCE);
         tokio::pin!(deadline);
         loop {
             // What ends after the look is heard of as well.
             let ended = self.0.ended.notified();
-            match self.take(id, Behalf::Caller) {
-                Ok(operation) => return Some(operation),
-                Err(Behalf::Caller) => return None,
-                Err(Behalf::Driver) => {}
+            match (self.take(id, behalf), behalf) {
+                (Ok(operation), _) => return Some(operation),
+                (Err(Behalf::Caller), Behalf::Caller) => return None,
+                (Err(_), _) => {}
             }
             tokio::select! {
                 () = ended => {}
@@ -108,8 +117,12 @@ mod tests {
         let call = call.await.unwrap().unwrap();
         assert!(operations.call(&a).await.is_none(), "another call has it");
         assert!(operations.begin(&a).is_none());
+        let (waiting, id) = (operations.clone(), a.clone());
+        let own = tokio::spawn(async move { waiting.own(&id).await });
+        tokio::time::sleep(PATIENCE / 2).await;
+        assert!(!own.is_finished(), "the driver waits for a call");
         drop(call);
-        let _own = operations.begin(&a).unwrap();
+        let _own = own.await.unwrap().unwrap();
         assert!(operations.call(&a).await.is_none(), "the driver has it for too long");
     }
 }

@@ -30,6 +30,7 @@ use crate::kube::proving::Proving;
 use crate::kube::standby::Standbys;
 use crate::kube::stores::{StoreObjects, Stores};
 use crate::kube::templates::Templates;
+use crate::kube::trials::Trials;
 use crate::kube::volumes::VolumeObjects;
 use crate::pool::probe::Probe;
 use crate::pool::{Pool, PoolError, PoolSource};
@@ -78,6 +79,9 @@ pub enum ServeError {
     /// The leases of environments.
     #[error("the leases of environments cannot be read: {0}")]
     Leases(std::io::Error),
+    /// What is known of stores.
+    #[error("what is known of stores cannot be kept: {0}")]
+    Trials(std::io::Error),
     /// What is shown to those who read.
     #[error("the records of what is shown to pods cannot be read: {0}")]
     Views(std::io::Error),
@@ -160,7 +164,8 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let is_well: IsWell = Arc::new(move || !probe.hangs());
     publisher.bind_again().await?;
     start_witnesses(&mut tasks, &args, &client, &session, &publisher, is_well);
-    start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates);
+    let trials = Trials::open(&args.run_dir, &session.id).map_err(ServeError::Trials)?;
+    start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates, trials);
     publisher.resume_journals()?;
     publisher.resume_pending()?;
     let keeper = publisher.keeper.clone();
@@ -326,6 +331,7 @@ fn start_cluster_tasks(
     client: &::kube::Client,
     publisher: &Arc<Publisher>,
     templates: Arc<TemplateCache>,
+    trials: Trials,
 ) {
     let collect = Arc::new(Notify::new());
     let templates = Arc::new(Templates {
@@ -353,6 +359,7 @@ fn start_cluster_tasks(
         node: args.node_name.clone(),
         namespace: args.namespace.clone(),
         stores: publisher.stores.clone(),
+        trials,
     };
     tasks.spawn(async move {
         stores.run().await;

@@ -12,6 +12,7 @@ pub mod restores;
 pub mod standby;
 pub mod stores;
 pub mod templates;
+pub mod trials;
 pub mod volumes;
 
 use std::fmt::{Debug, Display};

@@ -1,5 +1,5 @@
 //! `JournalStore`s: opens each, tries it out once in the life of this process and again when the object or its credentials
-//! change, says in its status what was found, and hands out those that did what they have to.
+//! change, and meanwhile uses one that was proven in this session ([`super::trials`]); says in its status what was found, and hands out those that did what they have to.
 //!
 //! Each node writes its own entry; the conditions follow from all entries ([`conditions`], pure), whoever writes last.
 //! A store that was proven stays in use while it does not answer: only its own misbehaviour takes it out.
@@ -25,6 +25,7 @@ use vivarium_api::v1alpha1::store::NodeStore;
 use vivarium_store::Store;
 use vivarium_store::object::{self, ACCESS_KEY, SECRET_KEY, StoreError};
 
+use super::trials::Trials;
 use super::{ApiError, failed, is_conflict, is_gone};
 
 /// How long a trial may take.
@@ -89,6 +90,8 @@ pub struct StoreObjects {
     pub namespace: String,
     /// Where proven stores go.
     pub stores: Stores,
+    /// What former processes of the session found.
+    pub trials: Trials,
 }
 
 /// One object that is worked on.
@@ -174,12 +177,14 @@ impl StoreObjects {
             let result = match found {
                 Ok(store) => {
                     tracing::info!(store = name, "the store was tried and is in use");
-                    self.stores.put(&name, Some(Arc::new(store)));
+                    self.note(&object, version.as_deref(), true);
+                    self.stores.put(&name, Some(store));
                     Ok(())
                 }
                 Err(error) => {
                     tracing::warn!(store = name, reason = error.reason(), "{error}");
                     if matches!(error, StoreError::NotAtomic(_)) {
+                        self.note(&object, version.as_deref(), false);
                         self.stores.put(&name, None);
                     }
                     Err(error)
@@ -214,6 +219,12 @@ impl StoreObjects {
         }
     }
 
+    fn note(&self, object: &JournalStore, secret: Option<&str>, proven: bool) {
+        if let Err(error) = self.trials.note(object, secret, proven) {
+            tracing::warn!(%error, store = object.name_any(), "what the store is like is not known to the next process");
+        }
+    }
+
     /// Versions of the Secret that holds the credentials, beginning with the present one. An absent one has none.
     fn secret_changes(&self, object: &JournalStore) -> BoxStream<'static, Option<String>> {
         let Some(s3) = &object.spec.s3 else { return futures::stream::empty().boxed() };
@@ -236,7 +247,7 @@ impl StoreObjects {
     }
 
     /// Opens and tries a store. Also the version of the Secret that was read, if there was one.
-    async fn open(&self, object: &JournalStore) -> (Result<Store, StoreError>, Option<String>) {
+    async fn open(&self, object: &JournalStore) -> (Result<Arc<Store>, StoreError>, Option<String>) {
         let mut version = None;
         let opened = async {
             let secret = match &object.spec.s3 {
@@ -246,7 +257,10 @@ impl StoreObjects {
             version = secret.as_ref().and_then(ResourceExt::resource_version);
             let config = object::config(object, secret.as_ref())?;
             let opened = tokio::task::spawn_blocking(move || Store::open(&config)).await;
-            let store = opened.map_err(|error| StoreError::Invalid(error.to_string()))??;
+            let store = Arc::new(opened.map_err(|error| StoreError::Invalid(error.to_string()))??);
+            if self.trials.has(object, version.as_deref()) {
+                self.stores.put(&object.name_any(), Some(store.clone()));
+            }
             store.prove(Instant::now() + TRIAL).await?;
             Ok(store)
         }

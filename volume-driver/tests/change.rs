@@ -18,12 +18,18 @@ use std::time::Duration;
 
 use object_store::memory::InMemory;
 use support::cluster::Cluster;
+use support::place::Place;
 use support::registry::{Packing, Registry};
 use support::tarball::Tarball;
 use support::{TestNode, id};
 use vivarium_api::v1alpha1::volume::VolumeLog;
+use vivarium_journal::Kind;
 use vivarium_node::csi::node::Node;
 use vivarium_node::directory::VolumeName;
+use vivarium_node::journal::JournalError;
+use vivarium_node::journal::begin::{Opening, Origin};
+use vivarium_node::journal::change::Doubt;
+use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::log::Log;
 use vivarium_node::journal::wanted::Wanted;
 use vivarium_node::publish::{PodName, PublishCall, Publisher, StageCall};
@@ -289,4 +295,62 @@ async fn a_directory_of_a_node_is_no_store_to_go_to() {
     // Whoever takes it back is told that all is well.
     bench.cluster.change(|object| object.spec.store = Some("a".into()));
     eventually("it is told", || bench.cluster.told().last() == Some(&"Current")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_doubt_nothing_can_be_committed_by_the_next_process_either() {
+    let (place, store) = (Place::new(), Arc::new(Store::memory("a")));
+    let (mut journal, _) = place.begin(&store, 1).await.unwrap();
+    std::fs::write(place.upper("one"), b"1").unwrap();
+    place.commit(&mut journal).await;
+    let to = VolumeLog { store: "a".into(), name: "v1-1".into() };
+    journal.doubt(Doubt::new(1, to, 2)).await.unwrap();
+    let opening =
+        Opening { id: id("v1"), size: 0, room: 0, epoch: 1, layers: vec![], known: 0, revert: None, source: None };
+    let log = Log::new(&opening.id, store.clone()).unwrap();
+    let mut journal = Journal::resume(&place.volumes, &place.templates, log, &opening).unwrap();
+    std::fs::write(place.upper("two"), b"2").unwrap();
+    place.pool.sync().unwrap();
+    let refused = journal.commit().await.unwrap_err();
+    assert!(matches!(refused, JournalError::Doubtful { .. }), "{refused}");
+    // An epoch that is opened later is opened in the log that the object names.
+    let (mut journal, origin) = place.begin(&store, 2).await.unwrap();
+    assert_eq!(origin, Origin::Here);
+    assert!(place.commit(&mut journal).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_under_way_for_another_log_is_not_sent_to_the_one_that_decides() {
+    let faulty = Faulty::new(Arc::new(InMemory::new()), 7, Faults::NONE);
+    let (place, store) = (Place::new(), Arc::new(Store::over("a", Arc::new(faulty.clone()), Sizes::default())));
+    let (mut journal, _) = place.begin(&store, 1).await.unwrap();
+    std::fs::write(place.upper("one"), b"1").unwrap();
+    place.commit(&mut journal).await;
+    // Another log with the same, in which somebody else may go on.
+    let next = Log::named(&id("v1"), "v1-1", Arc::new(Store::memory("b"))).unwrap();
+    let seed = journal.seed().await.unwrap().unwrap();
+    let seeded = seed.put(&next, place.pool.path()).await.unwrap();
+    journal.commit().await.unwrap();
+    faulty.set(DEAD);
+    std::fs::write(place.upper("two"), b"2").unwrap();
+    place.pool.sync().unwrap();
+    assert!(journal.commit().await.is_err());
+    drop(journal);
+
+    let opening = Opening {
+        id: id("v1"),
+        size: 64 << 20,
+        room: 0,
+        epoch: 2,
+        layers: vec![],
+        known: 0,
+        revert: None,
+        source: None,
+    };
+    let begun = Journal::begin(&place.volumes, &place.templates, next.clone(), &opening, async || true).await;
+    let (mut journal, origin) = begun.unwrap();
+    assert_eq!(origin, Origin::Here, "the base counts in both");
+    assert_eq!(next.tail(0).await.unwrap().sequence, seeded + 1, "a barrier, and nothing else");
+    assert_eq!(next.kind(seeded + 1).await.unwrap(), Some(Kind::Barrier));
+    assert!(place.commit(&mut journal).await > 0, "what it was about is in the tree still");
 }

@@ -27,7 +27,7 @@ use vivarium_journal::Kind;
 use vivarium_node::csi::node::Node;
 use vivarium_node::directory::VolumeName;
 use vivarium_node::journal::JournalError;
-use vivarium_node::journal::begin::{Opening, Origin};
+use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::change::Doubt;
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::log::Log;
@@ -102,6 +102,18 @@ impl Bench {
         }
         self.cluster.change(|object| object.spec.store = Some("b".into()));
         self.publisher().change_store(&name(), &id(VOLUME));
+    }
+
+    /// The journal is closed, and the API server does not hear which log is to decide: the two, and their ends.
+    async fn in_doubt(&self) -> (VolumeLog, VolumeLog, (u64, u64)) {
+        self.committed("one").await;
+        let former = self.log();
+        self.cluster.switches.block(true);
+        self.want_another_store().await;
+        eventually("the journal is closed", || !self.publisher().keeper.has(&id(VOLUME))).await;
+        let next = self.cluster.object().status.unwrap().next_log.unwrap();
+        let ends = (self.tail(&former).await, self.tail(&next).await);
+        (former, next, ends)
     }
 
     fn log(&self) -> VolumeLog {
@@ -229,13 +241,7 @@ async fn a_store_that_does_not_answer_can_be_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_committed_while_it_is_not_known_which_store_decides() {
     let bench = Bench::new().await;
-    bench.committed("one").await;
-    let former = bench.log();
-    bench.cluster.switches.block(true);
-    bench.want_another_store().await;
-    eventually("the journal is closed", || !bench.publisher().keeper.has(&id(VOLUME))).await;
-    let next = bench.cluster.object().status.unwrap().next_log.unwrap();
-    let ends = (bench.tail(&former).await, bench.tail(&next).await);
+    let (former, next, ends) = bench.in_doubt().await;
     assert!(ends.0 <= ends.1, "the next log has everything");
     bench.write("two");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -252,13 +258,7 @@ async fn nothing_is_committed_while_it_is_not_known_which_store_decides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_lost_the_volume_in_between_adds_to_neither_store() {
     let bench = Bench::new().await;
-    bench.committed("one").await;
-    let former = bench.log();
-    bench.cluster.switches.block(true);
-    bench.want_another_store().await;
-    eventually("the journal is closed", || !bench.publisher().keeper.has(&id(VOLUME))).await;
-    let next = bench.cluster.object().status.unwrap().next_log.unwrap();
-    let ends = (bench.tail(&former).await, bench.tail(&next).await);
+    let (former, next, ends) = bench.in_doubt().await;
     bench.cluster.give("n2", "s9", 2);
     bench.write("two");
     bench.cluster.switches.block(false);
@@ -305,8 +305,7 @@ async fn in_doubt_nothing_can_be_committed_by_the_next_process_either() {
     place.commit(&mut journal).await;
     let to = VolumeLog { store: "a".into(), name: "v1-1".into() };
     journal.doubt(Doubt::new(1, to, 2)).await.unwrap();
-    let opening =
-        Opening { id: id("v1"), size: 0, room: 0, epoch: 1, layers: vec![], known: 0, revert: None, source: None };
+    let opening = Place::opening(1);
     let log = Log::new(&opening.id, store.clone()).unwrap();
     let mut journal = Journal::resume(&place.volumes, &place.templates, log, &opening).unwrap();
     std::fs::write(place.upper("two"), b"2").unwrap();
@@ -337,16 +336,7 @@ async fn what_was_under_way_for_another_log_is_not_sent_to_the_one_that_decides(
     assert!(journal.commit().await.is_err());
     drop(journal);
 
-    let opening = Opening {
-        id: id("v1"),
-        size: 64 << 20,
-        room: 0,
-        epoch: 2,
-        layers: vec![],
-        known: 0,
-        revert: None,
-        source: None,
-    };
+    let opening = Place::opening(2);
     let begun = Journal::begin(&place.volumes, &place.templates, next.clone(), &opening, async || true).await;
     let (mut journal, origin) = begun.unwrap();
     assert_eq!(origin, Origin::Here, "the base counts in both");

@@ -23,7 +23,7 @@ use object_store::memory::InMemory;
 use support::id;
 use support::place::Place;
 use vivarium_node::journal::JournalError;
-use vivarium_node::journal::begin::{Opening, Origin};
+use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::log::Log;
 use vivarium_store::faults::{Faults, Faulty};
@@ -113,16 +113,7 @@ async fn a_volume_that_is_taken_away_while_it_is_opened_is_not_restored() {
     let (mut journal, _) = a.begin(&store, 1).await.unwrap();
     fs::write(a.upper("one"), b"1").unwrap();
     a.commit(&mut journal).await;
-    let opening = Opening {
-        id: id("v1"),
-        size: 64 << 20,
-        room: 0,
-        epoch: 2,
-        layers: vec![],
-        known: 0,
-        revert: None,
-        source: None,
-    };
+    let opening = Place::opening(2);
     let lost =
         Journal::begin(&b.volumes, &b.templates, Log::new(&opening.id, store).unwrap(), &opening, async || false).await;
     assert!(matches!(lost, Err(JournalError::Lost { .. })));

@@ -31,7 +31,7 @@ use vivarium_sys::btrfs::SubvolumeInfo;
 use super::capture::{Difference, capture};
 use super::commit::{Journal, header};
 use super::local::{Local, Snapshot};
-use super::log::{Appended, Boundary, Log, Unnamed, path_of};
+use super::log::{Appended, Boundary, Log, Position, Unnamed, path_of};
 use super::{JournalError, blocking};
 use crate::ids::{LayerDigest, VolumeId};
 use crate::volume::Volumes;
@@ -50,14 +50,6 @@ pub struct Seed {
 }
 
 impl Seed {
-    pub(super) fn new(
-        transaction: Transaction<File>,
-        tree: Snapshot,
-        layers: Arc<Vec<(LayerDigest, SubvolumeInfo)>>,
-    ) -> Self {
-        Self { transaction, tree, layers }
-    }
-
     /// Puts it into a log that holds nothing; the number of its transaction. The boundary comes last: who looks for the end of
     /// a log begins there.
     ///
@@ -70,13 +62,10 @@ impl Seed {
         let file = Unnamed::new(pool).map_err(io)?;
         let to = file.file.try_clone().map_err(io)?;
         let volume = log.volume().clone();
-        let head = super::log::Position {
-            sequence: number,
-            epoch: transaction.header().epoch,
-            digest: transaction.summary().digest,
-        };
+        let (epoch, digest) = (transaction.header().epoch, transaction.summary().digest);
+        let head = Position { sequence: number, epoch, digest };
         let captured = blocking(log.volume(), move || {
-            let mut header = header(&volume, Kind::Checkpoint, head.epoch, head, &layers);
+            let mut header = header(&volume, Kind::Checkpoint, epoch, head, &layers);
             (header.first, header.sequence) = (0, number);
             let infos: Vec<SubvolumeInfo> = layers.iter().map(|(_, info)| *info).collect();
             let difference = Difference { snapshot: tree.root.as_fd(), info: tree.info, base: None, layers: &infos };
@@ -137,7 +126,7 @@ impl Journal {
         let layers = self.layers.clone();
         self.with_local(move |local| {
             let Some((transaction, tree)) = local.pin_seed(&attempt)? else { return Ok(None) };
-            Ok(Some(Seed::new(transaction, tree, layers)))
+            Ok(Some(Seed { transaction, tree, layers }))
         })
         .await
     }

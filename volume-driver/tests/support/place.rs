@@ -31,17 +31,12 @@ impl Place {
         Self { volumes: Volumes::open(pool.clone()).unwrap(), pool, templates, node }
     }
 
+    pub fn opening(epoch: u64) -> Opening {
+        Opening { id: id("v1"), size: 64 << 20, room: 0, epoch, layers: vec![], known: 0, revert: None, source: None }
+    }
+
     pub async fn begin(&self, store: &Arc<Store>, epoch: u64) -> Result<(Journal, Origin), JournalError> {
-        let opening = Opening {
-            id: id("v1"),
-            size: 64 << 20,
-            room: 0,
-            epoch,
-            layers: vec![],
-            known: 0,
-            revert: None,
-            source: None,
-        };
+        let opening = Self::opening(epoch);
         Journal::begin(
             &self.volumes,
             &self.templates,

@@ -14,6 +14,8 @@ pub fn content(lease: &Lease) -> node::Lease {
     let session = spec.and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
     let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
     let annotations = lease.metadata.annotations.as_ref();
-    let fenced = annotations.and_then(|all| all.get(names::ANNOTATION_FENCED)) == Some(&session);
-    node::Lease { session, duration: Duration::from_secs(seconds.unwrap_or(0)), fenced }
+    let annotation = |name| annotations.and_then(|all| all.get(name));
+    let fenced = annotation(names::ANNOTATION_FENCED) == Some(&session);
+    let renewed = annotation(names::ANNOTATION_RENEWED).and_then(|at| at.parse().ok()).unwrap_or(0);
+    node::Lease { session, duration: Duration::from_secs(seconds.unwrap_or(0)), fenced, renewed }
 }

@@ -31,6 +31,8 @@ pub const ANNOTATION_AWAITED: &str = "vivarium.dev/awaited";
 pub const ANNOTATION_MOVE_TO: &str = "vivarium.dev/move-to";
 /// Annotation on a node's `Lease`: the session of the node driver.
 pub const ANNOTATION_SESSION: &str = "vivarium.dev/session";
+/// On the same `Lease`: when the node renewed it, in milliseconds of `CLOCK_BOOTTIME` there.
+pub const ANNOTATION_RENEWED: &str = "vivarium.dev/renewed";
 /// On the same `Lease`: the session that was fenced, if one was. It counts while it is the lease's own session.
 pub const ANNOTATION_FENCED: &str = "vivarium.dev/fenced";
 /// On the same `Lease`: the session that somebody wants to be ended, as if its node had fallen silent.

@@ -69,7 +69,8 @@ struct Node<W> {
     found_fenced: bool,
     /// Since when it is suspect, or fenced, without a break.
     suspect: Option<(Instant, W)>,
-    /// Meanwhile there was a storm. When that passes, not all are heard at the same instant, and the last must not pay for it.
+    /// There was a storm since it fell silent. When that passes, not all are heard at the same instant, and the last must not
+    /// pay for it. Nor must one of which an old beat arrives now, so that it is suspect again a moment later, and then alone.
     storm: bool,
 }
 
@@ -188,7 +189,7 @@ impl<W: Copy> Book<W> {
                 // What the former one held has to be taken from it.
                 self.looked = None;
             }
-            node.observer.saw_lease(&version, lease.duration, now);
+            node.observer.saw_lease(&version, &lease, now);
             node.lease = lease;
             let current = &node.lease.session;
             for (session, ending) in self.endings.iter_mut().filter(|(_, ending)| ending.node == name) {
@@ -338,7 +339,7 @@ impl<W: Copy> Book<W> {
         let storm = storm::is_storm(self.nodes.iter().map(|(name, node)| (node.state(now), zone(name))));
         let mut ends = Vec::new();
         for (name, node) in &mut self.nodes {
-            node.storm = node.suspect.is_some() && (node.storm || storm);
+            node.storm = node.observer.falls_silent(now) && (node.storm || node.suspect.is_some() && storm);
             let session = &node.lease.session;
             if node.observer.wants_beats(now) {
                 tasks.push(Task::LookForBeats { node: name.clone(), session: session.clone() });

@@ -19,6 +19,8 @@ pub struct Lease {
     pub duration: Duration,
     /// Whether somebody ended this session.
     pub fenced: bool,
+    /// When the node wrote this, in milliseconds of its clock, as beats are numbered; 0: it does not say.
+    pub renewed: u64,
 }
 
 /// The authority of one session.
@@ -67,7 +69,7 @@ impl Authority {
     pub fn lease(&self, now: Instant) -> Lease {
         let long = self.promised.values().any(|until| *until > now.after(self.timing.lease));
         let duration = if self.restarting || long { self.timing.extension } else { self.timing.lease };
-        Lease { session: self.session.clone(), duration, fenced: false }
+        Lease { session: self.session.clone(), duration, fenced: false, renewed: now.as_millis() }
     }
 
     /// A renewal that was sent at `sent` was acknowledged; `lease` is what it wrote.
@@ -246,7 +248,12 @@ mod tests {
 
     #[test]
     fn either_witness_ends_the_session_for_ever() {
-        let lease = |session: &str, fenced| Lease { session: session.into(), duration: Duration::from_secs(4), fenced };
+        let lease = |session: &str, fenced| Lease {
+            session: session.into(),
+            duration: Duration::from_secs(4),
+            fenced,
+            renewed: 0,
+        };
         let mut by_store = authority();
         by_store.fenced();
         let mut by_lease = authority();

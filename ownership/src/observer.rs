@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::node::Lease;
 use crate::{Instant, Timing};
 
 /// What an observer knows of one node.
@@ -17,7 +18,9 @@ pub struct Observer {
     /// The `Lease` as it was seen last, and since when it is so.
     lease: Option<Seen<String>>,
     duration: Duration,
-    /// The newest beat that was looked for since the `Lease` changed, and since when.
+    /// When the node wrote it, in milliseconds of its clock.
+    renewed: u64,
+    /// The newest beat that is newer than the `Lease`, and when it was made, at the latest.
     beat: Option<Seen<u64>>,
 }
 
@@ -31,15 +34,15 @@ impl Observer {
     /// Nothing is known.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
-        Self { timing, contact: None, lease: None, duration: timing.lease, beat: None }
+        Self { timing, contact: None, lease: None, duration: timing.lease, renewed: 0, beat: None }
     }
 
     /// The API server answered at `now` a question that it was asked at or after the answer before: the node's `Lease` has
-    /// this version and duration.
-    pub fn saw_lease(&mut self, version: &str, duration: Duration, now: Instant) {
+    /// this version and content.
+    pub fn saw_lease(&mut self, version: &str, lease: &Lease, now: Instant) {
         let blind = self.contact.is_none_or(|last| now.since(last) > self.timing.contact);
         self.contact = Some(now);
-        self.duration = duration;
+        (self.duration, self.renewed) = (lease.duration, lease.renewed);
         if self.lease.as_ref().is_none_or(|seen| seen.what != version) {
             self.lease = Some(Seen { what: version.into(), since: now });
             self.beat = None;
@@ -49,16 +52,16 @@ impl Observer {
         }
     }
 
-    /// The newest beat of the node's session in a store. The first that is found may have been there before the node fell
-    /// silent. So it says nothing if it is found so early that the next of a living node will be found in time.
+    /// The newest beat of the node's session in a store. It may have been made long before it is found, by a node that is
+    /// dead, if the store did not answer meanwhile. By the node's clock it was made so and so long after the `Lease` was
+    /// written, which was seen later than that.
     pub fn saw_beat(&mut self, number: u64, now: Instant) {
-        let early = self.silent_for(now) <= self.timing.beat_after + self.timing.renew * 6 / 10;
-        let since = match (&self.beat, &self.lease) {
-            (Some(seen), _) if seen.what >= number => return,
-            (None, Some(lease)) if early => lease.since,
-            _ => now,
-        };
-        self.beat = Some(Seen { what: number, since });
+        if number <= self.renewed || self.beat.as_ref().is_some_and(|seen| seen.what >= number) {
+            return;
+        }
+        let after = Duration::from_millis(number - self.renewed);
+        let made = self.lease.as_ref().map_or(now, |lease| lease.since.after(after).min(now));
+        self.beat = Some(Seen { what: number, since: made });
     }
 
     /// The node has begun another session: what was seen of the former one says nothing.
@@ -113,10 +116,15 @@ mod tests {
         Instant(tenths * 100_000_000)
     }
 
+    /// A lease that was written at an instant of the node's clock, which here is that of everybody.
+    fn lease(duration: Duration, written: u64) -> Lease {
+        Lease { session: "s".into(), duration, fenced: false, renewed: at(written).as_millis() }
+    }
+
     /// Looks every second from `from` on, and says when the node was first suspect.
     fn watch(observer: &mut Observer, from: u64, to: u64, duration: Duration) -> Option<u64> {
         for now in (from..=to).step_by(10) {
-            observer.saw_lease("1", duration, at(now));
+            observer.saw_lease("1", &lease(duration, 0), at(now));
             if observer.is_suspect(at(now)) {
                 return Some(now);
             }
@@ -129,7 +137,7 @@ mod tests {
         let mut observer = Observer::new(Timing::default());
         assert!(!observer.is_suspect(at(1000)), "nothing was seen");
         assert_eq!(watch(&mut observer, 0, 100, T), Some(40));
-        observer.saw_lease("2", T, at(50));
+        observer.saw_lease("2", &lease(T, 50), at(50));
         assert!(!observer.is_suspect(at(50)), "it was renewed");
     }
 
@@ -151,21 +159,22 @@ mod tests {
     fn beats_speak_for_a_node() {
         let mut observer = Observer::new(Timing::default());
         for now in (0..200).step_by(10) {
-            observer.saw_lease("1", T, at(now));
+            observer.saw_lease("1", &lease(T, 0), at(now));
             if observer.wants_beats(at(now)) {
-                observer.saw_beat(now, at(now));
+                observer.saw_beat(at(now).as_millis(), at(now));
             }
             assert!(!observer.is_suspect(at(now)), "{now}");
         }
         assert_eq!(watch(&mut observer, 200, 300, T), Some(230), "the last beat was at 19 s");
     }
 
-    /// Looks twice a second, also for beats, and says when the node was first suspect, in tenths of a second.
+    /// Looks twice a second at a lease that was written at `from`, also for beats, and says how much later the node was
+    /// first suspect, in tenths of a second. `beat`: when the newest was made that is found.
     fn watch_beats(observer: &mut Observer, from: u64, beat: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         for now in (from..from + 200).step_by(5) {
-            observer.saw_lease(&from.to_string(), T, at(now));
-            if let Some(number) = beat(now).filter(|_| observer.wants_beats(at(now))) {
-                observer.saw_beat(number, at(now));
+            observer.saw_lease(&from.to_string(), &lease(T, from), at(now));
+            if let Some(made) = beat(now).filter(|_| observer.wants_beats(at(now))) {
+                observer.saw_beat(at(made).as_millis(), at(now));
             }
             if observer.is_suspect(at(now)) {
                 return Some(now - from);
@@ -175,24 +184,37 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_that_was_there_before_the_node_fell_silent_does_not_speak_for_it() {
+    fn a_beat_speaks_for_when_it_was_made_and_not_for_when_it_is_found() {
         let mut observer = Observer::new(Timing::default());
         let without = watch_beats(&mut observer, 0, |_| None);
         assert_eq!(without, Some(40));
         // It was left by a renewal that had no answer in time.
-        assert_eq!(watch_beats(&mut observer, 100, |_| Some(7)), without);
-        // Another one, that nobody looked at.
-        assert_eq!(watch_beats(&mut observer, 200, |_| Some(8)), without);
+        assert_eq!(watch_beats(&mut observer, 100, |_| Some(93)), without);
+        // The store did not answer before.
+        assert_eq!(watch_beats(&mut observer, 200, |now| (now >= 230).then_some(193)), without);
         // The node goes on beating, from 1.4 to 2.3 s after its last renewal on, which was seen up to half a second later.
         for first in 309..324 {
-            let beats = |now: u64| (now >= first).then(|| 9 + (now - first) / 10);
+            let beats = |now: u64| (now >= first).then(|| now - (now - first) % 10);
             assert_eq!(watch_beats(&mut Observer::new(Timing::default()), 300, beats), None, "{first}");
-            let after_old = |now: u64| beats(now).or(Some(8));
+            let after_old = |now: u64| beats(now).or(Some(293));
             assert_eq!(watch_beats(&mut Observer::new(Timing::default()), 300, after_old), None, "{first}");
         }
-        // Beats that are found late, because the store did not answer before, may be new.
-        let found_late = watch_beats(&mut observer, 600, |now| (now >= 620).then_some(30));
-        assert_eq!(found_late, Some(60));
+        // It died after a beat that is found a second later.
+        assert_eq!(watch_beats(&mut observer, 600, |now| (now >= 630).then_some(620)), Some(60));
+    }
+
+    #[test]
+    fn a_beat_of_a_node_that_does_not_say_when_it_renewed_its_lease_speaks_for_when_it_is_found() {
+        let mut observer = Observer::new(Timing::default());
+        for now in (10_000..10_060).step_by(5) {
+            observer.saw_lease("1", &lease(T, 0), at(now));
+            if now == 10_020 {
+                observer.saw_beat(at(9000).as_millis(), at(now));
+            }
+            assert!(!observer.is_suspect(at(now)), "{now}");
+        }
+        observer.saw_lease("1", &lease(T, 0), at(10_060));
+        assert!(observer.is_suspect(at(10_060)));
     }
 
     #[test]

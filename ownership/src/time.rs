@@ -8,6 +8,12 @@ use std::time::Duration;
 pub struct Instant(pub u64);
 
 impl Instant {
+    /// The same in whole milliseconds: numbers of beats.
+    #[must_use]
+    pub fn as_millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
     /// The instant a duration later.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {

@@ -18,7 +18,7 @@ struct Cluster {
 }
 
 fn lease(session: &str) -> Lease {
-    Lease { session: session.into(), duration: Duration::from_secs(4), fenced: false }
+    Lease { session: session.into(), duration: Duration::from_secs(4), fenced: false, renewed: 0 }
 }
 
 fn holder(node: &str, session: &str) -> Holder {
@@ -179,7 +179,7 @@ fn beats_keep_a_node_that_the_api_server_does_not_hear() {
         assert_eq!(cluster.look(), [], "at {}", cluster.now);
         let now = cluster.now;
         if cluster.book.next(at(now), now).contains(&look) {
-            cluster.book.saw_beat("n1", "s1.m1.b", now, at(now));
+            cluster.book.saw_beat("n1", "s1.m1.b", at(now).as_millis(), at(now));
         }
     }
 }
@@ -231,6 +231,17 @@ fn when_a_storm_passes_the_last_that_is_heard_is_not_ended() {
     cluster.silent = vec![1];
     assert!(!cluster.pass(50), "it has not waited for as long as in a storm");
     assert!(cluster.pass(30));
+}
+
+#[test]
+fn when_a_storm_passes_an_old_beat_that_arrives_only_now_does_not_end_the_wait() {
+    let mut cluster = Cluster::new(4, &[1, 2]);
+    assert!(!cluster.pass(80));
+    cluster.silent = vec![1];
+    // Its lease was seen at 0.5 s.
+    cluster.book.saw_beat("n1", "s1.m1.b", at(50).as_millis(), at(80));
+    assert!(!cluster.pass(100), "it was ended as if it had fallen silent alone");
+    assert!(cluster.pass(20));
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn renewed(found: Option<Lease>, identity: &Identity, wanted: &node::Lease, now:
     spec.lease_duration_seconds = Some(i32::try_from(wanted.duration.as_secs()).unwrap_or(i32::MAX));
     spec.renew_time = Some(MicroTime(now));
     lease.annotations_mut().insert(names::ANNOTATION_SESSION.into(), wanted.session.clone());
+    lease.annotations_mut().insert(names::ANNOTATION_RENEWED.into(), wanted.renewed.to_string());
     lease
 }
 
@@ -272,7 +273,7 @@ mod tests {
     }
 
     fn wanted(session: &str) -> node::Lease {
-        node::Lease { session: session.into(), duration: Duration::from_secs(4), fenced: false }
+        node::Lease { session: session.into(), duration: Duration::from_secs(4), fenced: false, renewed: 17 }
     }
 
     #[test]

@@ -255,7 +255,7 @@ impl World {
         for store in 0..stores {
             requests.push(Request::LookForFence { store, session: session.clone(), sent: now.0 });
             if beats && driver.authority.beat_is_due(now) {
-                requests.push(Request::Beat { store, session: session.clone(), number: now.0 / MS });
+                requests.push(Request::Beat { store, session: session.clone(), number: now.as_millis() });
             }
         }
         for request in requests {

@@ -168,7 +168,8 @@ impl World {
                     // In a world without a brake there are many more nodes, which all live.
                     let extras = if mutation == Some(Mutation::NoStormBrake) { 20 } else { 0 };
                     let extras = (0..extras).map(|extra| {
-                        let lease = Lease { session: format!("x.x{extra}.b"), duration: timing.lease, fenced: false };
+                        let session = format!("x.x{extra}.b");
+                        let lease = Lease { session, duration: timing.lease, fenced: false, renewed: 0 };
                         (format!("x{extra}"), now.0.to_string(), lease)
                     });
                     it.book.saw_leases(leases.chain(extras), now);

@@ -91,6 +91,71 @@ fn nobody_there_is_told_and_does_not_stall() {
     assert_eq!(condition_of(&get(&["journalstore", "e2e-nobody"]).unwrap(), "Stalled").0, "", "it may pass by itself");
 }
 
+/// A store with a mirror; `None`: what is left when its first bucket is given up.
+fn pair(first: Option<&str>) -> Value {
+    let second = bucket(&json!({"prefix": "e2e-pair-second"}));
+    let Some(first) = first else { return second };
+    let mut spec = bucket(&json!({"prefix": first}));
+    spec["mirrors"] = json!([second["s3"]]);
+    spec
+}
+
+#[test]
+fn a_running_environment_is_taken_to_two_stores_at_once_and_the_first_of_them_is_given_up() {
+    let store = Store::apply("e2e-pair", &pair(Some("e2e-pair-first")));
+    store.reason("Proven");
+    let nodes = lab::nodes();
+    let selector = |node: &str| json!({"kubernetes.io/hostname": node});
+    let namespace = Namespace::new("two-stores");
+    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", selector(&nodes[0])).up();
+    let boot = ve.boot();
+    ve.set("/durability", json!({"store": "e2e-pair"}));
+    ve.apply();
+    let status = || namespace.get("evol", "shop").map(|mut volume| volume["status"].take()).ok_or("there is no volume");
+    eventually("the log in both decides", DEADLINE, || {
+        let status = status()?;
+        if status["log"]["store"] == "e2e-pair" { Ok(()) } else { Err(status.to_string()) }
+    });
+    ve.sh("echo both > /srv/both; sync");
+    assert_eq!(ve.boot(), boot, "it was started anew");
+
+    // The mirror cannot be given up, nor the two be exchanged for something else.
+    for wrong in [bucket(&json!({"prefix": "e2e-pair-first"})), bucket(&json!({"prefix": "e2e-other"}))] {
+        let ran = apply(&[json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+            "metadata": {"name": "e2e-pair"}, "spec": wrong})]);
+        assert!(!ran.ok && ran.stderr.contains("Only the first bucket can be given up"), "{}", ran.stderr);
+    }
+    let ran = apply(&[json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "JournalStore",
+        "metadata": {"name": "e2e-pair"}, "spec": pair(None)})]);
+    assert!(ran.ok, "{}", ran.stderr);
+    eventually("every node has tried what is left", DEADLINE, || {
+        let store = get(&["journalstore", "e2e-pair"]).unwrap_or_default();
+        let (generation, tried) = (&store["metadata"]["generation"], store["status"]["nodes"].as_array());
+        let current = tried.is_some_and(|tried| {
+            tried.len() == nodes.len() && tried.iter().all(|node| node["observedGeneration"] == *generation)
+        });
+        if current { Ok(()) } else { Err(store["status"].to_string()) }
+    });
+    let head = || status().map(|status| status["journal"]["sequence"].as_u64().unwrap_or_default());
+    let before = head().unwrap();
+    ve.sh("echo one > /srv/one; sync");
+    eventually("commits go on", DEADLINE, || {
+        let now = head()?;
+        if now > before { Ok(()) } else { Err(format!("the journal is at {now}")) }
+    });
+    assert_eq!(ve.boot(), boot, "it was started anew");
+
+    // Another node has nothing but the store that is left.
+    ve.set("/placement/nodeSelector", selector(&nodes[1]));
+    ve.apply();
+    let _ = ve.wait_reason("UpToDate", "RestartRequired");
+    ve.delete_pod();
+    ve.wait_ready();
+    assert_eq!(ve.node(), nodes[1]);
+    assert_eq!(ve.sh("cat /srv/both /srv/one && systemctl is-system-running --wait"), "both\none\nrunning");
+    ve.delete();
+}
+
 #[test]
 fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
     let second = Store::apply("e2e-second", &bucket(&json!({"prefix": "e2e-second"})));

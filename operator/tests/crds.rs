@@ -9,10 +9,10 @@ use vivarium_operator::crds::definitions;
 
 #[test]
 fn the_installed_definitions_are_those_of_the_types() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
+    let folder = Path::new("../crds");
     let wanted = definitions().expect("definitions become YAML");
     if std::env::var_os("UPDATE_CRDS").is_some() {
-        std::fs::create_dir_all(&folder).expect("crds/ can be made");
+        std::fs::create_dir_all(folder).expect("crds/ can be made");
         for definition in &wanted {
             std::fs::write(folder.join(&definition.file), &definition.yaml).expect("crds/ can be written");
         }
@@ -26,7 +26,7 @@ fn the_installed_definitions_are_those_of_the_types() {
             path.display()
         );
     }
-    let files: BTreeSet<_> = std::fs::read_dir(&folder)
+    let files: BTreeSet<_> = std::fs::read_dir(folder)
         .expect("crds/ can be read")
         .map(|entry| entry.expect("crds/ can be read").file_name().into_string().expect("a name in UTF-8"))
         .collect();

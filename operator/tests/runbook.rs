@@ -104,7 +104,7 @@ const OTHER_WORDS: &[&[&str]] = &[
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    PathBuf::from("..")
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -50,11 +50,10 @@ fn install_notify(root: &Path) {
     static PROGRAM: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = PROGRAM.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/notify_exec.rs");
         let output = Command::new(option_env!("RUSTC").unwrap_or("rustc"))
             .args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "opt-level=1", "-o"])
             .arg(dir.path().join("notify"))
-            .arg(source)
+            .arg("tests/support/notify_exec.rs")
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -436,9 +435,9 @@ impl Bed {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_environment_stands_still_without_a_lease_and_goes_on_with_it() {
     let lease = Lease::new();
-    // The shim sees this one only when the first has passed, which it does once it is started.
-    lease.lapse_in(3000);
     let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    // It is made under this one, which passes once it is started.
+    lease.lapse_in(5000);
     let _console = bed.up().await;
     let init = bed.lab.report().unwrap().init;
     bed.ticking().await;
@@ -458,8 +457,8 @@ async fn an_environment_stands_still_without_a_lease_and_goes_on_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_environment_dies_with_the_session_that_it_was_started_under() {
     let lease = Lease::new();
-    lease.lapse_in(3000);
     let bed = Bed::leased(&boot_config(), counting, Some(&lease)).await;
+    lease.lapse_in(5000);
     let _console = bed.up().await;
     bed.still().await;
     dies(&bed, &lease).await;
@@ -488,12 +487,12 @@ async fn dies(bed: &Bed, lease: &Lease) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_environment_does_not_boot_again_without_a_lease() {
     let lease = Lease::new();
-    lease.lapse_in(3000);
     let reboots = |root: &Path| {
         counting(root);
         fs::write(root.join("reboots"), "100000").unwrap();
     };
     let bed = Bed::leased(&boot_config(), reboots, Some(&lease)).await;
+    lease.lapse_in(3000);
     let _console = bed.lab.up_environment("ve", &bed.volume, &bed.config).await;
     tokio::time::sleep(Duration::from_millis(4500)).await;
     let boots = bed.lab.report().unwrap().boots;

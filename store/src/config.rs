@@ -29,6 +29,9 @@ pub enum ConfigError {
     /// The directory.
     #[error("the directory '{}' of the store must be an absolute path without '..'", .0.display())]
     Directory(PathBuf),
+    /// A mirror that is none.
+    #[error("{0} is named twice: a mirror of the store has to be another place")]
+    Twice(String),
     /// Credentials.
     #[error(
         "the credentials of the store are empty or hold characters that no credentials have: give the access key and the secret key as they are, without line breaks"
@@ -105,6 +108,8 @@ pub struct Config {
     pub name: String,
     /// The engine.
     pub backend: Backend,
+    /// Those that get everything after it, one after the other.
+    pub mirrors: Vec<Backend>,
 }
 
 impl Config {
@@ -113,9 +118,41 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names what is wrong.
     pub fn check(&self) -> Result<(), ConfigError> {
-        match &self.backend {
-            Backend::Memory => Ok(()),
-            Backend::Local { directory } => {
+        let all: Vec<&Backend> = std::iter::once(&self.backend).chain(&self.mirrors).collect();
+        for (n, backend) in all.iter().enumerate() {
+            backend.check()?;
+            if all[..n].iter().any(|other| other.is_same_place(backend)) {
+                return Err(ConfigError::Twice(backend.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::S3(s3) => write!(f, "bucket '{}'", s3.bucket),
+            Self::Local { directory } => write!(f, "directory {}", directory.display()),
+            Self::Memory => f.write_str("memory"),
+        }
+    }
+}
+
+impl Backend {
+    /// Whether what is in the one is in the other, as far as can be seen from here.
+    fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::S3(a), Self::S3(b)) => (&a.endpoint, &a.bucket, &a.prefix) == (&b.endpoint, &b.bucket, &b.prefix),
+            (Self::Local { directory: a }, Self::Local { directory: b }) => a == b,
+            _ => false,
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Memory => Ok(()),
+            Self::Local { directory } => {
                 let plain = |part| !matches!(part, std::path::Component::ParentDir);
                 if directory.is_absolute() && directory.components().all(plain) {
                     Ok(())
@@ -123,7 +160,7 @@ impl Config {
                     Err(ConfigError::Directory(directory.clone()))
                 }
             }
-            Backend::S3(s3) => s3.check(),
+            Self::S3(s3) => s3.check(),
         }
     }
 }
@@ -218,16 +255,35 @@ mod tests {
         refused(|s| s.access_key = Credential::new(" "), "credentials");
         refused(|s| s.secret_key = Credential::new("a\nb"), "credentials");
         for (path, good) in [("/var/lib/x", true), ("var", false), ("/var/../etc", false)] {
-            let config = Config { name: "x".into(), backend: Backend::Local { directory: path.into() } };
+            let config =
+                Config { name: "x".into(), backend: Backend::Local { directory: path.into() }, mirrors: vec![] };
             assert_eq!(config.check().is_ok(), good, "{path}");
         }
+    }
+
+    #[test]
+    fn a_mirror_is_right_by_itself_and_another_place() {
+        let at = |change: fn(&mut S3)| {
+            let mut s3 = s3();
+            change(&mut s3);
+            Backend::S3(Box::new(s3))
+        };
+        let checked = |mirrors: Vec<Backend>| Config { name: "x".into(), backend: at(|_| {}), mirrors }.check();
+        assert_eq!(checked(vec![at(|s| s.bucket = "other".into()), at(|s| s.prefix = "other".into())]), Ok(()));
+        assert_eq!(checked(vec![at(|s| s.endpoint = "https://elsewhere".into())]), Ok(()));
+        let other = || at(|s| s.bucket = "other".into());
+        for mirrors in [vec![at(|s| s.region = "eu".into())], vec![other(), other()]] {
+            let error = checked(mirrors).unwrap_err().to_string();
+            assert!(error.contains("bucket '") && error.contains("twice"), "{error}");
+        }
+        assert_eq!(checked(vec![at(|s| s.bucket = "No".into())]), Err(ConfigError::Bucket("No".into())));
     }
 
     #[test]
     fn credentials_are_in_no_message() {
         let mut shown = vec![
             format!("{:?}", s3()),
-            format!("{:#?}", Config { name: "x".into(), backend: Backend::S3(Box::new(s3())) }),
+            format!("{:#?}", Config { name: "x".into(), backend: Backend::S3(Box::new(s3())), mirrors: vec![] }),
         ];
         let mut wrong = s3();
         wrong.secret_key = Credential::new("hush-visible-nowhere and a blank");

@@ -74,6 +74,17 @@ pub enum CreateError {
         /// Why not.
         source: ReadError,
     },
+    /// A mirror does not have what the first store has.
+    #[error(
+        "{key} in {store} is not what the first store of the set has under this name: it was written by somebody who does not \
+         know the set, or is damaged. See which of the two is right, and take the environment to another store"
+    )]
+    Diverged {
+        /// The mirror.
+        store: String,
+        /// The object.
+        key: Box<Key>,
+    },
     /// The source cannot be read.
     #[error("what {key} was to hold cannot be read from {}: {source}", path.display())]
     Source {
@@ -102,6 +113,16 @@ pub enum CreateError {
         /// Why not.
         why: &'static str,
     },
+}
+
+impl CreateError {
+    /// What is there, or was to be brought somewhere, could not be read.
+    pub(crate) fn of_read(key: &Key, source: ReadError) -> Self {
+        match source {
+            ReadError::Failed { store, key, failure } => Self::Unknown { store, key, failure },
+            source => Self::Unreadable { key: key.clone().into(), source },
+        }
+    }
 }
 
 /// The bytes to be sent, piece by piece.
@@ -163,9 +184,21 @@ impl Store {
     ///
     /// Repeat it after [`CreateError::Unknown`], also after a restart, with the same content.
     ///
+    /// With mirrors it is created in the first store, which decides, and then in one after the other of them.
+    ///
     /// # Errors
     /// [`CreateError`]: all but `Unknown` are final.
     pub async fn create(
+        &self,
+        key: &Key,
+        source: Source<'_>,
+        digest: Digest,
+        deadline: Deadline,
+    ) -> Result<Created, CreateError> {
+        self.witness_of(key).unwrap_or_else(|| self.as_it_is()).create_whole(key, source, digest, deadline).await
+    }
+
+    async fn create_whole(
         &self,
         key: &Key,
         source: Source<'_>,
@@ -181,7 +214,7 @@ impl Store {
         if length == 0 {
             return Err(CreateError::Length { key: key.clone().into(), length, why: "an object is never empty" });
         }
-        let part = self.inner.sizes.part;
+        let part = self.inner().sizes.part;
         let content = Content { length, digest };
         if length <= part as u64 {
             let bytes = body.piece(0, length as usize).await.map_err(body.failed(key))?;
@@ -205,7 +238,7 @@ impl Store {
     ) -> Result<Created, CreateError> {
         let length = content.length;
         let refused = |why| CreateError::Length { key: key.clone().into(), length, why };
-        if length.div_ceil(self.inner.sizes.part as u64) > MAX_PARTS as u64 {
+        if length.div_ceil(self.inner().sizes.part as u64) > MAX_PARTS as u64 {
             return Err(refused("that is more than one object can stand for"));
         }
         if key.part(&Name::random(), 0).is_none() {
@@ -234,7 +267,7 @@ impl Store {
         content: Content,
         deadline: Deadline,
     ) -> Result<Manifest, CreateError> {
-        let part_size = self.inner.sizes.part;
+        let part_size = self.inner().sizes.part;
         let mut manifest =
             Manifest { writer: writer::id(key), length: content.length, digest: content.digest, parts: Vec::new() };
         let writer = manifest.writer_name().map_err(|error| CreateError::Unknown {
@@ -246,7 +279,7 @@ impl Store {
         let mut under_way = FuturesUnordered::new();
         let mut at = 0;
         let sent = loop {
-            if under_way.len() == self.inner.sizes.in_flight || (at == content.length && !under_way.is_empty()) {
+            if under_way.len() == self.inner().sizes.in_flight || (at == content.length && !under_way.is_empty()) {
                 if let Err(error) = under_way.try_next().await {
                     break Err(error);
                 }
@@ -303,8 +336,8 @@ impl Store {
         }
     }
 
-    /// Creates one object of the back end, and finds out whether it holds `content`.
-    async fn commit(
+    /// Creates one object of the back end, in mirrors too, and finds out whether it holds `content`.
+    pub(crate) async fn commit(
         &self,
         key: &Key,
         object: Bytes,
@@ -312,29 +345,40 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Created, CreateError> {
         let mut backoff = Backoff::until(deadline);
+        // Why it did not succeed, if it was told; that there was no time for another answer says less.
+        let mut told = None;
         loop {
             let answer = self.put(key, object.clone(), deadline).await;
             passed("create-answered");
             let failure = match answer {
                 // Only now may it be called there: a power cut must not take it back.
                 Ok(Put::New) => match self.settle(key).await {
-                    Ok(()) => return Ok(Created::New),
+                    Ok(()) => return self.mirror(key, &object, content, deadline).await.map(|()| Created::New),
                     Err(failure) => failure,
                 },
-                answer => {
-                    if let Some(created) = self.compare(key, content, deadline).await? {
+                answer => match self.compare(key, content, deadline).await {
+                    Ok(Some(created)) => {
                         passed("found-created");
                         return Ok(created);
                     }
-                    answer.err().unwrap_or_else(|| Failure {
+                    // There was no time left to look; why the attempt failed says more.
+                    Err(CreateError::Unknown { failure, .. }) if failure.cause == Cause::TimedOut => {
+                        answer.err().unwrap_or(failure)
+                    }
+                    Err(error) => return Err(error),
+                    Ok(None) => answer.err().unwrap_or_else(|| Failure {
                         cause: Cause::Other,
                         message: "the store said that the object exists, and did not show it".into(),
-                    })
-                }
+                    }),
+                },
             };
             // With wrong credentials or no bucket another attempt is no better.
             let hopeless = matches!(failure.cause, Cause::Denied | Cause::Missing);
+            if failure.cause != Cause::TimedOut {
+                told = Some(failure.clone());
+            }
             if hopeless || !backoff.pause().await {
+                let failure = told.unwrap_or(failure);
                 return Err(CreateError::Unknown { store: self.to_string(), key: key.clone().into(), failure });
             }
         }
@@ -344,7 +388,8 @@ impl Store {
         let path = self.path(&key.path());
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let length = object.len() as u64;
-        let call = self.inner.objects.put_opts(&path, PutPayload::from_bytes(object), options);
+        let inner = self.inner();
+        let call = inner.objects.put_opts(&path, PutPayload::from_bytes(object), options);
         match self.request(deadline, length, call).await {
             Ok(_) => Ok(Put::New),
             Err(RequestError::Exists) => Ok(Put::There),
@@ -355,18 +400,14 @@ impl Store {
     /// Whether the object is there (`None`: it is not) and holds this very content.
     async fn compare(&self, key: &Key, content: Content, deadline: Deadline) -> Result<Option<Created>, CreateError> {
         let conflict = || CreateError::Conflict { store: self.to_string(), key: key.clone().into() };
-        let unreadable = |source: ReadError| match source {
-            ReadError::Failed { store, key, failure } => CreateError::Unknown { store, key, failure },
-            source => CreateError::Unreadable { key: key.clone().into(), source },
-        };
+        let unreadable = |source| CreateError::of_read(key, source);
         let Some((object, manifest)) = self.fetch_object(key, deadline).await.map_err(unreadable)? else {
             return Ok(None);
         };
-        let claimed = manifest.map_or_else(
-            || Content { length: object.len() as u64, digest: blake3::hash(&object).into() },
-            |manifest| Content { length: manifest.length, digest: manifest.digest },
-        );
+        let claimed = Content::claimed(&object, manifest.as_ref());
         if claimed != content {
+            // Whoever finds that somebody else was first relies on what is there.
+            self.mirror_found(key, deadline).await?;
             return Err(conflict());
         }
         // A split object may claim what its parts do not hold.
@@ -374,7 +415,7 @@ impl Store {
             None => Ok(None),
             Some(found) if found != content => Err(conflict()),
             Some(_) => match self.settle(key).await {
-                Ok(()) => Ok(Some(Created::Ours)),
+                Ok(()) => self.mirror_found(key, deadline).await.map(|()| Some(Created::Ours)),
                 Err(failure) => Err(CreateError::Unknown { store: self.to_string(), key: key.clone().into(), failure }),
             },
         }

@@ -187,6 +187,12 @@ impl Key {
         (key.path() == path).then_some(key)
     }
 
+    /// Whether it is a part of a large object.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        matches!(self, Self::Part { .. } | Self::LayerPart { .. })
+    }
+
     /// Of a part: the object that it was made for, and the attempt that made it. `None`: it is no part, or its name does not
     /// say so.
     #[must_use]

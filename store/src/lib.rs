@@ -3,7 +3,7 @@
 //! What is guaranteed: an object is written by create-if-absent alone, so of several writers of one [`Key`] at most one
 //! is ever told that it succeeded, whatever answers were lost ([`Store::create`]); what is read was checked as far as
 //! the store's own format goes ([`Store::read`]); a store that only pretends to be atomic is found out
-//! ([`Store::prove`]). A [`Set`] of stores acknowledges when all of its members do.
+//! ([`Store::prove`]). A store with mirrors acknowledges what all of them have ([`Store::with_mirrors`]).
 //!
 //! What is left to others: what the bytes mean, who may write which key, and when something may be deleted. The names
 //! and the layout of large objects are specified in `docs/src/formats/store.md`.
@@ -17,13 +17,13 @@ pub mod faults;
 mod key;
 mod maintain;
 mod manifest;
+mod mirror;
 #[cfg(feature = "kubernetes")]
 pub mod object;
 mod open;
 mod prove;
 mod read;
 mod retry;
-mod set;
 mod store;
 mod sweep;
 mod writer;
@@ -33,10 +33,10 @@ pub use create::{CreateError, Created, Source};
 pub use failure::{Cause, Failure};
 pub use key::{Key, KeyError, Name, Prefix};
 pub use maintain::{Listed, MaintainError};
+pub use mirror::MendError;
 pub use open::OpenError;
 pub use prove::{Proof, ProveError};
 pub use read::{Content, Object, ReadError, Slice, Span};
-pub use set::Set;
 pub use store::{Sizes, Store};
 pub use sweep::Used;
 

@@ -78,15 +78,27 @@ impl Store {
         after: Option<&Key>,
         deadline: Deadline,
     ) -> Result<Vec<Listed>, MaintainError> {
-        let below = prefix.path();
-        let path = (!(below.is_empty() && self.inner.prefix.is_empty())).then(|| self.path(&below));
+        match self.witness_of_all(prefix) {
+            Some(witness) => witness.list_own(prefix, after, deadline).await,
+            None => self.list_own(prefix, after, deadline).await,
+        }
+    }
+
+    async fn list_own(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Key>,
+        deadline: Deadline,
+    ) -> Result<Vec<Listed>, MaintainError> {
+        let (below, inner) = (prefix.path(), self.inner());
+        let path = (!(below.is_empty() && inner.prefix.is_empty())).then(|| self.path(&below));
         let after = after.map(|after| self.path(&after.path()));
         let mut backoff = Backoff::until(deadline);
         loop {
             let call = async {
                 let entries = match &after {
-                    Some(after) => self.inner.objects.list_with_offset(path.as_ref(), after),
-                    None => self.inner.objects.list(path.as_ref()),
+                    Some(after) => inner.objects.list_with_offset(path.as_ref(), after),
+                    None => inner.objects.list(path.as_ref()),
                 };
                 let mut listed = Vec::new();
                 let mut entries = entries.take(LONGEST_LIST);
@@ -118,10 +130,10 @@ impl Store {
     /// # Errors
     /// [`MaintainError::List`].
     pub async fn volumes(&self, deadline: Deadline) -> Result<Vec<Name>, MaintainError> {
-        let path = self.path("volumes");
+        let (path, inner) = (self.path("volumes"), self.inner());
         let mut backoff = Backoff::until(deadline);
         loop {
-            let call = self.inner.objects.list_with_delimiter(Some(&path));
+            let call = inner.objects.list_with_delimiter(Some(&path));
             let failure = match self.request(deadline, LARGEST_PAGE, call).await {
                 Ok(listed) => {
                     let names = listed.common_prefixes.iter().filter_map(|path| Name::new(path.filename()?).ok());
@@ -142,10 +154,10 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn modified(&self, key: &Key, deadline: Deadline) -> Result<Option<SystemTime>, ReadError> {
-        let path = self.path(&key.path());
+        let (path, inner) = (self.path(&key.path()), self.inner());
         let mut backoff = Backoff::until(deadline);
         loop {
-            let failure = match self.request(deadline, 0, self.inner.objects.head(&path)).await {
+            let failure = match self.request(deadline, 0, inner.objects.head(&path)).await {
                 Ok(meta) => return Ok(Some(meta.last_modified.into())),
                 Err(RequestError::NotFound(_)) => return Ok(None),
                 Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
@@ -163,6 +175,13 @@ impl Store {
     /// # Errors
     /// [`MaintainError`]. It can be tried again.
     pub async fn delete(&self, key: &Key, deadline: Deadline) -> Result<(), MaintainError> {
+        match self.witness_of(key) {
+            Some(witness) => witness.delete_everywhere(key, deadline).await,
+            None => self.delete_everywhere(key, deadline).await,
+        }
+    }
+
+    async fn delete_everywhere(&self, key: &Key, deadline: Deadline) -> Result<(), MaintainError> {
         let manifest = match self.fetch_object(key, deadline).await {
             Ok(None) => return Ok(()),
             Ok(Some((_, manifest))) => manifest,
@@ -170,11 +189,13 @@ impl Store {
             Err(ReadError::Damaged { .. }) => None,
             Err(source) => return Err(MaintainError::Read { key: key.clone().into(), source }),
         };
-        self.delete_object(key, deadline).await?;
-        match manifest {
-            Some(manifest) => self.delete_parts(key, &manifest, deadline).await,
-            None => Ok(()),
+        for store in self.last_first() {
+            store.delete_object(key, deadline).await?;
+            if let Some(manifest) = &manifest {
+                store.delete_own_parts(key, manifest, deadline).await?;
+            }
         }
+        Ok(())
     }
 
     /// Takes objects away of which nothing depends: that have no parts, or whose parts are among them. Many at a time, where
@@ -183,9 +204,17 @@ impl Store {
     /// # Errors
     /// [`MaintainError`], of one that stays; others may be gone. It can be tried again.
     pub async fn delete_whole(&self, keys: &[Key], deadline: Deadline) -> Result<(), MaintainError> {
+        for store in self.last_first() {
+            store.delete_all(keys, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_all(&self, keys: &[Key], deadline: Deadline) -> Result<(), MaintainError> {
+        let inner = self.inner();
         for keys in keys.chunks(AT_ONCE) {
             let paths: Vec<_> = keys.iter().map(|key| self.path(&key.path())).collect();
-            let answers = self.inner.objects.delete_stream(futures::stream::iter(paths.clone()).map(Ok).boxed());
+            let answers = inner.objects.delete_stream(futures::stream::iter(paths.clone()).map(Ok).boxed());
             let gone = async { Ok(answers.filter_map(async |answer| answer.ok()).collect::<HashSet<_>>().await) };
             // What this does not say of one, the request for it alone does.
             let gone = self.request(deadline, LARGEST_PAGE, gone).await.unwrap_or_default();
@@ -203,11 +232,19 @@ impl Store {
         manifest: &Manifest,
         deadline: Deadline,
     ) -> Result<(), MaintainError> {
+        for store in self.last_first() {
+            store.delete_own_parts(key, manifest, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_own_parts(&self, key: &Key, manifest: &Manifest, deadline: Deadline) -> Result<(), MaintainError> {
+        let in_flight = self.inner().sizes.in_flight;
         let Ok(writer) = manifest.writer_name() else { return Ok(()) };
         let mut parts = (0..manifest.parts.len() as u32).filter_map(|number| key.part(&writer, number));
         let mut under_way = FuturesUnordered::new();
         loop {
-            while under_way.len() < self.inner.sizes.in_flight
+            while under_way.len() < in_flight
                 && let Some(part) = parts.next()
             {
                 under_way.push(self.delete_part(part, deadline));
@@ -224,10 +261,10 @@ impl Store {
 
     /// Takes one object of the back end away.
     async fn delete_object(&self, key: &Key, deadline: Deadline) -> Result<(), MaintainError> {
-        let path = self.path(&key.path());
+        let (path, inner) = (self.path(&key.path()), self.inner());
         let mut backoff = Backoff::until(deadline);
         loop {
-            let failure = match self.request(deadline, 0, self.inner.objects.delete(&path)).await {
+            let failure = match self.request(deadline, 0, inner.objects.delete(&path)).await {
                 Ok(()) | Err(RequestError::NotFound(_)) => return Ok(()),
                 Err(RequestError::Exists) => Failure { cause: Cause::Other, message: "an answer without sense".into() },
                 Err(RequestError::Failed(failure)) => failure,

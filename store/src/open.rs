@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::failure::Redaction;
+use crate::store::Inner;
 use crate::{Backend, Config, ConfigError, S3, Store, durable};
 
 /// A server that does not take a connection in this time is not there.
@@ -46,37 +48,47 @@ pub enum OpenError {
 }
 
 impl Store {
-    /// Opens a store.
+    /// Opens a store and its mirrors.
     ///
     /// # Errors
-    /// [`OpenError`]: the configuration is wrong, or the directory cannot be made.
+    /// [`OpenError`]: the configuration is wrong, or a directory cannot be made.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let name = &config.name;
         config.check().map_err(|source| OpenError::Config { name: name.clone(), source })?;
-        match &config.backend {
-            Backend::Memory => Ok(Self::memory(name)),
-            Backend::Local { directory } => {
-                let failed = |source| OpenError::Directory { name: name.clone(), directory: directory.clone(), source };
-                durable::make_root(directory).map_err(failed)?;
-                let directory = directory.canonicalize().map_err(failed)?;
-                let swept = durable::sweep(&directory).map_err(failed)?;
-                if swept > 0 {
-                    tracing::info!(store = name, swept, "removed what interrupted writers had left");
-                }
-                let objects = LocalFileSystem::new_with_prefix(&directory)
-                    .map_err(|error| OpenError::Backend { name: name.clone(), message: error.to_string() })?
-                    .with_fsync(true);
-                Ok(Self::opened(name, Arc::new(objects), "", Some(directory), Redaction::default()))
+        let inner = open(name, &config.backend)?;
+        let mirror = |(n, backend)| {
+            let name = format!("{name}, mirror {}", n + 1);
+            open(&name, backend).map(|inner| Self::of(&name, inner))
+        };
+        let mirrors = config.mirrors.iter().enumerate().map(mirror).collect::<Result<_, _>>()?;
+        Ok(Self::of(name, Inner { mirrors, ..inner }))
+    }
+}
+
+fn open(name: &str, backend: &Backend) -> Result<Inner, OpenError> {
+    match backend {
+        Backend::Memory => Ok(Inner::of(Arc::new(InMemory::new()))),
+        Backend::Local { directory } => {
+            let failed = |source| OpenError::Directory { name: name.into(), directory: directory.clone(), source };
+            durable::make_root(directory).map_err(failed)?;
+            let directory = directory.canonicalize().map_err(failed)?;
+            let swept = durable::sweep(&directory).map_err(failed)?;
+            if swept > 0 {
+                tracing::info!(store = name, swept, "removed what interrupted writers had left");
             }
-            Backend::S3(s3) => {
-                let secrets = [&s3.access_key, &s3.secret_key].map(|secret| secret.reveal().to_owned());
-                let redaction = Redaction::of(secrets);
-                let objects = client(s3).map_err(|error| OpenError::Backend {
-                    name: name.clone(),
-                    message: redaction.clean(&error.to_string()),
-                })?;
-                Ok(Self::opened(name, objects, &s3.prefix, None, redaction))
-            }
+            let objects = LocalFileSystem::new_with_prefix(&directory)
+                .map_err(|error| OpenError::Backend { name: name.into(), message: error.to_string() })?
+                .with_fsync(true);
+            Ok(Inner { root: Some(directory), ..Inner::of(Arc::new(objects)) })
+        }
+        Backend::S3(s3) => {
+            let secrets = [&s3.access_key, &s3.secret_key].map(|secret| secret.reveal().to_owned());
+            let redaction = Redaction::of(secrets);
+            let objects = client(s3).map_err(|error| OpenError::Backend {
+                name: name.into(),
+                message: redaction.clean(&error.to_string()),
+            })?;
+            Ok(Inner { prefix: s3.prefix.clone(), redaction, ..Inner::of(objects) })
         }
     }
 }
@@ -127,6 +139,7 @@ mod tests {
                 access_key: Credential::new("AKIA-visible-nowhere"),
                 secret_key: Credential::new("hush-visible-nowhere"),
             })),
+            mirrors: vec![],
         };
         let store = Store::open(&config).unwrap();
         for text in [format!("{store:?}"), format!("{store:#?}"), store.to_string()] {
@@ -136,7 +149,11 @@ mod tests {
 
     #[test]
     fn a_directory_that_cannot_be_made_is_named() {
-        let config = Config { name: "default".into(), backend: Backend::Local { directory: "/proc/none/x".into() } };
+        let config = Config {
+            name: "default".into(),
+            backend: Backend::Local { directory: "/proc/none/x".into() },
+            mirrors: vec![],
+        };
         let error = Store::open(&config).unwrap_err().to_string();
         assert!(error.contains("store 'default'") && error.contains("/proc/none/x"), "{error}");
     }

@@ -72,6 +72,16 @@ pub struct Content {
     pub digest: Digest,
 }
 
+impl Content {
+    /// What an object holds, or says that its parts do.
+    pub(crate) fn claimed(object: &[u8], manifest: Option<&Manifest>) -> Self {
+        match manifest {
+            Some(manifest) => Self { length: manifest.length, digest: manifest.digest },
+            None => Self { length: object.len() as u64, digest: blake3::hash(object).into() },
+        }
+    }
+}
+
 /// A content in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
@@ -191,13 +201,18 @@ impl Store {
         Ok(Some(Slice { bytes: bytes.freeze(), offset: range.start, total: manifest.length }))
     }
 
-    /// Whether there is such an object. Of a split one, whether it was committed.
+    /// Whether there is such an object. Of a split one, whether it was committed; of a layer, whether mirrors have it too.
     ///
     /// # Errors
     /// [`ReadError`].
     pub async fn exists(&self, key: &Key, deadline: Deadline) -> Result<bool, ReadError> {
-        let options = GetOptions { head: true, ..GetOptions::default() };
-        Ok(self.get(key, options, deadline).await?.is_some())
+        for store in self.asked_for(key) {
+            let options = GetOptions { head: true, ..GetOptions::default() };
+            if store.get(key, options, deadline).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The object itself, and what it stands for if it is a manifest.
@@ -207,7 +222,8 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Option<(Bytes, Option<Manifest>)>, ReadError> {
         let Some((object, _)) = self.fetch(key, None, deadline).await? else { return Ok(None) };
-        if !manifest::is_manifest(&object) {
+        // Whatever a part begins with, it is a part.
+        if key.is_part() || !manifest::is_manifest(&object) {
             return Ok(Some((object, None)));
         }
         let manifest = Manifest::decode(&object).map_err(|error| self.damaged(key, error.to_string()))?;
@@ -225,6 +241,18 @@ impl Store {
     }
 
     async fn get(&self, key: &Key, options: GetOptions, deadline: Deadline) -> Result<Option<(Bytes, u64)>, ReadError> {
+        match self.witness_of(key) {
+            Some(witness) => witness.get_own(key, options, deadline).await,
+            None => self.get_own(key, options, deadline).await,
+        }
+    }
+
+    async fn get_own(
+        &self,
+        key: &Key,
+        options: GetOptions,
+        deadline: Deadline,
+    ) -> Result<Option<(Bytes, u64)>, ReadError> {
         let path = self.path(&key.path());
         let mut backoff = Backoff::until(deadline);
         let (whole, head) = (options.range.is_none(), options.head);
@@ -233,7 +261,7 @@ impl Store {
             let (path, options) = (&path, options.clone());
             let answer = self
                 .request(deadline, bytes, async move {
-                    let answer = self.inner.objects.get_opts(path, options).await?;
+                    let answer = self.inner().objects.clone().get_opts(path, options).await?;
                     let size = answer.meta.size;
                     if head || (whole && size > LARGEST_OBJECT) {
                         return Ok((Bytes::new(), size));
@@ -298,7 +326,7 @@ impl Store {
         let mut under_way = FuturesOrdered::new();
         let mut waiting = manifest.parts.iter().enumerate();
         loop {
-            while under_way.len() < self.inner.sizes.in_flight
+            while under_way.len() < self.inner().sizes.in_flight
                 && let Some((number, part)) = waiting.next()
             {
                 under_way.push_back(self.part(key, manifest, number as u32, *part, deadline));

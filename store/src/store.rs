@@ -1,8 +1,9 @@
-//! A store as the rest of the crate sees it: the back end, where its objects begin, and how long one request may take.
+//! A store as the rest of the crate sees it: the back end, where its objects begin, how long one request may take, and the
+//! stores that mirror it ([`crate::mirror`]).
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use object_store::memory::InMemory;
@@ -34,11 +35,12 @@ impl Default for Sizes {
 /// An open store. Clones are the same store.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) name: Arc<str>,
+    pub(crate) inner: Arc<RwLock<Arc<Inner>>>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Inner {
-    pub name: String,
     pub objects: Arc<dyn ObjectStore>,
     pub prefix: String,
     /// Directory of a local store.
@@ -47,18 +49,20 @@ pub(crate) struct Inner {
     pub sizes: Sizes,
     /// Longest time of one request, apart from its bytes.
     pub request: Duration,
+    /// Stores that get everything after this one; they have no mirrors of their own.
+    pub mirrors: Vec<Store>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The back end's own Debug could show credentials.
-        write!(f, "Store({})", self.inner.name)
+        write!(f, "Store({})", self.name)
     }
 }
 
 impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "store '{}'", self.inner.name)
+        write!(f, "store '{}'", self.name)
     }
 }
 
@@ -66,27 +70,16 @@ impl Store {
     /// A store over a back end of the caller, for tests and for those who inject faults.
     #[must_use]
     pub fn over(name: &str, objects: Arc<dyn ObjectStore>, sizes: Sizes) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                name: name.into(),
-                objects,
-                prefix: String::new(),
-                root: None,
-                redaction: Redaction::default(),
-                sizes,
-                request: REQUEST,
-            }),
-        }
+        let inner = Inner::of(objects);
+        Self::of(name, Inner { sizes, ..inner })
     }
 
     /// The same store, which waits only so long for an answer: for tests that cannot wait longer.
     #[cfg(feature = "faults")]
     #[must_use]
     pub fn hasty(self, request: Duration) -> Self {
-        let Inner { name, objects, prefix, root, redaction, sizes, .. } = &*self.inner;
-        let (name, objects, prefix, root) = (name.clone(), objects.clone(), prefix.clone(), root.clone());
-        let inner = Inner { name, objects, prefix, root, redaction: redaction.clone(), sizes: *sizes, request };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner::clone(&self.inner());
+        Self::of(&self.name, Inner { request, ..inner })
     }
 
     /// A store in the memory of this process.
@@ -95,41 +88,36 @@ impl Store {
         Self::over(name, Arc::new(InMemory::new()), Sizes::default())
     }
 
-    pub(crate) fn opened(
-        name: &str,
-        objects: Arc<dyn ObjectStore>,
-        prefix: &str,
-        root: Option<PathBuf>,
-        redaction: Redaction,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                name: name.into(),
-                objects,
-                prefix: prefix.into(),
-                root,
-                redaction,
-                sizes: Sizes::default(),
-                request: REQUEST,
-            }),
-        }
+    pub(crate) fn of(name: &str, inner: Inner) -> Self {
+        Self { name: name.into(), inner: Arc::new(RwLock::new(Arc::new(inner))) }
+    }
+
+    pub(crate) fn inner(&self) -> Arc<Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on this store, and all its clones, are what the other one is now: the same with other credentials, say.
+    /// What is under way ends as it began.
+    pub fn become_like(&self, other: &Self) {
+        let new = other.inner();
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
     /// Whether every node that has it finds the same in it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.inner.root.is_none()
+        self.inner().root.is_none()
     }
 
     /// What messages call it.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.inner.name
+        &self.name
     }
 
     /// The object's path as the back end knows it. Every key and prefix is made of checked names, so it is one.
     pub(crate) fn path(&self, below: &str) -> Path {
-        match (self.inner.prefix.as_str(), below) {
+        match (self.inner().prefix.as_str(), below) {
             ("", below) => Path::from(below),
             (prefix, "") => Path::from(prefix),
             (prefix, below) => Path::from(format!("{prefix}/{below}")),
@@ -139,7 +127,7 @@ impl Store {
     /// The key of a back end's path, if one of this store's.
     pub(crate) fn key(&self, path: &Path) -> Option<Key> {
         let path = path.as_ref();
-        let below = match self.inner.prefix.as_str() {
+        let below = match self.inner().prefix.as_str() {
             "" => path,
             prefix => path.strip_prefix(prefix)?.strip_prefix('/')?,
         };
@@ -153,16 +141,17 @@ impl Store {
         bytes: u64,
         call: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, RequestError> {
-        match attempt(deadline, self.inner.request + Duration::from_secs(bytes / BYTES_PER_SECOND), call).await {
+        let inner = self.inner();
+        match attempt(deadline, inner.request + Duration::from_secs(bytes / BYTES_PER_SECOND), call).await {
             Err(failure) => Err(RequestError::Failed(failure)),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(RequestError::from(&error, &self.inner.redaction)),
+            Ok(Err(error)) => Err(RequestError::from(&error, &inner.redaction)),
         }
     }
 
     /// Makes what is visible last, where the back end does not do all of that.
     pub(crate) async fn settle(&self, key: &Key) -> Result<(), Failure> {
-        let Some(root) = self.inner.root.clone() else { return Ok(()) };
+        let Some(root) = self.inner().root.clone() else { return Ok(()) };
         let path = key.path();
         let done = tokio::task::spawn_blocking(move || crate::durable::settle(&root, &path)).await;
         let message = match done {
@@ -171,6 +160,20 @@ impl Store {
             Err(error) => error.to_string(),
         };
         Err(Failure { cause: crate::Cause::Other, message: format!("{key} cannot be flushed: {message}") })
+    }
+}
+
+impl Inner {
+    pub(crate) fn of(objects: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            objects,
+            prefix: String::new(),
+            root: None,
+            redaction: Redaction::default(),
+            sizes: Sizes::default(),
+            request: REQUEST,
+            mirrors: Vec::new(),
+        }
     }
 }
 

@@ -132,7 +132,9 @@ pub async fn sweep(
     let gone = delete_layers(store, &layers, cluster, &mut found.unnamed, policy, now).await?;
     let left = layers.iter().filter(|entry| !gone.contains(&entry.key));
     found.layers = left.map(|entry| entry.size).sum();
-    found.others = sweep_others(store, policy).await?;
+    for store in store.members() {
+        found.others += sweep_others(&store, policy).await?;
+    }
     Ok(found)
 }
 
@@ -233,7 +235,7 @@ async fn delete_layers(
     Ok(listed.iter().map(|entry| entry.key.clone()).filter(|key| is_due(key)).chain(swept).collect())
 }
 
-/// Deletes what trials have left and signs of life that are no longer any. Fences stay. Returns the bytes of what is left.
+/// Deletes what trials of one store have left and signs of life that are no longer any. Fences stay. Returns the bytes of what is left.
 async fn sweep_others(store: &Store, policy: &Policy) -> Result<u64, GarbageError> {
     let mut all = Vec::new();
     for prefix in [Prefix::Probes, Prefix::AllBeats, Prefix::Fences] {

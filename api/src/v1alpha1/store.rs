@@ -70,12 +70,20 @@ use super::condition::Condition;
         priority = "1"
     ),
     validation = Rule::new("has(self.spec.s3) != has(self.spec.local)").message("a store is one of s3 and local: give exactly one of them"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.conditions) || !oldSelf.status.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (has(self.spec.s3) == has(oldSelf.spec.s3) && (has(self.spec.s3) && has(oldSelf.spec.s3) ? self.spec.s3.bucket == oldSelf.spec.s3.bucket && (has(self.spec.s3.prefix) ? self.spec.s3.prefix : '') == (has(oldSelf.spec.s3.prefix) ? oldSelf.spec.s3.prefix : '') : true) && (has(self.spec.local) && has(oldSelf.spec.local) ? self.spec.local.path == oldSelf.spec.local.path : true))").message("the bucket, prefix or directory of a store that is Ready cannot be changed, journals are in it: create a new store")
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.conditions) || !oldSelf.status.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (has(self.spec.s3) == has(oldSelf.spec.s3) && (has(self.spec.s3) && has(oldSelf.spec.s3) ? (self.spec.s3.bucket == oldSelf.spec.s3.bucket && (has(self.spec.s3.prefix) ? self.spec.s3.prefix : '') == (has(oldSelf.spec.s3.prefix) ? oldSelf.spec.s3.prefix : '') && ((has(self.spec.mirrors) ? size(self.spec.mirrors) : 0) == 0 && (has(oldSelf.spec.mirrors) ? size(oldSelf.spec.mirrors) : 0) == 0 || has(self.spec.mirrors) && has(oldSelf.spec.mirrors) && self.spec.mirrors == oldSelf.spec.mirrors) || has(oldSelf.spec.mirrors) && (has(oldSelf.spec.mirrors) ? size(oldSelf.spec.mirrors) : 0) == (has(self.spec.mirrors) ? size(self.spec.mirrors) : 0) + 1 && self.spec.s3.bucket == oldSelf.spec.mirrors[0].bucket && (has(self.spec.s3.prefix) ? self.spec.s3.prefix : '') == (has(oldSelf.spec.mirrors[0].prefix) ? oldSelf.spec.mirrors[0].prefix : '') && ((has(self.spec.mirrors) ? size(self.spec.mirrors) : 0) == 0 || self.spec.mirrors[0] == oldSelf.spec.mirrors[1]) && ((has(self.spec.mirrors) ? size(self.spec.mirrors) : 0) < 2 || self.spec.mirrors[1] == oldSelf.spec.mirrors[2])) : true) && (has(self.spec.local) && has(oldSelf.spec.local) ? self.spec.local.path == oldSelf.spec.local.path : true))").message("the buckets, prefixes or directory of a store that is Ready cannot be changed, journals are in it: create a new store. Only the first bucket can be given up, if the mirrors take its place in their order"),
+    validation = Rule::new("!has(self.spec.mirrors) || size(self.spec.mirrors) == 0 || has(self.spec.s3)").message("only a bucket can have mirrors: give s3, too")
 )]
 pub struct JournalStoreSpec {
     /// A bucket of a store that speaks S3, for example Ceph RGW or a cloud's object store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3Store>,
+    /// Further buckets, best of other stores in other places, that have to have everything too before it counts. Each gets
+    /// it after the one before. Any of them, or the first, can be lost. While one does not answer what environments change
+    /// is kept on their nodes alone, and none of them starts on another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 3))]
+    pub mirrors: Vec<S3Store>,
     /// A directory of the node. Each node has its own, so this is right for a cluster of one node only: what one node
     /// writes no other can read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,6 +91,13 @@ pub struct JournalStoreSpec {
     /// What the store survives without losing anything. It is not measured: say what holds.
     #[serde(default)]
     pub tolerates: Tolerance,
+}
+
+impl JournalStoreSpec {
+    /// The buckets: the first one, and its mirrors.
+    pub fn buckets(&self) -> impl Iterator<Item = &S3Store> {
+        self.s3.iter().chain(&self.mirrors)
+    }
 }
 
 /// A bucket.

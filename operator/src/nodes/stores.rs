@@ -35,7 +35,7 @@ pub enum Error {
 }
 
 struct Opened {
-    version: (Option<String>, Option<i64>, Option<String>),
+    version: (Option<String>, Option<i64>, Vec<Option<String>>),
     store: Arc<Store>,
 }
 
@@ -74,20 +74,19 @@ impl Stores {
     async fn open(&self, name: &str) -> Result<Arc<Store>, Error> {
         let failed = |source| Error::Read { name: name.to_owned(), source };
         let object = Api::<JournalStore>::all(self.client.clone()).get(name).await.map_err(failed)?;
-        let secret = match &object.spec.s3 {
-            Some(s3) => {
-                let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-                secrets.get_opt(&s3.credentials_secret.name).await.map_err(failed)?
-            }
-            None => None,
-        };
-        let version =
-            (object.uid(), object.metadata.generation, secret.as_ref().and_then(ResourceExt::resource_version));
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut secrets = object::Secrets::new();
+        for secret in object::secrets(&object) {
+            let found = api.get_opt(secret).await.map_err(failed)?;
+            secrets.extend(found.map(|found| (secret.to_owned(), found)));
+        }
+        let versions = secrets.values().map(ResourceExt::resource_version).collect();
+        let version = (object.uid(), object.metadata.generation, versions);
         if let Some(opened) = self.lock().get(name).filter(|opened| opened.version == version) {
             return Ok(opened.store.clone());
         }
         let wrong = |source| Error::Open { name: name.to_owned(), source };
-        let config = object::config(&object, secret.as_ref()).map_err(wrong)?;
+        let config = object::config(&object, &secrets).map_err(wrong)?;
         let opened = tokio::task::spawn_blocking(move || Store::open(&config)).await;
         let store = opened
             .map_err(|error| wrong(StoreError::Invalid(error.to_string())))?

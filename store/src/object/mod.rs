@@ -1,5 +1,6 @@
-//! A store as the cluster's objects describe it: a `JournalStore` and the Secret with its credentials.
+//! A store as the cluster's objects describe it: a `JournalStore` and the Secrets with its credentials.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -64,23 +65,34 @@ impl From<ProveError> for StoreError {
     }
 }
 
-/// How to open the store of an object, whose credentials are in `secret`.
+/// Secrets by name, as far as they are there.
+pub type Secrets = BTreeMap<String, Secret>;
+
+/// Names of the Secrets that hold the credentials of an object's buckets.
+#[must_use]
+pub fn secrets(object: &JournalStore) -> BTreeSet<&str> {
+    object.spec.buckets().map(|s3| s3.credentials_secret.name.as_str()).collect()
+}
+
+/// How to open the store of an object.
 ///
 /// # Errors
-/// The object is neither of the two kinds of stores, or the Secret is missing or lacks a key.
-pub fn config(object: &JournalStore, secret: Option<&Secret>) -> Result<Config, StoreError> {
+/// The object is neither of the two kinds of stores, or a Secret is missing or lacks a key.
+pub fn config(object: &JournalStore, secrets: &Secrets) -> Result<Config, StoreError> {
     let name = object.metadata.name.clone().unwrap_or_default();
+    let open = |s3: &S3Store| -> Result<Backend, StoreError> {
+        let named = &s3.credentials_secret.name;
+        let missing = || StoreError::CredentialsMissing(format!("there is no Secret '{named}' for store '{name}'"));
+        let (access_key, secret_key) = credentials(secrets.get(named).ok_or_else(missing)?)?;
+        Ok(Backend::S3(Box::new(bucket(s3, access_key, secret_key))))
+    };
     let backend = match (&object.spec.s3, &object.spec.local) {
-        (Some(s3), None) => {
-            let missing =
-                || StoreError::CredentialsMissing(format!("there is no Secret with the credentials of store '{name}'"));
-            let (access_key, secret_key) = credentials(secret.ok_or_else(missing)?)?;
-            Backend::S3(Box::new(bucket(s3, access_key, secret_key)))
-        }
+        (Some(s3), None) => open(s3)?,
         (None, Some(local)) => Backend::Local { directory: PathBuf::from(&local.path) },
         _ => return Err(StoreError::Invalid("give exactly one of spec.s3 and spec.local".into())),
     };
-    Ok(Config { name, backend })
+    let mirrors = object.spec.mirrors.iter().map(open).collect::<Result<_, _>>()?;
+    Ok(Config { name, backend, mirrors })
 }
 
 /// What is in the Secret.
@@ -113,8 +125,6 @@ fn bucket(s3: &S3Store, access_key: Credential, secret_key: Credential) -> S3 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use k8s_openapi::ByteString;
 
     use super::*;

@@ -67,7 +67,7 @@ async fn ask_one(promises: Arc<Promises>, store: Arc<Store>, session: Name) {
 
 /// Shows that the session lives. Numbers grow also over restarts of the driver, because the clock does.
 async fn beat(store: Arc<Store>, session: Name) {
-    let number = now().0 / 1_000_000;
+    let number = now().as_millis();
     let key = Key::Beat { session: session.clone(), number };
     let content = format!("{session} {number}\n").into_bytes();
     let digest = *blake3::hash(&content).as_bytes();

@@ -102,6 +102,7 @@ impl Journal {
             Origin::Here
         } else {
             let barrier = journal.barrier_from_afar(tail).await?;
+            journal.log.mend(barrier.sequence).await?;
             if !still_ours().await {
                 return Err(JournalError::Lost { volume: id });
             }
@@ -189,7 +190,9 @@ impl Journal {
                 Appended::Taken => return Ok(None),
             }
         }
-        self.with_local(|local| Ok(Some(local.head()))).await
+        let head = self.with_local(|local| Ok(local.head())).await?;
+        self.log.mend(head.sequence).await?;
+        Ok(Some(head))
     }
 
     /// Adds a barrier behind `tail` while the volume is not here. A crash leaves at most a barrier more.

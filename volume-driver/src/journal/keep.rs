@@ -182,6 +182,8 @@ async fn take_stock(log: &Log, memory: &mut Memory) -> Result<(Inventory, Instan
             return Ok((inventory, listed));
         }
     }
+    // Somebody else who kept it may have died between a store and its mirror.
+    log.mend(0).await?;
     memory.boundary = log.boundary().await?;
     let mut listed = log.list_all().await?;
     let mut inventory = Inventory::of(&listed);

@@ -10,79 +10,33 @@
 //! incarnation has to end.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 use tokio::time::Instant;
-use vivarium_api::v1alpha1::volume::{DigestStatus, JournalStatus, LagStatus};
+use vivarium_api::v1alpha1::volume::{DigestStatus, JournalStatus};
 
 use super::JournalError;
-use super::begin::{Opening, Origin};
+use super::begin::Opening;
 use super::change::{Doubt, copy};
 use super::commit::{Committed, Journal};
-use super::local::pending_bytes;
+use super::held::{HERE, Held, PACE, TELL_EVERY, Work, behind};
+pub use super::held::{Opened, Outcome};
 use super::log::Log;
 use super::prove::fingerprint;
-use super::revert::Reverted;
 use crate::directory::{DirectoryError, Journaled, VolumeDirectory, VolumeName};
 use crate::ids::VolumeId;
 use crate::pool::Pool;
 use crate::template::TemplateCache;
 use crate::volume::Volumes;
 
-/// From the end of a round to the next.
-const PACE: Duration = Duration::from_secs(1);
 /// Volumes of one store that are committed at the same time.
 const PARALLEL: usize = 32;
-/// How often the object of a volume is told of its journal while nothing is wrong: what is told is a hint, and a thousand
-/// volumes a second would be too much for any API server.
-const TELL_EVERY: Duration = Duration::from_secs(30);
-
-/// A journal that is behind by less is not told to be: that is a commit that is under way.
-const LAGS_FROM: Duration = Duration::from_secs(5);
-
 /// From the opening of a journal to the first digest of its tree, at most.
 const FINGERPRINT_AFTER: Duration = Duration::from_mins(2);
-
-/// Longest pause after failures in a row; the first is [`PACE`].
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// A former state that was brought back, or why not: one word of the runbook, and a sentence.
-pub type Outcome = Result<Reverted, (&'static str, String)>;
-
-/// How a journal was opened.
-#[derive(Clone, Debug)]
-pub struct Opened {
-    /// How the volume came here.
-    pub origin: Origin,
-    /// What became of a former state that was to be brought back, if one was.
-    pub reverted: Option<Outcome>,
-}
-
-/// A journal that a former process opened.
-const HERE: Opened = Opened { origin: Origin::Here, reverted: None };
-
-/// A journal that is open.
-struct Held {
-    name: VolumeName,
-    /// Its store: one that hangs holds up those of no other.
-    store: String,
-    /// None once it was closed. Whoever has waited for the lock finds that out, so that nothing is committed beside the
-    /// journal of the next epoch, which works with the same files.
-    journal: Arc<AsyncMutex<Option<Journal>>>,
-    opened: Opened,
-    told: Mutex<Told>,
-    pause: Mutex<Pause>,
-    /// What was written before is in the store.
-    safe: Mutex<Instant>,
-    /// A round was begun and has not ended.
-    at_work: AtomicBool,
-    /// When it is looked whether the digest of the tree is to be told.
-    fingerprint: Mutex<Instant>,
-}
 
 /// An incarnation that has lost its volume to a later one: it must not run any more (ownership protocol, rule 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,38 +45,6 @@ pub struct Superseded {
     pub volume: VolumeId,
     /// The epoch that is over.
     pub epoch: u64,
-}
-
-/// When a journal that failed is tried again.
-#[derive(Clone, Copy, Default)]
-struct Pause {
-    failures: u32,
-    until: Option<Instant>,
-}
-
-impl Pause {
-    /// After one more attempt.
-    fn after(self, failed: bool, now: Instant) -> Self {
-        if !failed {
-            return Self::default();
-        }
-        let pause = PACE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
-        Self { failures: self.failures.saturating_add(1), until: Some(now + pause) }
-    }
-
-    fn is_over(self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until <= now)
-    }
-}
-
-/// What the volume's object was told last.
-#[derive(Default)]
-struct Told {
-    at: Option<Instant>,
-    sequence: u64,
-    trouble: Option<&'static str>,
-    /// Seconds that the journal was said to be behind.
-    lag: u64,
 }
 
 /// The journals of this node.
@@ -445,11 +367,9 @@ impl Keeper {
     }
 
     fn keep(&self, name: &VolumeName, journal: Journal, opened: Opened) {
-        let (id, store) = (journal.volume().clone(), journal.store().to_owned());
-        let (told, pause, at_work) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let (journal, safe) = (Arc::new(AsyncMutex::new(Some(journal))), Mutex::new(Instant::now()));
-        let fingerprint = Mutex::new(Instant::now() + self.prove_every.min(FINGERPRINT_AFTER));
-        let held = Held { name: name.clone(), store, journal, opened, told, pause, safe, at_work, fingerprint };
+        let id = journal.volume().clone();
+        let fingerprint = Instant::now() + self.prove_every.min(FINGERPRINT_AFTER);
+        let held = Held::new(name.clone(), journal, opened, fingerprint);
         self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(held));
     }
 
@@ -502,76 +422,10 @@ impl Holding<'_> {
     }
 }
 
-/// A round of one journal, until it is dropped.
-struct Work(Arc<Held>);
-
-impl Work {
-    fn begin(held: Arc<Held>) -> Self {
-        held.at_work.store(true, Ordering::Release);
-        Self(held)
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        self.0.at_work.store(false, Ordering::Release);
-    }
-}
-
-impl Held {
-    /// Whether a round may begin.
-    fn is_due(&self, now: Instant) -> bool {
-        !self.at_work.load(Ordering::Acquire) && self.pause.lock().unwrap_or_else(PoisonError::into_inner).is_over(now)
-    }
-
-    fn after(&self, failed: bool, now: Instant) {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        *pause = pause.after(failed, now);
-    }
-
-    /// As [`is_news`].
-    fn is_news(&self, journaled: &Journaled) -> bool {
-        is_news(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), journaled)
-    }
-
-    /// How far the journal is behind; `synced`: what was written before was just committed.
-    fn lag(&self, id: &VolumeId, volumes: &Volumes, synced: Option<Instant>) -> Option<LagStatus> {
-        let mut safe = self.safe.lock().unwrap_or_else(PoisonError::into_inner);
-        *safe = synced.unwrap_or(*safe);
-        let lag = safe.elapsed();
-        (synced.is_none() && lag >= LAGS_FROM)
-            .then(|| LagStatus { seconds: lag.as_secs(), bytes: pending_bytes(volumes, id) })
-    }
-}
-
 /// How long it is too early to tell the digest of a tree again, if it is.
 fn rest(told: Option<&DigestStatus>, now: Timestamp, every: Duration) -> Option<Duration> {
     let age = now.duration_since(told?.time.0).unsigned_abs();
     every.checked_sub(age).filter(|rest| !rest.is_zero())
-}
-
-/// Whether the object should be told: of trouble that comes, changes or ends at once, of progress now and then, and of a lag
-/// whenever it has doubled.
-fn is_news(told: &mut Told, journaled: &Journaled) -> bool {
-    let trouble = journaled.trouble.as_ref().map(|(reason, _)| *reason);
-    let sequence = journaled.journal.as_ref().map_or(told.sequence, |journal| journal.sequence);
-    let lag = journaled.lag.map_or(0, |lag| lag.seconds);
-    let due = told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) && sequence != told.sequence;
-    let doubled = lag > 0 && lag >= told.lag.saturating_mul(2);
-    if trouble == told.trouble && !due && !doubled {
-        return false;
-    }
-    *told = Told { at: Some(Instant::now()), sequence, trouble, lag };
-    true
-}
-
-/// A transaction that takes long.
-fn behind(lag: LagStatus) -> (&'static str, String) {
-    let LagStatus { seconds, bytes } = lag;
-    let message = format!(
-        "what was written in the last {seconds} s is not in the store yet: a transaction of {bytes} bytes so far is under way"
-    );
-    ("Behind", message)
 }
 
 fn status(committed: &Committed) -> Option<JournalStatus> {
@@ -585,20 +439,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_up_to_half_a_minute_and_end_with_success() {
-        let now = Instant::now();
-        let mut pause = Pause::default();
-        let mut seconds = Vec::new();
-        for _ in 0..7 {
-            pause = pause.after(true, now);
-            seconds.push(pause.until.unwrap().duration_since(now).as_secs());
-        }
-        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(!pause.is_over(now) && pause.is_over(now + LONGEST_PAUSE));
-        assert!(pause.after(false, now).is_over(now));
-    }
-
-    #[test]
     fn a_digest_is_told_again_when_the_time_has_passed_whoever_told_it() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100));
@@ -608,27 +448,5 @@ mod tests {
         for (now, expected) in [(100, Some(60)), (159, Some(1)), (160, None), (1000, None)] {
             assert_eq!(rest(Some(&told), at(now), every), expected.map(Duration::from_secs), "{now}");
         }
-    }
-
-    #[test]
-    fn an_idle_journal_is_told_of_once_and_a_lag_when_it_has_doubled() {
-        let told = Mutex::new(Told::default());
-        let news = |sequence, seconds, trouble: Option<&'static str>| {
-            let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH);
-            is_news(
-                &mut told.lock().unwrap(),
-                &Journaled {
-                    journal: trouble.is_none().then_some(JournalStatus { sequence, epoch: 1, time }),
-                    released: None,
-                    lag: (seconds > 0).then_some(LagStatus { seconds, bytes: 1 }),
-                    trouble: trouble.map(|trouble| (trouble, String::new())),
-                },
-            )
-        };
-        assert!(news(1, 0, None));
-        assert!(!news(1, 0, None) && !news(2, 0, None), "progress is told now and then");
-        let lags: Vec<u64> = (0..200).filter(|seconds| news(2, *seconds, Some("StoreUnreachable"))).collect();
-        assert_eq!(lags, [0, 1, 2, 4, 8, 16, 32, 64, 128]);
-        assert!(news(3, 0, None) && !news(3, 0, None), "its end is told");
     }
 }

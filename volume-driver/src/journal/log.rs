@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use vivarium_journal::header::MAX_HEADER;
 use vivarium_journal::{Digest, Header};
-use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, Source, Span, Store};
+use vivarium_store::{CreateError, Created, Key, Listed, Name, Prefix, ReadError, Source, Span, Store};
 
 use super::JournalError;
 use super::inventory::Inventory;
@@ -117,6 +117,32 @@ impl Log {
 
     fn damaged(&self, sequence: u64, what: impl Into<String>) -> JournalError {
         JournalError::Damaged { volume: self.volume.clone(), sequence, what: what.into() }
+    }
+
+    fn unread(&self, sequence: u64, error: ReadError) -> JournalError {
+        match error {
+            ReadError::Damaged { what, .. } => self.damaged(sequence, what),
+            error => self.unreachable(&error),
+        }
+    }
+
+    /// What is read of an object, of a mirror if it is damaged in the first store: under one name all have the same. Whether
+    /// there is such an object the first store alone says.
+    async fn sound<T, F>(&self, read: impl Fn(Store) -> F) -> Result<Option<T>, JournalError>
+    where
+        F: Future<Output = Result<Option<T>, JournalError>>,
+    {
+        let damage = match read(self.store.as_ref().clone()).await {
+            Err(damage @ (JournalError::Damaged { .. } | JournalError::Read { .. })) => damage,
+            answer => return answer,
+        };
+        for mirror in self.store.mirrors() {
+            if let Ok(Some(sound)) = read(mirror.clone()).await {
+                tracing::warn!(%damage, %mirror, "what is damaged in the store is read from its mirror");
+                return Ok(Some(sound));
+            }
+        }
+        Err(damage)
     }
 
     /// The newest transaction. `known` is one that was in the log for certain: the search begins there, or at the boundary
@@ -264,10 +290,14 @@ impl Log {
 
     /// Epoch and digest of a transaction, from its ends; `None` if it is not in the log.
     pub(super) async fn position(&self, sequence: u64) -> Result<Option<Position>, JournalError> {
+        self.sound(|store| self.position_in(store, sequence)).await
+    }
+
+    async fn position_in(&self, store: Store, sequence: u64) -> Result<Option<Position>, JournalError> {
         let key = self.key(sequence);
         let piece = async |span| {
-            let read = self.store.read_span(&key, span, Instant::now() + PATIENCE).await;
-            read.map_err(|error| self.unreachable(&error))
+            let read = store.read_span(&key, span, Instant::now() + PATIENCE).await;
+            read.map_err(|error| self.unread(sequence, error))
         };
         let Some(front) = piece(Span::Range(0..16 + MAX_HEADER as u64)).await? else { return Ok(None) };
         let Some(back) = piece(Span::Tail(40)).await? else { return Ok(None) };
@@ -306,6 +336,26 @@ impl Log {
             Err(CreateError::Conflict { .. }) => Ok(Appended::Taken),
             Err(error) => Err(self.unreachable(&error)),
         }
+    }
+
+    /// Brings into every mirror of the store what it lacks, up to a transaction that the first store has. Whoever opens an epoch
+    /// or goes on with one does that before he adds anything (`Step::Mend` of `vivarium_ownership`), and whoever collects
+    /// garbage, before he relies on what somebody else has made.
+    ///
+    /// # Errors
+    /// A store does not answer, or they hold different things.
+    pub async fn mend(&self, last: u64) -> Result<(), JournalError> {
+        let last = (last > 0).then(|| self.key(last));
+        let before = |key: &Key| match key {
+            Key::Transaction { seq: seq @ 2.., .. } => Some(self.key(seq - 1)),
+            _ => None,
+        };
+        let mended = self.store.mend(&self.name, last.as_ref(), before, Instant::now() + PATIENCE_DATA).await;
+        let mended = mended.map_err(|error| self.unreachable(&error))?;
+        if mended > 0 {
+            tracing::info!(volume = %self.volume, store = self.store(), mended, "brought into mirrors what they lacked");
+        }
+        Ok(())
     }
 
     /// Objects of the volume below a prefix, those after a key only. A hint: what is missing in it may be there.
@@ -433,11 +483,14 @@ impl Log {
 
     /// Header of an object that ends with a transaction.
     async fn header(&self, key: &Key, sequence: u64) -> Result<Option<Header>, JournalError> {
-        let span = Span::Range(0..16 + MAX_HEADER as u64);
-        let read = self.store.read_span(key, span, Instant::now() + PATIENCE).await;
-        let Some(front) = read.map_err(|error| self.unreachable(&error))? else { return Ok(None) };
-        let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
-        Ok(Some(header))
+        let read = |store: Store| async move {
+            let span = Span::Range(0..16 + MAX_HEADER as u64);
+            let read = store.read_span(key, span, Instant::now() + PATIENCE).await;
+            let Some(front) = read.map_err(|error| self.unread(sequence, error))? else { return Ok(None) };
+            let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
+            Ok(Some(header))
+        };
+        self.sound(read).await
     }
 }
 

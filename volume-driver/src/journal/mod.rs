@@ -29,6 +29,7 @@ pub mod capture;
 pub mod change;
 pub mod commit;
 mod copy;
+mod held;
 pub mod inventory;
 pub mod keep;
 pub mod keeper;

@@ -265,6 +265,11 @@ pub(super) async fn take_over(
 ) -> Result<Option<Restored>, JournalError> {
     let follower = Follower { volumes: volumes.clone(), id: id.clone(), size, log: log.clone(), layers: Vec::new() };
     let Some((standby, at)) = follower.open().await? else { return Ok(None) };
+    // What was never acknowledged can be in a store that was given up, and not in the one that decides.
+    if at.sequence >= tail.sequence && at != tail {
+        blocking(id, move || Ok(standby.destroy()?)).await?;
+        return Ok(None);
+    }
     // If what is missing was merged, this is what leads on.
     let merged = log.merged().await?;
     let taken = replay_from(volumes, id, (log, merged), (None, at), tail, roots, move |fill| {

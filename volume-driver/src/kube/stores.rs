@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, SelectAll};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, PostParams};
@@ -68,13 +68,13 @@ impl Stores {
         tokio::time::timeout_at(deadline, found).await.ok().flatten()
     }
 
-    /// From now on a store is proven; none: it is not any more.
+    /// From now on a store is proven; none: it is not any more. Whoever uses one of that name goes on with this one, which has
+    /// other credentials, or is what is left of a set.
     pub fn put(&self, name: &str, store: Option<Arc<Store>>) {
-        self.proven.send_modify(|proven| {
-            match store {
-                Some(store) => proven.insert(name.into(), store),
-                None => proven.remove(name),
-            };
+        self.proven.send_modify(|proven| match (store, proven.get(name)) {
+            (Some(store), Some(former)) => former.become_like(&store),
+            (Some(store), None) => drop(proven.insert(name.into(), store)),
+            (None, _) => drop(proven.remove(name)),
         });
     }
 }
@@ -93,6 +93,9 @@ pub struct StoreObjects {
     /// What former processes of the session found.
     pub trials: Trials,
 }
+
+/// Versions of Secrets, by their names.
+type Versions = BTreeMap<String, String>;
 
 /// One object that is worked on.
 struct Work {
@@ -168,7 +171,8 @@ impl StoreObjects {
             let object = objects.borrow_and_update().clone();
             let name = object.name_any();
             let mut secrets = self.secret_changes(&object);
-            let (found, version) = self.open(&object).await;
+            let (found, versions) = self.open(&object).await;
+            let version = together(&versions);
             let retry = match &found {
                 Ok(_) => None,
                 Err(StoreError::Unreachable(_)) => Some(RETRY_SOON),
@@ -204,8 +208,8 @@ impl StoreObjects {
                 }
             };
             let other_secret = async {
-                while let Some(seen) = secrets.next().await {
-                    if seen != version {
+                while let Some((secret, seen)) = secrets.next().await {
+                    if seen.as_ref() != versions.get(&secret) {
                         return;
                     }
                 }
@@ -225,47 +229,51 @@ impl StoreObjects {
         }
     }
 
-    /// Versions of the Secret that holds the credentials, beginning with the present one. An absent one has none.
-    fn secret_changes(&self, object: &JournalStore) -> BoxStream<'static, Option<String>> {
-        let Some(s3) = &object.spec.s3 else { return futures::stream::empty().boxed() };
-        watch_object(self.secrets(), &s3.credentials_secret.name)
-            .default_backoff()
-            .filter_map(|seen| async move {
-                match seen {
-                    Ok(secret) => Some(secret.and_then(|secret| secret.resource_version())),
+    /// Versions of the Secrets that hold the credentials, beginning with the present ones. An absent one has none.
+    fn secret_changes(&self, object: &JournalStore) -> SelectAll<BoxStream<'static, (String, Option<String>)>> {
+        let changes = object::secrets(object).into_iter().map(|name| {
+            let named = name.to_owned();
+            let seen = watch_object(self.secrets(), name).default_backoff();
+            seen.filter_map(move |seen| {
+                let version = match seen {
+                    Ok(secret) => Some((named.clone(), secret.and_then(|secret: Secret| secret.resource_version()))),
                     Err(error) => {
-                        tracing::debug!(%error, "the credentials of a store cannot be watched");
+                        tracing::debug!(%error, secret = named, "the credentials of a store cannot be watched");
                         None
                     }
-                }
+                };
+                std::future::ready(version)
             })
             .boxed()
+        });
+        changes.collect()
     }
 
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Opens and tries a store. Also the version of the Secret that was read, if there was one.
-    async fn open(&self, object: &JournalStore) -> (Result<Arc<Store>, StoreError>, Option<String>) {
-        let mut version = None;
+    /// Opens and tries a store. Also the versions of the Secrets that were read.
+    async fn open(&self, object: &JournalStore) -> (Result<Arc<Store>, StoreError>, Versions) {
+        let mut versions = Versions::new();
         let opened = async {
-            let secret = match &object.spec.s3 {
-                Some(s3) => Some(self.secret(&s3.credentials_secret.name).await?),
-                None => None,
-            };
-            version = secret.as_ref().and_then(ResourceExt::resource_version);
-            let config = object::config(object, secret.as_ref())?;
+            let mut secrets = object::Secrets::new();
+            for name in object::secrets(object) {
+                let secret = self.secret(name).await?;
+                versions.extend(secret.resource_version().map(|version| (name.to_owned(), version)));
+                secrets.insert(name.to_owned(), secret);
+            }
+            let config = object::config(object, &secrets)?;
             let opened = tokio::task::spawn_blocking(move || Store::open(&config)).await;
             let store = Arc::new(opened.map_err(|error| StoreError::Invalid(error.to_string()))??);
-            if self.trials.has(object, version.as_deref()) {
+            if self.trials.has(object, together(&versions).as_deref()) {
                 self.stores.put(&object.name_any(), Some(store.clone()));
             }
             store.prove(Instant::now() + TRIAL).await?;
             Ok(store)
         }
         .await;
-        (opened, version)
+        (opened, versions)
     }
 
     async fn secret(&self, name: &str) -> Result<Secret, StoreError> {
@@ -313,6 +321,12 @@ impl StoreObjects {
             }
         }
     }
+}
+
+/// The versions of all Secrets of a store as one; none if it needs none.
+fn together(versions: &Versions) -> Option<String> {
+    let all: Vec<&str> = versions.values().map(String::as_str).collect();
+    (!all.is_empty()).then(|| all.join(" "))
 }
 
 /// Puts a node's entry into the status, and what follows from all of them.
@@ -463,6 +477,15 @@ mod tests {
         });
         stores.put("default", Some(Arc::new(Store::memory("default"))));
         assert_eq!(waiting.await.unwrap().as_deref(), Some("default"));
+        // Who has it already sees what it becomes: here one that has an object more.
+        let used = stores.get("default").unwrap();
+        let other = Store::memory("default");
+        let key = vivarium_store::Key::Fence { session: vivarium_store::Name::new("s").unwrap() };
+        let digest = blake3::hash(b"x").into();
+        other.create(&key, vivarium_store::Source::Bytes(b"x"[..].into()), digest, deadline).await.unwrap();
+        assert!(!used.exists(&key, deadline).await.unwrap());
+        stores.put("default", Some(Arc::new(other)));
+        assert!(used.exists(&key, deadline).await.unwrap());
         stores.put("default", None);
         assert!(stores.wait_for("default", Instant::now()).await.is_none());
     }

@@ -220,7 +220,7 @@ impl TemplateCache {
     /// # Errors
     /// The pool fails.
     pub fn open(pool: Arc<Pool>, plain_http: Vec<String>, limits: Limits) -> Result<Self, TemplateError> {
-        let registry = Registry::new(plain_http)?;
+        let registry = Registry::new(plain_http);
         let cache = Self {
             pool,
             registry,

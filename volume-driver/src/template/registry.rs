@@ -12,6 +12,7 @@ use oci_client::{Client, Reference};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OnceCell;
 
 use super::TemplateError;
 use crate::ids::LayerDigest;
@@ -82,20 +83,29 @@ struct RootFs {
 
 /// Registries, read without credentials.
 pub(super) struct Registry {
-    client: Client,
+    /// Those that are spoken to in plain HTTP.
+    plain_http: Vec<String>,
+    /// Made when it is first needed: it reads all certificates of the system.
+    client: OnceCell<Client>,
 }
 
 impl Registry {
-    /// A client that speaks plain HTTP to the given registries and HTTPS to all others.
-    pub fn new(plain_http: Vec<String>) -> Result<Self, TemplateError> {
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(plain_http),
-            read_timeout: Some(READ_TIMEOUT),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            ..ClientConfig::default()
+    /// Plain HTTP is spoken to the given registries and HTTPS to all others.
+    pub fn new(plain_http: Vec<String>) -> Self {
+        Self { plain_http, client: OnceCell::new() }
+    }
+
+    async fn client(&self) -> Result<&Client, TemplateError> {
+        let make = async || {
+            let config = ClientConfig {
+                protocol: ClientProtocol::HttpsExcept(self.plain_http.clone()),
+                read_timeout: Some(READ_TIMEOUT),
+                connect_timeout: Some(CONNECT_TIMEOUT),
+                ..ClientConfig::default()
+            };
+            Client::try_from(config).map_err(|error| TemplateError::Client(chain(&error)))
         };
-        let client = Client::try_from(config).map_err(|error| TemplateError::Client(chain(&error)))?;
-        Ok(Self { client })
+        self.client.get_or_try_init(make).await
     }
 
     /// Reads manifest and configuration of an image.
@@ -146,7 +156,8 @@ impl Registry {
 
     async fn manifest(&self, image: &str, reference: &Reference) -> Result<(OciManifest, String), TemplateError> {
         let (bytes, _) = self
-            .client
+            .client()
+            .await?
             .pull_manifest_raw(reference, &RegistryAuth::Anonymous, MANIFEST_TYPES)
             .await
             .map_err(|error| classify(image, &error))?;
@@ -189,7 +200,7 @@ impl Registry {
             |found: String| TemplateError::Digest { what: format!("blob of {image}"), wanted: digest.into(), found };
         // By digest alone: a descriptor may also name other places to load from, which nobody asked for.
         let mut stream =
-            self.client.pull_blob_stream(reference, digest).await.map_err(|error| classify(image, &error))?;
+            self.client().await?.pull_blob_stream(reference, digest).await.map_err(|error| classify(image, &error))?;
         let mut hash = Sha256::new();
         let mut received = 0u64;
         while let Some(piece) = stream.next().await {

@@ -97,10 +97,10 @@ impl TemplateCache {
         }
     }
 
-    /// Brings a layer here from the first store that has it whole. `false`: none has.
+    /// Brings a layer here from the first store, or mirror of one, that has it whole. `false`: none has.
     pub(super) async fn pull_stored(self: &Arc<Self>, stores: &[Arc<Store>], layer: &LayerDigest) -> bool {
-        for store in stores {
-            match self.pull_from(store, layer).await {
+        for store in stores.iter().flat_map(|store| store.members()) {
+            match self.pull_from(&store, layer).await {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(error) => {

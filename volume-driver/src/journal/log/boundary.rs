@@ -1,7 +1,7 @@
 //! How far the garbage of a journal was collected, as its store says it (`docs/src/formats/store.md`).
 
 use tokio::time::Instant;
-use vivarium_store::{CreateError, Created, Key, Prefix, Source};
+use vivarium_store::{CreateError, Created, Key, Prefix, Source, Store};
 
 use super::{Log, PATIENCE};
 use crate::journal::JournalError;
@@ -34,8 +34,16 @@ impl Log {
         let key = |generation| Key::Boundary { volume: self.name.clone(), generation };
         let mut generation = numbers.max().unwrap_or(0);
         let read = async |generation| {
-            let read = self.store.read(&key(generation), LENGTH as u64, Instant::now() + PATIENCE).await;
-            read.map_err(|error| self.unreachable(&error))
+            let key = &key;
+            let read = |store: Store| async move {
+                let read = store.read(&key(generation), LENGTH as u64, Instant::now() + PATIENCE).await;
+                let Some(object) = read.map_err(|error| self.unread(0, error))? else { return Ok(None) };
+                let sequence = decode(&object.bytes);
+                sequence
+                    .map(Some)
+                    .ok_or_else(|| self.damaged(0, format!("boundary {generation} of its garbage cannot be read")))
+            };
+            self.sound(read).await
         };
         let mut newest = None;
         if generation > 0 {
@@ -45,10 +53,7 @@ impl Log {
         while let Some(next) = read(generation + 1).await? {
             (generation, newest) = (generation + 1, Some(next));
         }
-        let Some(newest) = newest else { return Ok(Boundary::NONE) };
-        let sequence = decode(&newest.bytes)
-            .ok_or_else(|| self.damaged(0, format!("boundary {generation} of its garbage cannot be read")))?;
-        Ok(Boundary { generation, sequence })
+        Ok(newest.map_or(Boundary::NONE, |sequence| Boundary { generation, sequence }))
     }
 
     /// Raises the boundary from `found` to `sequence`: whoever reads the journal from then on does not rely on a

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tokio::time::Instant;
 use vivarium_journal::read::Transaction;
-use vivarium_store::{Key, ReadError};
+use vivarium_store::{Key, Store};
 
 use super::{Log, PATIENCE_DATA, Unnamed};
 use crate::journal::pieces::Piece;
@@ -18,8 +18,7 @@ impl Log {
     /// # Errors
     /// The store does not answer, or what it gives is not that transaction.
     pub async fn fetch(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
-        let fetched = self.fetch_if_there(sequence, directory).await?;
-        fetched.ok_or_else(|| self.damaged(sequence, "it is not in the store"))
+        self.fetch_certain(&self.key(sequence), sequence, directory, "it is not in the store").await
     }
 
     /// The same, `None` if it is not there.
@@ -31,7 +30,8 @@ impl Log {
         sequence: u64,
         directory: &Path,
     ) -> Result<Option<Transaction<File>>, JournalError> {
-        self.fetch_as(&self.key(sequence), sequence, directory).await
+        let key = self.key(sequence);
+        self.sound(|store| self.fetch_from(store, &key, sequence, directory)).await
     }
 
     /// Fetches what leads from the state before a piece to that after it, and checks it whole: a transaction, or a merged
@@ -44,8 +44,7 @@ impl Log {
             return self.fetch(piece.first, directory).await;
         }
         let key = Key::Merged { volume: self.name.clone(), from: piece.first, to: piece.last };
-        let merged = self.fetch_as(&key, piece.last, directory).await?;
-        let merged = merged.ok_or_else(|| self.damaged(piece.last, "it is not in the store as one"))?;
+        let merged = self.fetch_certain(&key, piece.last, directory, "it is not in the store as one").await?;
         let header = merged.header();
         if header.first != piece.first || !matches!(header.kind, vivarium_journal::Kind::Merged { .. }) {
             let what =
@@ -61,8 +60,7 @@ impl Log {
     /// The store does not answer, or what it gives is not that state.
     pub async fn fetch_checkpoint(&self, sequence: u64, directory: &Path) -> Result<Transaction<File>, JournalError> {
         let key = Key::Checkpoint { volume: self.name.clone(), seq: sequence };
-        let checkpoint = self.fetch_as(&key, sequence, directory).await?;
-        let checkpoint = checkpoint.ok_or_else(|| self.damaged(sequence, "its checkpoint is not in the store"))?;
+        let checkpoint = self.fetch_certain(&key, sequence, directory, "its checkpoint is not in the store").await?;
         let header = checkpoint.header();
         if header.kind != vivarium_journal::Kind::Checkpoint {
             return Err(self.damaged(sequence, format!("its checkpoint is a {:?}", header.kind)));
@@ -77,8 +75,24 @@ impl Log {
         }
     }
 
-    async fn fetch_as(
+    /// Fetches what is there for certain; `lost` says that it is not.
+    async fn fetch_certain(
         &self,
+        key: &Key,
+        sequence: u64,
+        directory: &Path,
+        lost: &str,
+    ) -> Result<Transaction<File>, JournalError> {
+        let read = |store: Store| async move {
+            let fetched = self.fetch_from(store, key, sequence, directory).await?;
+            fetched.map(Some).ok_or_else(|| self.damaged(sequence, lost))
+        };
+        self.sound(read).await?.ok_or_else(|| self.damaged(sequence, lost))
+    }
+
+    async fn fetch_from(
+        &self,
+        store: Store,
         key: &Key,
         sequence: u64,
         directory: &Path,
@@ -87,11 +101,9 @@ impl Log {
         let file = Unnamed::new(directory).map_err(io)?.file;
         let mut out = tokio::fs::File::from_std(file.try_clone().map_err(io)?);
         let deadline = Instant::now() + PATIENCE_DATA;
-        match self.store.read_to(key, &mut out, deadline).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(None),
-            Err(ReadError::Damaged { what, .. }) => return Err(self.damaged(sequence, what)),
-            Err(error) => return Err(self.unreachable(&error)),
+        let read = store.read_to(key, &mut out, deadline).await;
+        if read.map_err(|error| self.unread(sequence, error))?.is_none() {
+            return Ok(None);
         }
         drop(out);
         let volume = self.volume.clone();

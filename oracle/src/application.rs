@@ -156,6 +156,14 @@ impl Home {
         }
     }
 
+    /// Starts its database server.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn serve(&self) -> io::Result<Server> {
+        Server::start(self)
+    }
+
     fn verify_git(&self) -> io::Result<u64> {
         // A lock of a process that is no more; git asks to remove it.
         for lock in ["index.lock", "HEAD.lock", "refs/heads/master.lock"] {
@@ -315,7 +323,7 @@ fn unprivileged(program: &Path) -> Command {
 
 /// A database server, stopped like one that is killed.
 #[derive(Debug)]
-struct Server {
+pub struct Server {
     child: Child,
     socket: PathBuf,
 }
@@ -342,6 +350,16 @@ impl Server {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(server)
+    }
+
+    /// Runs `PostgreSQL`'s own benchmark on it.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn pgbench(&self, arguments: &[&str]) -> io::Result<()> {
+        let mut command = Command::new(of_postgres("pgbench"));
+        command.arg("-h").arg(&self.socket).args(["-U", "v"]).args(arguments).arg("postgres");
+        output(&mut command).map(drop)
     }
 
     fn psql(&self) -> Command {

@@ -12,7 +12,7 @@ use vivarium_node::pool::PoolSource;
 use vivarium_store::faults::Faults;
 
 use crate::application::{Application, Home};
-use crate::place::{self, Conditions, Error, Next, Place};
+use crate::place::{self, Conditions, Error, Mirror, Next, Place};
 use crate::records;
 use crate::rng::Rng;
 use crate::said::{Mouth, Origin, Said};
@@ -63,11 +63,18 @@ impl Life {
             },
         };
         let mut of_case = Rng::new(self.seed, STREAM - 1);
-        let overlaid = self.is_overlaid();
+        let layered = self.is_overlaid() || of_case.once_in(3);
+        let part = if of_case.once_in(4) { 16 << 10 } else { vivarium_store::PART_SIZE };
+        let mirror = match (of_case.once_in(3), of_case.between(1, 5)) {
+            (true, given_up) if u64::from(self.number) >= given_up => Mirror::Alone,
+            (true, _) => Mirror::There,
+            (false, _) => Mirror::None,
+        };
         Conditions {
             volume: volume.into(),
-            layered: overlaid || of_case.once_in(3),
-            part: if of_case.once_in(4) { 16 << 10 } else { vivarium_store::PART_SIZE },
+            layered,
+            part,
+            mirror,
             pool: PoolSource::File { size: place::POOL_SIZE },
             seed: rng.number(),
             faults,

@@ -48,6 +48,17 @@ const HASTE: Duration = Duration::from_millis(100);
 /// What goes wrong while a place is made or looked at.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// Whether the store has a mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// No.
+    None,
+    /// Yes.
+    There,
+    /// Its first store was given up, and the mirror is all there is.
+    Alone,
+}
+
 /// What a volume is like, and what the store does to a node.
 #[derive(Clone, Debug)]
 pub struct Conditions {
@@ -65,6 +76,8 @@ pub struct Conditions {
     pub faults: Faults,
     /// One creation in so many is held up and carried out later (0: none).
     pub held_up: u64,
+    /// Whether the store has a mirror, which fails as it does.
+    pub mirror: Mirror,
 }
 
 impl Conditions {
@@ -73,7 +86,29 @@ impl Conditions {
     pub fn plain(volume: &str) -> Self {
         let part = vivarium_store::PART_SIZE;
         let (layered, pool) = (false, PoolSource::File { size: POOL_SIZE });
-        Self { volume: volume.into(), layered, part, pool, seed: 0, faults: Faults::NONE, held_up: 0 }
+        let mirror = Mirror::None;
+        Self { volume: volume.into(), layered, part, pool, seed: 0, faults: Faults::NONE, held_up: 0, mirror }
+    }
+
+    /// The store in this directory.
+    fn store(&self, directory: &Path) -> Result<Store, Error> {
+        let one = |name: &str, number: u64| {
+            let [objects, under_way] = ["objects", "under-way"].map(|below| directory.join(name).join(below));
+            for directory in [&objects, &under_way] {
+                std::fs::create_dir_all(directory)?;
+            }
+            let objects = Arc::new(LocalFileSystem::new_with_prefix(objects)?);
+            let limbo = Limbo::new(objects, under_way, Rng::new(self.seed, 1 + number), self.held_up);
+            let failing = Faulty::new(Arc::new(limbo), self.seed + number, self.faults).hasty(SLOW);
+            let store = Store::over("oracle", Arc::new(failing), Sizes { part: self.part, ..Sizes::default() });
+            let is_slow = self.faults.slow > 0.0 || self.faults.answer_late > 0.0;
+            Ok::<_, Error>(if is_slow { store.hasty(HASTE) } else { store })
+        };
+        Ok(match self.mirror {
+            Mirror::None => one("first", 0)?,
+            Mirror::There => one("first", 0)?.with_mirrors(vec![one("mirror", 1)?]),
+            Mirror::Alone => one("mirror", 1)?,
+        })
     }
 }
 
@@ -106,8 +141,6 @@ impl Place {
     /// # Errors
     /// Pool or store cannot be used.
     pub fn open(state: &Path, directory: &Path, conditions: &Conditions) -> Result<Self, Error> {
-        // The client of image registries wants one, although none is asked here. It is there already if it fails.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let pool = Arc::new(Pool::open("oracle", &conditions.pool, state)?);
         let templates = Arc::new(TemplateCache::open(pool.clone(), Vec::new(), Limits { entries: 1, bytes: 1 })?);
         let (mut layers, mut digests) = (Vec::new(), Vec::new());
@@ -116,18 +149,7 @@ impl Place {
             layers.push(template::layer(pool.templates(), &digest.directory(), seed)?);
             digests.push(digest);
         }
-        let [objects, under_way] = ["objects", "under-way"].map(|name| directory.join(name));
-        for directory in [&objects, &under_way] {
-            std::fs::create_dir_all(directory)?;
-        }
-        let objects = Arc::new(LocalFileSystem::new_with_prefix(objects)?);
-        let limbo = Limbo::new(objects, under_way, Rng::new(conditions.seed, 1), conditions.held_up);
-        let failing = Faulty::new(Arc::new(limbo), conditions.seed, conditions.faults).hasty(SLOW);
-        let sizes = Sizes { part: conditions.part, ..Sizes::default() };
-        let mut store = Store::over("oracle", Arc::new(failing), sizes);
-        if conditions.faults.slow > 0.0 || conditions.faults.answer_late > 0.0 {
-            store = store.hasty(HASTE);
-        }
+        let store = conditions.store(directory)?;
         let id = VolumeId::parse(&conditions.volume)?;
         let (volumes, objects) = (Volumes::open(pool.clone())?, directory.to_owned());
         Ok(Self { volumes, pool, layers, digests, templates, store: Arc::new(store), id, objects })

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use vivarium_node::journal::JournalError;
 use vivarium_node::pool::PoolSource;
 use vivarium_oracle::life::{self, Life};
-use vivarium_oracle::place::{Error, Place};
+use vivarium_oracle::place::{Error, Mirror, Place};
 use vivarium_oracle::said::Mouth;
 
 const USAGE: &str =
@@ -19,9 +19,11 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if matches!(error.downcast_ref(), Some(JournalError::Superseded { .. })) {
+                return SUPERSEDED.into();
+            }
             eprintln!("vivarium-oracle-node: {error}");
-            let superseded = matches!(error.downcast_ref(), Some(JournalError::Superseded { .. }));
-            if superseded { SUPERSEDED.into() } else { ExitCode::FAILURE }
+            ExitCode::FAILURE
         }
     }
 }
@@ -37,6 +39,10 @@ fn run() -> Result<(), Error> {
     if what == "endure" {
         // On a machine that is emulated every answer may be slow.
         (conditions.faults.slow, conditions.faults.answer_late) = (0.0, 0.0);
+    }
+    if what != "step" && conditions.mirror == Mirror::Alone {
+        // Who lost the volume was not told that the first store is given up, and in the other tests it is not.
+        conditions.mirror = Mirror::There;
     }
     if let Some(device) = device.first() {
         conditions.pool = PoolSource::Device(device.into());

@@ -85,6 +85,11 @@ fn shell(script: &str) -> Result<String, Error> {
     Err(format!("{script}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }
 
+/// How a command of restic begins that is about a repository.
+fn restic(repository: &Path) -> String {
+    format!("RESTIC_PASSWORD=v restic --quiet --no-cache -r {}", repository.display())
+}
+
 fn timed<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<(Duration, T), Error> {
     let begun = Instant::now();
     let done = work()?;

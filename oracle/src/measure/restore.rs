@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use vivarium_sys::btrfs;
 
-use super::{Bench, Error, runtime, shell, timed};
+use super::{Bench, Error, restic, runtime, shell, timed};
 use crate::rng::Rng;
 
 const FILES: usize = 20_000;
@@ -37,19 +37,17 @@ pub fn run(bench: &Bench, transactions: u64) -> Result<(), Error> {
         println!("| {what} | {ours:.1} s | {peer:.1} s: {peer_is} | {:.2} |", ours / peer);
     };
     row("1 GB in 20,000 files, one transaction", "`btrfs send` and `receive`", restored, peer);
-    if shell("command -v rsync").is_ok() {
-        let (peer, _) = timed(|| shell(&format!("rsync -aHAX {}/ {}", sent.display(), copied.display())))?;
-        row("the same", "rsync -aHAX", restored, peer);
-    }
-    let (peer, _) = timed(|| {
-        shell(&format!(
-            "cp -a --reflink=never {} {}.cp; sync -f {}",
-            sent.display(),
-            copied.display(),
-            received.display()
-        ))
-    })?;
-    row("the same", "cp -a", restored, peer);
+    let copied = copied.display();
+    let copy = |name: &str, script: &str| -> Result<(), Error> {
+        let (peer, _) = timed(|| shell(&format!("{script}; sync -f {}", received.display())))?;
+        row("the same", name, restored, peer);
+        Ok(())
+    };
+    copy("rsync -aHAX", &format!("rsync -aHAX {}/ {copied}", sent.display()))?;
+    copy("cp -a", &format!("cp -a --reflink=never {} {copied}.cp", sent.display()))?;
+    let restic = restic(&bench.path("restic"));
+    shell(&format!("{restic} init; cd {}; {restic} backup .", sent.display()))?;
+    copy("restic restore", &format!("{restic} restore latest --target {copied}.restic"))?;
 
     let (from, to) = (from.with("deltas")?, to.with("deltas")?);
     let (mut journal, _) = runtime.block_on(from.begin(1))?;

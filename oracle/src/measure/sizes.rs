@@ -1,14 +1,15 @@
-//! How large a transaction is, beside what plain `btrfs send` writes of the same change, which knows of no template.
+//! How large a transaction is, beside what others write of the same change: plain `btrfs send`, which knows of no template;
+//! restic's repository grows; rsync would send.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vivarium_node::journal::commit::Journal;
 use vivarium_sys::btrfs;
 
-use super::{Bench, Error, bytes, runtime, shell};
+use super::{Bench, Error, bytes, restic, runtime, shell};
 use crate::place::Place;
 use crate::rng::Rng;
 use crate::template;
@@ -27,10 +28,21 @@ pub fn run(bench: &Bench) -> Result<(), Error> {
     place.pool.sync()?;
     runtime.block_on(journal.commit())?;
     let merged = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&root));
-    println!("| change | transaction | `btrfs send -p` | the same with zstd |\n|---|---|---|---|");
+    let peers = Peers::begin(bench, &merged)?;
+    println!(
+        "| change | transaction | `btrfs send -p` | the same with zstd | restic | rsync |\n|---|---|---|---|---|---|"
+    );
     let mut row = |what: &str, change: &dyn Fn() -> Result<(), Error>| -> Result<(), Error> {
         let (size, plain, packed) = commit(&place, &mut journal, &runtime, change)?;
-        println!("| {what} | {} | {} | {} |", bytes(size), bytes(plain), bytes(packed));
+        let (grown, sent) = peers.follow()?;
+        println!(
+            "| {what} | {} | {} | {} | {} | {} |",
+            bytes(size),
+            bytes(plain),
+            bytes(packed),
+            bytes(grown),
+            bytes(sent)
+        );
         Ok(())
     };
     let large = Path::new(&merged).join("large");
@@ -50,6 +62,37 @@ pub fn run(bench: &Bench) -> Result<(), Error> {
     drop(root);
     println!();
     Ok(())
+}
+
+/// Those that look at the tree as the tenant sees it.
+struct Peers<'a> {
+    merged: &'a str,
+    repository: PathBuf,
+    mirror: PathBuf,
+    batch: PathBuf,
+}
+
+impl<'a> Peers<'a> {
+    fn begin(bench: &Bench, merged: &'a str) -> Result<Self, Error> {
+        let [repository, mirror, batch] = ["restic", "mirror", "batch"].map(|name| bench.path(name));
+        shell(&format!("{} init", restic(&repository)))?;
+        let peers = Self { merged, repository, mirror, batch };
+        peers.follow()?;
+        Ok(peers)
+    }
+
+    /// By how much restic's repository grows, and how much rsync sends, since the last time.
+    fn follow(&self) -> Result<(u64, u64), Error> {
+        let (merged, mirror, batch) = (self.merged, self.mirror.display(), self.batch.display());
+        let size = || -> Result<u64, Error> {
+            Ok(shell(&format!("du -sb {} | cut -f 1", self.repository.display()))?.parse()?)
+        };
+        let before = size()?;
+        shell(&format!("cd {merged}; {} backup .", restic(&self.repository)))?;
+        let grown = size()? - before;
+        shell(&format!("rsync -aHAX --delete --no-whole-file --write-batch={batch} {merged}/ {mirror}"))?;
+        Ok((grown, fs::metadata(&self.batch)?.len()))
+    }
 }
 
 /// One commit, and what the kernel's stream is for the same difference.

@@ -6,8 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vivarium_oracle::life::Life;
@@ -61,13 +62,16 @@ impl Cluster {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let (sink, out) = (said.clone(), child.stdout.take().unwrap());
+        let (over, silence) = mpsc::channel();
         let ear = std::thread::spawn(move || {
+            // Dropped, also when this panics.
+            let _over: Sender<()> = over;
             for text in BufReader::new(out).lines() {
                 let heard = text.unwrap().parse().unwrap();
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(heard);
             }
         });
-        Running { child, said, ear: Some(ear) }
+        Running { child, said, silence, ear: Some(ear) }
     }
 }
 
@@ -83,6 +87,8 @@ impl Drop for Cluster {
 pub struct Running {
     child: Child,
     said: Arc<Mutex<Vec<Line>>>,
+    /// Ends when it says no more.
+    silence: Receiver<()>,
     ear: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -99,16 +105,12 @@ impl Running {
     /// Waits for its end; `None`: it hung, and was killed. With all that it said.
     pub fn wait(mut self, longest: Duration) -> (Option<ExitStatus>, Vec<Line>) {
         // It closes its mouth when it dies.
-        let (begun, ear) = (Instant::now(), self.ear.take().unwrap());
-        while !ear.is_finished() && begun.elapsed() < longest {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let hung = !ear.is_finished();
+        let hung = self.silence.recv_timeout(longest) == Err(RecvTimeoutError::Timeout);
         if hung {
             self.child.kill().unwrap();
         }
         let status = self.child.wait().unwrap();
-        ear.join().unwrap();
+        self.ear.take().unwrap().join().unwrap();
         ((!hung).then_some(status), self.said())
     }
 

@@ -22,6 +22,12 @@ pub fn command<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl Into
     command
 }
 
+/// A command of a program that gets the signal when the thread that starts it ends, however it does: nobody would look at it
+/// any more.
+pub fn mortal(signal: &str, program: &str) -> Command {
+    command("setpriv", ["--pdeathsig", signal, "--", program])
+}
+
 /// Runs it to its end and returns its standard output.
 pub fn run(command: &mut Command) -> Result<String, Error> {
     run_with(command, Stdio::null())

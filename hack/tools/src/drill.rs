@@ -7,7 +7,7 @@ use std::process::Command;
 use clap::{Args, Subcommand};
 
 use crate::test::DRILLS;
-use crate::{install, oracle, workspace};
+use crate::{checked, install, oracle, workspace};
 
 /// The drill that needs the programs of the oracle.
 const ORACLE: &str = "twenty_cases_of_the_oracle";
@@ -58,6 +58,9 @@ pub enum Error {
     /// cargo could not be run.
     #[error("cannot run cargo: {0}")]
     Cargo(std::io::Error),
+    /// There is no way to run tests.
+    #[error(transparent)]
+    Checked(#[from] checked::Error),
     /// The oracle could not be built.
     #[error(transparent)]
     Oracle(#[from] oracle::Error),
@@ -124,14 +127,14 @@ fn names() -> Result<Vec<String>, Error> {
 }
 
 /// Names in what a test program lists.
-fn listed(printed: &str) -> Vec<String> {
+pub fn listed(printed: &str) -> Vec<String> {
     printed.lines().filter_map(|line| line.strip_suffix(": test")).map(Into::into).collect()
 }
 
 fn cargo() -> Result<Command, Error> {
     let mut command = install::connect()?.command("cargo");
-    command.args(["test", "--quiet", "-p", "vivarium-e2e", "--locked"]);
-    command.args(DRILLS.iter().flat_map(|file| ["--test", file])).arg("--").current_dir(workspace::root()?);
+    checked::test(&mut command, &workspace::root()?)?.arg("--quiet");
+    command.args(DRILLS.iter().flat_map(|file| ["--test", file])).arg("--");
     Ok(command)
 }
 

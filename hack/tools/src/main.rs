@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod cache;
 mod charts;
+mod checked;
 mod command;
 mod deny;
 mod drill;
@@ -21,6 +22,7 @@ mod oci;
 mod oracle;
 mod progress;
 mod quickstart;
+mod sources;
 mod template;
 mod test;
 mod workspace;
@@ -56,6 +58,9 @@ enum Command {
     Drill(drill::Arguments),
     /// What an environment costs, beside a peer.
     Bench(bench::Arguments),
+    /// Builds what `test` installs.
+    #[command(hide = true)]
+    BuildPrograms,
     /// What `bench` runs on a node.
     #[command(subcommand, hide = true)]
     Measure(bench::measure::What),
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => finished(test::run_tests(&arguments)),
         Command::Drill(arguments) => finished(drill::run(&arguments)),
         Command::Bench(arguments) => finished(bench::run(&arguments)),
+        Command::BuildPrograms => finished(test::build_programs()),
         Command::Measure(what) => finished(bench::measure::run(&what)),
     };
     match result {

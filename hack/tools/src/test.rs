@@ -2,7 +2,7 @@
 //! took; the first failure ends the run and names the step, so that it can be repeated alone with `--only`.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
@@ -10,8 +10,10 @@ use clap::Args;
 mod uninstall;
 
 use crate::build;
+use crate::image::binaries;
 use crate::install::{self, Installation};
-use crate::{oracle, quickstart, workspace};
+use crate::sources::{self, Sources};
+use crate::{checked, drill, oracle, quickstart, workspace};
 
 /// Arguments of `hack/test`.
 #[derive(Args)]
@@ -53,7 +55,13 @@ pub enum Error {
     /// A program that only tests need could not be built.
     #[error(transparent)]
     Build(#[from] build::Error),
-    /// So could the oracle.
+    /// What was built could not be noted.
+    #[error(transparent)]
+    Sources(#[from] sources::Error),
+    /// There is no way to run tests.
+    #[error(transparent)]
+    Checked(#[from] checked::Error),
+    /// The oracle could not be built.
     #[error(transparent)]
     Oracle(#[from] oracle::Error),
     /// The workspace could not be found.
@@ -72,29 +80,14 @@ type Step = (&'static str, &'static str, fn(&mut Context) -> Result<bool, Error>
 /// Cheapest first, so that a mistake shows early; what disturbs the machine last.
 const STEPS: &[Step] = &[
     ("format", "source is formatted", |c| cargo(c, &["fmt", "--all", "--check"])),
-    ("lint", "no warning of the compiler or clippy", |c| {
-        let features = "vivarium-store/s3-tests";
-        cargo(
-            c,
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--features",
-                features,
-                "--locked",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        )
+    ("lint", "everything compiles, without a warning of the compiler or clippy", |c| {
+        tests(c, &["--quiet", "--tests", "--no-run"])
     }),
     ("deny", "licences, advisories and sources of dependencies", |c| own(c, &["deny"])),
     ("unit", "pure parts, and the parts that meet the kernel, as root", |c| {
         build::ensure_tested()?;
         // Of the end-to-end tests only what they are made of: the rest needs the lab.
-        Ok(cargo(c, &["test", "--workspace", "--exclude", "vivarium-e2e", "--locked", "--quiet"])?
+        Ok(tests(c, &["--quiet", "--tests", "--exclude", "vivarium-e2e", "--", "--test-threads", "3"])?
             && cargo(c, &["test", "-p", "vivarium-e2e", "--lib", "--locked", "--quiet"])?)
     }),
     ("csi-sanity", "the driver keeps to the CSI specification, by the specification's own test", csi_sanity),
@@ -149,7 +142,11 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
     if !arguments.keep_lab {
         warn_of_loss(&steps);
     }
+    let installs = steps.iter().position(|(name, ..)| *name == "install");
+    let _ahead = installs.filter(|before| *before > 0).map(|_| Ahead::begin()).transpose()?;
     let mut context = Context { root: workspace::root()?, filter: arguments.filter.clone(), installation: None };
+    // Of what is no clone of the repository nothing can be said.
+    let sources = Sources::now(&context.root).ok();
     let begun = Instant::now();
     let mut failed = None;
     for (number, (name, what, step)) in steps.iter().enumerate() {
@@ -162,14 +159,16 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
             started.elapsed().as_secs(),
             begun.elapsed().as_secs()
         );
+        if let Some(sources) = &sources {
+            sources.built(&context.root)?;
+        }
         if !passed {
             failed = Some(*name);
             break;
         }
     }
     // A lab that this run brought up is taken down also after a failure: the next run finds a clean machine.
-    let brought_up = steps.iter().any(|(name, ..)| *name == "install");
-    let down = !brought_up || arguments.keep_lab || own(&mut context, &["lab", "down"])?;
+    let down = installs.is_none() || arguments.keep_lab || own(&mut context, &["lab", "down"])?;
     match failed {
         Some(name) => Err(Error::Failed(name)),
         None if !down => Err(Error::Failed("lab down")),
@@ -177,6 +176,34 @@ pub fn run_tests(arguments: &Arguments) -> Result<(), Error> {
             println!("\nall {} steps passed in {} s", steps.len(), begun.elapsed().as_secs());
             Ok(())
         }
+    }
+}
+
+/// Builds what the lab consists of and what is installed in it.
+pub fn build_programs() -> Result<(), Error> {
+    build::ensure_all()?;
+    Ok(binaries::build().map(drop).map_err(install::Error::from)?)
+}
+
+/// A process that does so while the steps before `install` wait for disks and for the last thread of a compiler. It ends with
+/// this value.
+struct Ahead(Child);
+
+impl Ahead {
+    fn begin() -> Result<Self, Error> {
+        build::ensure_packages()?;
+        println!("what is installed later is built beside the first steps");
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "10"]).arg(workspace::program()).arg("build-programs").stdin(Stdio::null());
+        Ok(Self(nice.spawn().map_err(|source| Error::Run { program: "nice".into(), source })?))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // It may be over. What it started ends with it, and nothing half done passes for done.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -208,6 +235,21 @@ fn cargo(context: &mut Context, arguments: &[&str]) -> Result<bool, Error> {
     run(Command::new("cargo").args(arguments).current_dir(&context.root))
 }
 
+/// `cargo test` of the workspace.
+fn tests(context: &mut Context, arguments: &[&str]) -> Result<bool, Error> {
+    run(checked::test(&mut Command::new("cargo"), &context.root)?.args(arguments))
+}
+
+/// Runs those tests of a test program that its arguments pick. Arguments that pick none are a mistake.
+fn picked(arguments: &[&str], program: impl Fn() -> Result<Command, Error>) -> Result<bool, Error> {
+    let list = install::output(program()?.args(arguments).arg("--list"))?;
+    if drill::listed(&list).is_empty() {
+        println!("no test is picked by: {}", arguments.join(" "));
+        return Ok(false);
+    }
+    run(program()?.args(arguments))
+}
+
 /// Another subcommand of this program.
 fn own(context: &mut Context, arguments: &[&str]) -> Result<bool, Error> {
     run(Command::new(workspace::program()).args(arguments).current_dir(&context.root))
@@ -236,12 +278,15 @@ fn store(context: &mut Context) -> Result<bool, Error> {
         println!("the lab that is up has no object store; it needs `hack/lab up --store ceph`");
         return Ok(false);
     };
-    let mut tests = Command::new(workspace::program());
-    tests.args(["lab", "run", "--", "cargo", "test", "-p", "vivarium-store", "--features", "s3-tests"]);
-    tests.args(["--test", "s3", "--locked", "--offline"]).current_dir(&context.root);
-    tests.env("VIVARIUM_TEST_S3", store.endpoint).env("VIVARIUM_TEST_S3_BUCKET", store.bucket);
-    tests.env("VIVARIUM_TEST_S3_ACCESS_KEY", store.access_key).env("VIVARIUM_TEST_S3_SECRET_KEY", store.secret_key);
-    run(&mut tests)
+    picked(&["--ignored"], || {
+        let mut tests = Command::new(workspace::program());
+        checked::test(tests.args(["lab", "run", "--", "cargo"]), &context.root)?;
+        tests.args(["--offline", "--test", "store", "--"]);
+        tests.env("VIVARIUM_TEST_S3", &store.endpoint).env("VIVARIUM_TEST_S3_BUCKET", &store.bucket);
+        tests.env("VIVARIUM_TEST_S3_ACCESS_KEY", &store.access_key);
+        tests.env("VIVARIUM_TEST_S3_SECRET_KEY", &store.secret_key);
+        Ok(tests)
+    })
 }
 
 fn end_to_end(context: &mut Context) -> Result<bool, Error> {
@@ -265,17 +310,19 @@ fn on_the_lab(context: &mut Context, names: &[&str], threads: &str) -> Result<bo
     let root = context.root.clone();
     let filter = context.filter.clone();
     let installation = installed(context)?;
-    let mut command = installation.command("cargo");
-    command.args(["test", "-p", "vivarium-e2e", "--locked", "--no-fail-fast"]);
-    command.args(names.iter().flat_map(|name| ["--test", name])).arg("--").args(filter);
-    command.args(["--test-threads", threads]).current_dir(root);
+    let programs = if names.contains(&ORACLE) { Some(oracle::programs()?) } else { None };
+    let mut arguments = vec!["--test-threads", threads];
+    arguments.extend(filter.as_deref());
     if threads == "1" {
-        command.arg("--nocapture");
+        arguments.push("--nocapture");
     }
-    if names.contains(&ORACLE) {
-        command.env(oracle::VARIABLE, oracle::programs()?);
-    }
-    run(&mut command)
+    picked(&arguments, || {
+        let mut command = installation.command("cargo");
+        checked::test(&mut command, &root)?.arg("--no-fail-fast");
+        command.args(names.iter().flat_map(|name| ["--test", name])).arg("--");
+        command.envs(programs.iter().map(|programs| (oracle::VARIABLE, programs)));
+        Ok(command)
+    })
 }
 
 /// What a newcomer runs, also when it has been run before. The lab and what is installed in it are those of the step before.
@@ -299,9 +346,12 @@ fn quickstart(context: &mut Context) -> Result<bool, Error> {
 /// All of csi-sanity, against the driver's services on a socket and a pool of their own.
 fn csi_sanity(context: &mut Context) -> Result<bool, Error> {
     let program = build::ensure_test_programs()?.path("csi-sanity");
-    let mut test = Command::new("cargo");
-    test.args(["test", "--workspace", "--locked", "--quiet", "--test", "csi_sanity", "--", "--ignored", "--nocapture"]);
-    run(test.env("VIVARIUM_CSI_SANITY", program).current_dir(&context.root))
+    picked(&["--ignored", "--nocapture", "csi_sanity::"], || {
+        let mut cargo = Command::new("cargo");
+        checked::test(&mut cargo, &context.root)?.args(["--quiet", "--test", "driver", "--"]);
+        cargo.env("VIVARIUM_CSI_SANITY", &program);
+        Ok(cargo)
+    })
 }
 
 /// What is left of a crashed lab must not stand in the way of the next. Its control plane is new, so what was installed

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::build;
 use crate::install::{self, Error, Installation};
 use crate::workspace;
 
@@ -45,6 +46,8 @@ enum What {
 const NAMESPACE: &str = "bench";
 /// After this something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Milliseconds; shares no divisor with a second.
+const STAGGER_MS: u64 = 137;
 /// Programs of the shims, ours and the peer's.
 const SHIMS: [&str; 2] = ["containerd-shim-vivarium-v1", "containerd-shim-runc-v2"];
 const PEER_IMAGE: &str = "docker.io/library/busybox:lab";
@@ -52,6 +55,7 @@ const PEER_IMAGE: &str = "docker.io/library/busybox:lab";
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     if let Some(What::Journal { directory, runs, transactions }) = &arguments.what {
+        build::ensure_measured()?;
         let mut command = Command::new("cargo");
         command.args([
             "run",
@@ -77,6 +81,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 
     let (mut booted, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..arguments.runs {
+        // The kubelet looks once a second at what its containers do: runs that follow each other in step with it would all
+        // meet it in the same place.
+        std::thread::sleep(Duration::from_millis(run as u64 * STAGGER_MS % 1000));
         let (name, peer) = (format!("ve{run}"), format!("pod{run}"));
         let begun = Instant::now();
         booted.push(cluster.until(&environment(&name, &node), &format!("ve/{name}"), "condition=Booted")?);

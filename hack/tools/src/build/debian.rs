@@ -40,6 +40,13 @@ const TESTED: &[Package] = &[
     ("postgresql", &["/usr/lib/postgresql"]),
     ("sqlite3", &["/usr/bin/sqlite3"]),
 ];
+/// What `hack/bench journal` measures with, and beside.
+const MEASURED: &[Package] = &[
+    ("fio", &["/usr/bin/fio"]),
+    ("restic", &["/usr/bin/restic"]),
+    ("rsync", &["/usr/bin/rsync"]),
+    ("zstd", &["/usr/bin/zstd"]),
+];
 /// Where it is said whether Debian's `PostgreSQL` makes a database and starts a server when it is installed: no test needs that.
 const CLUSTER: &str = "/etc/postgresql-common";
 
@@ -63,6 +70,12 @@ pub fn ensure_tested() -> Result<(), Error> {
         fs::write(&choice, "create_main_cluster = false\n").map_err(file("write", &choice))?;
     }
     ensure(TESTED)
+}
+
+/// Installs what benchmarks need and lack.
+pub fn ensure_measured() -> Result<(), Error> {
+    ensure_tested()?;
+    ensure(MEASURED)
 }
 
 /// Installs what is missing with apt-get and says what.

@@ -9,10 +9,9 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-pub use debian::{Package, ensure, ensure_packages, ensure_tested, unpacked};
+pub use debian::{Package, ensure, ensure_measured, ensure_packages, ensure_tested, unpacked};
 use modules::{MODULES, Module, SIDECARS, TESTS};
 use sha2::{Digest, Sha256};
 
@@ -59,7 +58,7 @@ impl Programs {
     }
 }
 
-/// Builds what the lab consists of and is not in the cache yet.
+/// Builds what the lab consists of and is not in the cache yet, with the packages that this takes.
 pub fn ensure_programs() -> Result<Programs, Error> {
     ensure_of(MODULES, "building the programs of the lab: about 20 minutes on two cores when nothing is cached")
 }
@@ -72,6 +71,13 @@ pub fn ensure_test_programs() -> Result<Programs, Error> {
 /// The same for what goes into the image of the sidecars.
 pub fn ensure_sidecars() -> Result<Programs, Error> {
     ensure_of(SIDECARS, "building the sidecars of the CSI driver: about 10 minutes on two cores when nothing is cached")
+}
+
+/// All of these.
+pub fn ensure_all() -> Result<(), Error> {
+    ensure_test_programs()?;
+    ensure_programs()?;
+    ensure_sidecars().map(drop)
 }
 
 /// The folder that holds the custom resources of Kubernetes' snapshots, as they belong to the sidecars.
@@ -103,6 +109,7 @@ fn ensure_of(modules: &'static [Module], announcement: &str) -> Result<Programs,
     if missing.is_empty() {
         return Ok(Programs(programs));
     }
+    ensure_packages()?;
     let lock = cache::root();
     let _lock = cache::lock("build").map_err(file("lock", &lock))?;
     eprintln!("{announcement}");
@@ -143,7 +150,8 @@ fn key(parts: &[&[u8]]) -> String {
 }
 
 fn build(module: &'static Module, folder: &Path, place: &Path, progress: &mut Progress) -> Result<(), Error> {
-    let unfinished = place.with_extension("unfinished");
+    // Appended: after the last dot of a place there is a part of the version, and the key.
+    let unfinished = PathBuf::from(format!("{}.unfinished", place.display()));
     fs::create_dir_all(&unfinished).map_err(file("create", &unfinished))?;
     for program in module.programs {
         let target = unfinished.join(program.name);
@@ -151,8 +159,9 @@ fn build(module: &'static Module, folder: &Path, place: &Path, progress: &mut Pr
         if target.exists() || place.is_dir() {
             continue;
         }
-        let half = unfinished.join(format!("{}.half", program.name));
-        let mut go = Command::new("go");
+        // Of this process alone: a compiler whose caller was ended may go on for a while.
+        let half = unfinished.join(format!("{}.{}.half", program.name, std::process::id()));
+        let mut go = command::mortal("TERM", "go");
         go.current_dir(folder).args(["build", "-trimpath", "-mod=readonly", "-buildvcs=false"]);
         if !module.tags.is_empty() {
             go.args(["-tags", module.tags]);
@@ -166,6 +175,11 @@ fn build(module: &'static Module, folder: &Path, place: &Path, progress: &mut Pr
     }
     if place.is_dir() {
         return Ok(());
+    }
+    for left in fs::read_dir(&unfinished).map_err(file("read", &unfinished))?.flatten().map(|entry| entry.path()) {
+        if left.extension().is_some_and(|extension| extension == "half") {
+            fs::remove_file(&left).map_err(file("remove", &left))?;
+        }
     }
     fs::rename(&unfinished, place).map_err(file("rename", &unfinished))
 }

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     fn go_mod(module: &Module) -> String {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules").join(module.name);
+        let folder = Path::new("../modules").join(module.name);
         fs::read_to_string(folder.join("go.mod")).unwrap()
     }
 

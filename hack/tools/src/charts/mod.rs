@@ -38,6 +38,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("store.s3.endpoint=ftp://x", "/store/s3/endpoint"),
     ("claims.storageClass=Big", "/claims/storageClass"),
     ("store.s3.bucket=", "store.s3.bucket is not set"),
+    ("store.mirrors[1].bucket=abc", "/store/mirrors/1"),
 ];
 
 /// The subcommand.

@@ -1,12 +1,8 @@
 //! The programs of this repository as static executables: one file of an image, and a shim that runs on any node.
 
-use std::{
-    io::IsTerminal,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{io::IsTerminal, path::PathBuf, process::Stdio};
 
-use crate::{cache, progress::Step, workspace};
+use crate::{cache, command, progress::Step, workspace};
 
 /// The target whose executables can be linked statically while build scripts and macros stay as they are.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -57,7 +53,7 @@ pub fn build_one(package: &str, executable: &str) -> Result<PathBuf, BuildError>
 /// the features of what they depend on, so the same ones should always be named together.
 fn cargo(packages: &[&str]) -> Result<PathBuf, BuildError> {
     let target = cache::target();
-    let status = Command::new("cargo")
+    let status = command::mortal("TERM", "cargo")
         .args(["build", "--release", "--locked", "--bins", "--target", TARGET])
         // Its progress is for a terminal; elsewhere it would be hundreds of lines.
         .args(if std::io::stderr().is_terminal() { None } else { Some("--quiet") })

@@ -4,10 +4,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
 };
 
 use super::{Error, base, console::Console, outside::Outside};
+use crate::command;
 
 /// Memory of the machine in MiB.
 const MEMORY: u32 = 3072;
@@ -55,8 +56,7 @@ impl Machine {
     /// Switches it on.
     pub fn boot(&self, start: &Start) -> Result<Running, Error> {
         // When we are killed the emulator goes too: it would otherwise run on with nobody to look at it.
-        let mut emulator = Command::new("setpriv");
-        emulator.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+        let mut emulator = command::mortal("KILL", "qemu-system-x86_64");
         emulator.args(self.arguments(start)).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = emulator.spawn().map_err(Error::Emulator)?;
         let output = child.stdout.take().ok_or_else(|| Error::Emulator(std::io::ErrorKind::BrokenPipe.into()))?;

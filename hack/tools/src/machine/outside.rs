@@ -5,10 +5,11 @@ use std::{
     fs::File,
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use super::{Error, file};
+use crate::command;
 
 /// What the machine mounts it by.
 pub const TAG: &str = "outside";
@@ -27,8 +28,8 @@ impl Outside {
     pub fn share(directory: &Path, socket: PathBuf, log: &Path) -> Result<Self, Error> {
         let listener = UnixListener::bind(&socket).map_err(file("listen at", &socket))?;
         let log = File::options().create(true).append(true).open(log).map_err(file("open", log))?;
-        let mut daemon = Command::new("setpriv");
-        daemon.args(["--pdeathsig", "KILL", "--", DAEMON, "--fd=0", "-o", "cache=none", "-o"]);
+        let mut daemon = command::mortal("KILL", DAEMON);
+        daemon.args(["--fd=0", "-o", "cache=none", "-o"]);
         daemon.arg(format!("source={}", directory.display()));
         // It takes the connection from the socket that it is given, which is listened at already.
         daemon.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null()).stderr(log);

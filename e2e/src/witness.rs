@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -171,6 +172,8 @@ pub struct Witness {
     child: Child,
     port: u16,
     testimonies: Arc<Mutex<BTreeMap<String, Testimony>>>,
+    /// It hears nobody any more.
+    ended: Arc<AtomicBool>,
 }
 
 /// A program of this package.
@@ -206,14 +209,17 @@ impl Witness {
             .unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()));
         let testimonies: Arc<Mutex<BTreeMap<String, Testimony>>> = Arc::default();
         let (lines, sink) = (BufReader::new(child.stdout.take().expect("stdout is piped")), testimonies.clone());
+        let ended = Arc::<AtomicBool>::default();
+        let over = ended.clone();
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 if let Some((name, one)) = parse(&line) {
                     sink.lock().expect("no test panics with it").entry(name).or_default().hear(&one);
                 }
             }
+            over.store(true, Ordering::Relaxed);
         });
-        Self { child, port, testimonies }
+        Self { child, port, testimonies, ended }
     }
 
     /// Puts a bank into environments that tells this witness of each transaction, from now on and after each boot. Each
@@ -236,6 +242,7 @@ impl Witness {
     /// What an environment said so far.
     #[must_use]
     pub fn of(&self, name: &str) -> Testimony {
+        assert!(!self.ended.load(Ordering::Relaxed), "the witness has ended: its messages are above");
         self.testimonies.lock().expect("no test panics with it").get(name).cloned().unwrap_or_default()
     }
 }

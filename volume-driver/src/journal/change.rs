@@ -24,12 +24,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_fail_point::passed;
-use vivarium_journal::Kind;
 use vivarium_journal::read::Transaction;
 use vivarium_sys::btrfs::SubvolumeInfo;
 
 use super::capture::{Difference, capture};
-use super::commit::{Journal, header};
+use super::commit::{Journal, checkpoint_header};
 use super::local::{Local, Snapshot};
 use super::log::{Appended, Boundary, Log, Position, Unnamed, path_of};
 use super::{JournalError, blocking};
@@ -62,11 +61,10 @@ impl Seed {
         let file = Unnamed::new(pool).map_err(io)?;
         let to = file.file.try_clone().map_err(io)?;
         let volume = log.volume().clone();
-        let (epoch, digest) = (transaction.header().epoch, transaction.summary().digest);
-        let head = Position { sequence: number, epoch, digest };
+        let tail =
+            Position { sequence: number, epoch: transaction.header().epoch, digest: transaction.summary().digest };
         let captured = blocking(log.volume(), move || {
-            let mut header = header(&volume, Kind::Checkpoint, epoch, head, &layers);
-            (header.first, header.sequence) = (0, number);
+            let header = checkpoint_header(&volume, tail, &layers);
             let infos: Vec<SubvolumeInfo> = layers.iter().map(|(_, info)| *info).collect();
             let difference = Difference { snapshot: tree.root.as_fd(), info: tree.info, base: None, layers: &infos };
             capture(&difference, &header, &to).map_err(|source| JournalError::Capture { volume, source })

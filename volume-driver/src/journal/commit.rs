@@ -205,3 +205,8 @@ pub(super) fn header(
         layers: layers.iter().map(|(digest, _)| digest.to_string()).collect(),
     }
 }
+
+/// Header of a checkpoint of the state after `tail`.
+pub(super) fn checkpoint_header(id: &VolumeId, tail: Position, layers: &[(LayerDigest, SubvolumeInfo)]) -> Header {
+    Header { first: 0, sequence: tail.sequence, ..header(id, Kind::Checkpoint, tail.epoch, tail, layers) }
+}

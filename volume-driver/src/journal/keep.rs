@@ -360,8 +360,7 @@ async fn make_checkpoint(
     let infos =
         infos.map_err(|source| JournalError::Io { attempt: "identify a layer", volume: volume.clone(), source })?;
     let named: Vec<(LayerDigest, SubvolumeInfo)> = layers.iter().cloned().zip(infos.iter().copied()).collect();
-    let mut header = super::commit::header(volume, Kind::Checkpoint, tail.epoch, tail, &named);
-    (header.first, header.sequence) = (0, tail.sequence);
+    let header = super::commit::checkpoint_header(volume, tail, &named);
     let io = |attempt| {
         let volume = volume.clone();
         move |source| JournalError::Io { attempt, volume, source }

@@ -21,7 +21,9 @@ pub const LABEL_EPOCH: &str = "vivarium.dev/epoch";
 pub const TOPOLOGY_POOL: &str = "topology.csi.vivarium.dev/pool";
 /// Topology key (and node label) of one node; its value is the node's name. Volumes of ordinary pods are on one node.
 pub const TOPOLOGY_NODE: &str = "topology.csi.vivarium.dev/node";
-/// Annotation on an environment's pod: the boot-time part of the spec that this incarnation was started with (JSON).
+/// Annotation on an environment's pod: the [`crate::node::boot::BootConfig`] of this incarnation (JSON).
+pub const ANNOTATION_BOOT: &str = "vivarium.dev/boot";
+/// Annotation on an environment's pod: what else of the spec this incarnation was started with (JSON).
 pub const ANNOTATION_STARTED_WITH: &str = "vivarium.dev/started-with";
 /// Annotation on an environment: the epoch of an incarnation that is to be stopped and started on another node.
 pub const ANNOTATION_MOVE_FROM: &str = "vivarium.dev/move-from";
@@ -112,12 +114,6 @@ pub fn claim(volume: &str) -> String {
 #[must_use]
 pub fn persistent_volume(uid: &str) -> String {
     format!("vivarium-{uid}")
-}
-
-/// Config map with the [`crate::node::boot::BootConfig`] of an environment.
-#[must_use]
-pub fn boot_config_map(environment: &str) -> String {
-    format!("vivarium-{environment}")
 }
 
 /// `Lease` of a node driver, in the namespace that Vivarium is installed in.

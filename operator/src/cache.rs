@@ -5,9 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Node, NodeSpec, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
@@ -32,8 +30,6 @@ pub struct Caches {
     pub claims: Store<PersistentVolumeClaim>,
     /// Persistent volumes of environments.
     pub persistent_volumes: Store<PersistentVolume>,
-    /// Boot configurations.
-    pub config_maps: Store<ConfigMap>,
     /// Services of environments.
     pub services: Store<Service>,
     /// Nodes.

@@ -22,8 +22,11 @@ pub const LEASE: &str = "vivarium-operator";
 pub const DURATION: Duration = Duration::from_secs(6);
 /// How long a leader that cannot renew goes on.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(4);
-/// Time between tries.
+/// Time between renewals.
 pub const RETRY: Duration = Duration::from_secs(1);
+/// Time between two looks of who does not lead. A node that is drained takes the leader along, which then gives its lease
+/// back, and the environments of that node wait for the next one.
+pub const LOOK: Duration = Duration::from_millis(250);
 
 /// What this replica knows of the lease.
 #[derive(Clone, Debug, Default)]
@@ -150,7 +153,7 @@ pub async fn run(
         leads.send_if_modified(|led| std::mem::replace(led, state.leads()) != state.leads());
         tokio::select! {
             () = &mut stop => break,
-            () = tokio::time::sleep_until(begin + RETRY) => {}
+            () = tokio::time::sleep_until(begin + if state.leads() { RETRY } else { LOOK }) => {}
         }
     }
     if state.leads() {

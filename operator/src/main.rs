@@ -13,7 +13,7 @@
 //! | cluster | vivarium.dev | environmentvolumes/status | update |
 //! | cluster | (core) | pods | get, list, watch, create, delete |
 //! | cluster | (core) | pods/resize | patch |
-//! | cluster | (core) | configmaps, services, persistentvolumeclaims, persistentvolumes | get, list, watch, create, patch, delete |
+//! | cluster | (core) | services, persistentvolumeclaims, persistentvolumes | get, list, watch, create, patch, delete |
 //! | cluster | (core) | secrets | get |
 //! | cluster | (core) | nodes | get, list, watch |
 //! | cluster | events.k8s.io | events | create, patch |

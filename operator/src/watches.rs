@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -61,7 +61,6 @@ pub async fn run(
     let (pods, pod_writer) = reflector::store();
     let (claims, claim_writer) = reflector::store();
     let (persistent_volumes, persistent_volume_writer) = reflector::store();
-    let (config_maps, config_map_writer) = reflector::store();
     let (services, service_writer) = reflector::store();
     let (nodes, node_writer) = reflector::store();
     let (leases, lease_writer) = reflector::store();
@@ -91,7 +90,6 @@ pub async fn run(
         touched::<PersistentVolumeClaim>(Api::all(client.clone()), labelled.clone(), claim_writer, prune);
     let persistent_volume_stream =
         touched::<PersistentVolume>(Api::all(client.clone()), labelled.clone(), persistent_volume_writer, prune);
-    let config_map_stream = touched::<ConfigMap>(Api::all(client.clone()), labelled.clone(), config_map_writer, prune);
     let service_stream = touched::<Service>(Api::all(client.clone()), labelled.clone(), service_writer, prune);
     let node_stream = touched::<Node>(Api::all(client.clone()), every(), node_writer, prune_node)
         .predicate_filter(|node: &Node| Some(room(node)), PredicateConfig::default());
@@ -110,7 +108,6 @@ pub async fn run(
             pod_names: PodNames::default(),
             claims,
             persistent_volumes,
-            config_maps,
             services,
             nodes,
             leases,
@@ -133,7 +130,6 @@ pub async fn run(
         .watches_stream(store_stream, move |store| users_of_store(&of_store.0, &of_store.1, &store))
         .watches_stream(pod_stream, |pod| labelled_environment(&pod))
         .watches_stream(claim_stream, |claim| labelled_environment(&claim))
-        .watches_stream(config_map_stream, |config_map| labelled_environment(&config_map))
         .watches_stream(service_stream, |service| labelled_environment(&service))
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -203,9 +203,6 @@ async fn apply_child(client: &Client, namespace: &str, child: &Child) -> Attempt
         Child::Claim(object) => {
             server_side(&Api::namespaced(client.clone(), namespace), ChildKind::Claim, object.as_ref()).await
         }
-        Child::ConfigMap(object) => {
-            server_side(&Api::namespaced(client.clone(), namespace), ChildKind::ConfigMap, object.as_ref()).await
-        }
         Child::Service(object) => {
             server_side(&Api::namespaced(client.clone(), namespace), ChildKind::Service, object.as_ref()).await
         }
@@ -230,7 +227,6 @@ async fn delete_child(client: &Client, namespace: &str, kind: ChildKind, doomed:
         ChildKind::Claim => {
             delete(&within::<PersistentVolumeClaim>(client, namespace), kind.as_str(), doomed, None).await
         }
-        ChildKind::ConfigMap => delete(&within::<ConfigMap>(client, namespace), kind.as_str(), doomed, None).await,
         ChildKind::Service => delete(&within::<Service>(client, namespace), kind.as_str(), doomed, None).await,
     }
 }

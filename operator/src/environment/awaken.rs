@@ -12,7 +12,7 @@ use vivarium_api::names;
 use super::incarnation::condition;
 
 /// How long a kubelet that has not stumbled takes at most to begin with a sandbox.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(2);
+const PATIENCE: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is to be done about a pod that is bound to a node and not started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +49,9 @@ mod tests {
     fn a_pod_whose_sandbox_does_not_come_is_changed_once() {
         let now = "2026-01-01T12:00:10Z".parse().unwrap();
         for (bound, sandbox, changed, expected) in [
-            (Some("2026-01-01T12:00:08Z"), "False", false, Awaken::Now),
+            (Some("2026-01-01T12:00:09Z"), "False", false, Awaken::Now),
             (Some("2026-01-01T11:00:00Z"), "False", false, Awaken::Now),
-            (Some("2026-01-01T12:00:09Z"), "False", false, Awaken::After(Duration::from_secs(1))),
+            (Some("2026-01-01T12:00:09.6Z"), "False", false, Awaken::After(Duration::from_millis(600))),
             (Some("2026-01-01T12:00:00Z"), "True", false, Awaken::No),
             (Some("2026-01-01T12:00:00Z"), "False", true, Awaken::No),
             (None, "False", false, Awaken::No),

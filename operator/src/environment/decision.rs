@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceRequirements, Service,
-};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, ResourceRequirements, Service};
 use vivarium_api::v1alpha1::{EnvironmentVolume, VirtualEnvironmentStatus};
 
 /// What is to be done about one environment, and what its status becomes.
@@ -90,8 +88,6 @@ pub enum Child {
     PersistentVolume(Box<PersistentVolume>),
     /// Claim.
     Claim(Box<PersistentVolumeClaim>),
-    /// Boot configuration.
-    ConfigMap(Box<ConfigMap>),
     /// Service.
     Service(Box<Service>),
 }
@@ -103,8 +99,6 @@ pub enum ChildKind {
     PersistentVolume,
     /// Claim.
     Claim,
-    /// Boot configuration.
-    ConfigMap,
     /// Service.
     Service,
 }
@@ -116,7 +110,6 @@ impl ChildKind {
         match self {
             Self::PersistentVolume => "PersistentVolume",
             Self::Claim => "PersistentVolumeClaim",
-            Self::ConfigMap => "ConfigMap",
             Self::Service => "Service",
         }
     }

@@ -43,7 +43,6 @@ fn next(world: &World, actions: &mut Vec<Action>) -> Option<String> {
     }
     let mut left = Vec::new();
     delete(world.service.as_deref().filter(|o| world.owns(*o)), ChildKind::Service, actions, &mut left);
-    delete(world.config_map.as_deref().filter(|o| world.owns(*o)), ChildKind::ConfigMap, actions, &mut left);
     delete(world.claim.as_deref().filter(|o| world.owns(*o)), ChildKind::Claim, actions, &mut left);
     let own = world.own_volume();
     let persistent = world.persistent_volume.as_deref().filter(|o| own.is_some() && validate::is_for(world, o));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
@@ -51,7 +51,7 @@ pub fn from_caches(
         let found = caches.volumes.get(&ObjectRef::new(&name).within(&namespace)).and_then(valid)?;
         (found.spec.environment.as_ref() == Some(&source.environment)).then_some(found)
     });
-    let Applied { template, persistent_volume, claim, config_map, service } =
+    let Applied { template, persistent_volume, claim, service } =
         Applied::seen(caches, &environment, volume.as_deref());
     let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(&namespace));
     let pods = caches.pod_names.of(&namespace, &name, |name| pod(name).is_some());
@@ -59,7 +59,6 @@ pub fn from_caches(
         template,
         persistent_volume,
         claim,
-        config_map,
         service,
         pods: pods.iter().filter_map(|name| pod(name)).collect(),
         secrets: None,
@@ -127,7 +126,7 @@ pub async fn from_server(
         async { pods.list(&labelled).await.map_err(error("the pods")) },
         async { secrets(client, &environment).await.map_err(error("the Secrets")) },
     )?;
-    let Applied { template, persistent_volume, claim, config_map, service } = applied;
+    let Applied { template, persistent_volume, claim, service } = applied;
     let mut world = World {
         environment: Arc::new(environment),
         template,
@@ -135,7 +134,6 @@ pub async fn from_server(
         source,
         persistent_volume,
         claim,
-        config_map,
         service,
         pods: pods.items.into_iter().map(Arc::new).collect(),
         secrets: Some(secrets),
@@ -164,7 +162,6 @@ struct Applied {
     template: Option<Arc<EnvironmentTemplate>>,
     persistent_volume: Option<Arc<PersistentVolume>>,
     claim: Option<Arc<PersistentVolumeClaim>>,
-    config_map: Option<Arc<ConfigMap>>,
     service: Option<Arc<Service>>,
 }
 
@@ -180,7 +177,6 @@ impl Applied {
             template: template.and_then(|t| t.0.clone().ok()).map(Arc::new),
             persistent_volume: persistent.and_then(|name| caches.persistent_volumes.get(&ObjectRef::new(&name))),
             claim: caches.claims.get(&ObjectRef::new(&claim).within(&namespace)),
-            config_map: caches.config_maps.get(&ObjectRef::new(&names::boot_config_map(&name)).within(&namespace)),
             service: caches.services.get(&ObjectRef::new(&name).within(&namespace)),
         }
     }
@@ -199,23 +195,21 @@ impl Applied {
         let seen = if goes { Self::none() } else { Self::seen(caches, environment, volume) };
         let (templates, persistent_volumes) = (Api::all(client.clone()), Api::all(client.clone()));
         let claims = Api::namespaced(client.clone(), &namespace);
-        let config_maps = Api::namespaced(client.clone(), &namespace);
         let services = Api::namespaced(client.clone(), &namespace);
         let persistent_volume = volume.and_then(ResourceExt::uid).map(|uid| names::persistent_volume(&uid));
         // One that is not ours is of interest only where ours would be.
         let service = (goes || !environment.spec.services.is_empty()).then(|| name.clone());
-        let (template, persistent_volume, claim, config_map, service) = futures::try_join!(
+        let (template, persistent_volume, claim, service) = futures::try_join!(
             seen_or(&templates, seen.template, Some(environment.spec.template.name.clone())),
             seen_or(&persistent_volumes, seen.persistent_volume, persistent_volume),
             seen_or(&claims, seen.claim, Some(names::claim(volume_name(environment)))),
-            seen_or(&config_maps, seen.config_map, Some(names::boot_config_map(&name))),
             seen_or(&services, seen.service, service),
         )?;
-        Ok(Self { template, persistent_volume, claim, config_map, service })
+        Ok(Self { template, persistent_volume, claim, service })
     }
 
     const fn none() -> Self {
-        Self { template: None, persistent_volume: None, claim: None, config_map: None, service: None }
+        Self { template: None, persistent_volume: None, claim: None, service: None }
     }
 }
 

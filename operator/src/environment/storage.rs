@@ -52,17 +52,11 @@ pub fn volume<'a>(world: &'a World, actions: &mut Vec<Action>) -> Result<&'a Env
 }
 
 /// The other children. What can be done is done also when something else is refused.
-pub fn children(
-    world: &World,
-    volume: &EnvironmentVolume,
-    actions: &mut Vec<Action>,
-) -> Result<Result<(), Refusal>, serde_json::Error> {
+pub fn children(world: &World, volume: &EnvironmentVolume, actions: &mut Vec<Action>) -> Result<(), Refusal> {
     service(world, actions);
-    if let Err(refusal) = validate::names_free(world) {
-        return Ok(Err(refusal));
-    }
-    config_map(world, actions)?;
-    Ok(persistent_volume(world, volume, actions).and_then(|()| claim(world, volume, actions)))
+    validate::names_free(world)?;
+    persistent_volume(world, volume, actions)?;
+    claim(world, volume, actions)
 }
 
 /// The Service follows the spec at any time.
@@ -80,21 +74,6 @@ fn service(world: &World, actions: &mut Vec<Action>) {
             }
         }
     }
-}
-
-/// The boot configuration changes only between incarnations: a guest that reboots in place must find what it was
-/// started with.
-fn config_map(world: &World, actions: &mut Vec<Action>) -> Result<(), serde_json::Error> {
-    let started_with = match world.newest_pod() {
-        Some(pod) => StartedWith::of_pod(pod),
-        None => Some(StartedWith::of(&world.environment)),
-    };
-    let Some(started_with) = started_with else { return Ok(()) };
-    let wanted = build::config_map(&world.environment, &started_with)?;
-    if differs(&wanted, world.config_map.as_deref()) {
-        actions.push(Action::Apply(Child::ConfigMap(Box::new(as_known(wanted, world.config_map.as_deref())))));
-    }
-    Ok(())
 }
 
 fn persistent_volume(world: &World, volume: &EnvironmentVolume, actions: &mut Vec<Action>) -> Result<(), Refusal> {

@@ -254,7 +254,6 @@ pub fn secrets(world: &World) -> Result<(), Refusal> {
 pub fn names_free(world: &World) -> Result<(), Refusal> {
     let needs_service = build::service(&world.environment).is_some();
     let taken = [
-        world.config_map.as_deref().filter(|o| !world.owns(*o)).map(|o| ("ConfigMap", o.name_any())),
         world.claim.as_deref().filter(|o| !world.owns(*o)).map(|o| ("PersistentVolumeClaim", o.name_any())),
         world.service.as_deref().filter(|o| needs_service && !world.owns(*o)).map(|o| ("Service", o.name_any())),
         world.persistent_volume.as_deref().filter(|o| !is_for(world, o)).map(|o| ("PersistentVolume", o.name_any())),

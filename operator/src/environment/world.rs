@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::ResourceExt;
 use vivarium_api::names;
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, JournalStore, VirtualEnvironment};
@@ -28,8 +28,6 @@ pub struct World {
     pub persistent_volume: Option<Arc<PersistentVolume>>,
     /// Claim of that volume.
     pub claim: Option<Arc<PersistentVolumeClaim>>,
-    /// Config map with the boot configuration.
-    pub config_map: Option<Arc<ConfigMap>>,
     /// Service with the name of the environment.
     pub service: Option<Arc<Service>>,
     /// Pods with the environment's label that it owns, in no order.

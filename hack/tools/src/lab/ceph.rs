@@ -166,8 +166,9 @@ fn configuration(layout: &Layout, nodes: u8) -> String {
     let reporters = nodes.saturating_sub(1).clamp(1, 2);
     // The monitor's map is a file, and an OSD asks for nothing at its start: one that asks before it knows the cluster's
     // id is refused, and ends. The monitor proposes at once instead of once a second. A dead OSD is noticed after the
-    // grace, the others say so once a second instead of once in five, and four fifths of the grace pass again until what
-    // it held can be written: no node that dies with an OSD is fenced before. There is no manager, and that is no complaint.
+    // grace, the others say so once a second instead of once in five, and two fifths of the grace instead of four pass again
+    // until what it held can be written: no node that dies with an OSD is fenced before. There is no manager, and that is no
+    // complaint.
     format!(
         "[global]
 fsid = {FSID}
@@ -198,6 +199,7 @@ mon_osd_reporter_subtree_level = osd
 mon_osd_adjust_heartbeat_grace = false
 osd_heartbeat_interval = 1
 osd_heartbeat_grace = 2
+osd_pool_default_read_lease_ratio = 0.4
 osd_mon_report_interval = 1
 osd_objectstore = bluestore
 bluestore_block_size = 21474836480

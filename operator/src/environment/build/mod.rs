@@ -2,7 +2,6 @@
 //! same spec gives the same objects.
 
 mod claim;
-mod config_map;
 mod persistent_volume;
 mod pod;
 mod service;
@@ -17,7 +16,6 @@ use vivarium_api::names;
 use vivarium_api::v1alpha1::VirtualEnvironment;
 
 pub use claim::claim;
-pub use config_map::config_map;
 pub use persistent_volume::persistent_volume;
 pub use pod::{Place, bound_to, pod, resources, shunned};
 pub use service::service;

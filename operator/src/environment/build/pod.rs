@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    Affinity, ConfigMapProjection, Container, KeyToPath, NodeAffinity, NodeSelector, NodeSelectorRequirement,
-    NodeSelectorTerm, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSpec, PreferredSchedulingTerm,
-    ProjectedVolumeSource, ResourceRequirements, SecretProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    Affinity, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath, NodeAffinity, NodeSelector,
+    NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod,
+    PodReadinessGate, PodSpec, PreferredSchedulingTerm, ProjectedVolumeSource, ResourceRequirements, SecretProjection,
+    Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
@@ -38,8 +39,7 @@ pub fn pod(
     let name = environment.name_any();
     let mut metadata = child(environment, names::pod(&name, epoch));
     metadata.labels.get_or_insert_default().insert(names::LABEL_EPOCH.into(), epoch.to_string());
-    let annotation = serde_json::to_string(&started_with)?;
-    metadata.annotations = Some(BTreeMap::from([(names::ANNOTATION_STARTED_WITH.to_owned(), annotation)]));
+    metadata.annotations = Some(started_with.annotations()?);
     let mut node_selector = started_with.node_selector.clone();
     node_selector.insert(names::TOPOLOGY_POOL.into(), "true".into());
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
@@ -73,7 +73,7 @@ pub fn pod(
         tolerations: Some(["not-ready", "unreachable"].map(tolerated_for_ever).into()),
         readiness_gates: Some(vec![PodReadinessGate { condition_type: names::CONDITION_BOOTED.into() }]),
         containers: vec![container],
-        volumes: Some(vec![root_volume(volume), config_volume(&name, &started_with)]),
+        volumes: Some(vec![root_volume(volume), config_volume(&started_with)]),
         ..PodSpec::default()
     };
     Ok(Pod { metadata, spec: Some(spec), status: None })
@@ -110,20 +110,27 @@ fn root_volume(volume: &EnvironmentVolume) -> Volume {
     }
 }
 
-fn config_volume(environment: &str, started_with: &StartedWith) -> Volume {
-    let item = |key: &str, path: String| Some(vec![KeyToPath { key: key.into(), path, mode: None }]);
+/// The boot configuration comes with the pod. A kubelet that first has to ask for an object may do so before the API
+/// server's own picture says that this node may read it (see [`crate::environment::awaken`]), and asks again a second later.
+fn config_volume(started_with: &StartedWith) -> Volume {
+    let annotation = format!("metadata.annotations['{}']", names::ANNOTATION_BOOT);
+    let boot = DownwardAPIVolumeFile {
+        path: names::BOOT_CONFIG_FILE.into(),
+        field_ref: Some(ObjectFieldSelector { field_path: annotation, api_version: None }),
+        ..DownwardAPIVolumeFile::default()
+    };
     let boot = VolumeProjection {
-        config_map: Some(ConfigMapProjection {
-            name: names::boot_config_map(environment),
-            items: item(names::BOOT_CONFIG_FILE, names::BOOT_CONFIG_FILE.into()),
-            optional: None,
-        }),
+        downward_api: Some(DownwardAPIProjection { items: Some(vec![boot]) }),
         ..VolumeProjection::default()
     };
     let keys = started_with.authorized_keys_from.iter().enumerate().map(|(i, source)| VolumeProjection {
         secret: Some(SecretProjection {
             name: source.secret_ref.name.clone(),
-            items: item(&source.secret_ref.key, format!("{}/{i}", names::AUTHORIZED_KEYS_DIR)),
+            items: Some(vec![KeyToPath {
+                key: source.secret_ref.key.clone(),
+                path: format!("{}/{i}", names::AUTHORIZED_KEYS_DIR),
+                mode: None,
+            }]),
             // A Secret that is deleted later must not keep the environment from starting again.
             optional: Some(true),
         }),

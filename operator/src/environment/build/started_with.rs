@@ -1,5 +1,6 @@
-//! The part of a spec that an incarnation takes at its start and that cannot be changed while it runs. It is kept in an
-//! annotation of the pod, so that a later spec can be compared with it.
+//! The part of a spec that an incarnation takes at its start and that cannot be changed while it runs. It is kept in
+//! annotations of the pod, so that a later spec can be compared with it, and a guest that reboots in place finds what it was
+//! started with.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,8 @@ use vivarium_api::v1alpha1::environment::{AuthorizedKeysSource, OperatingSystem}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartedWith {
-    /// The boot configuration.
+    /// The boot configuration, which has an annotation of its own.
+    #[serde(skip)]
     pub boot: BootConfig,
     /// Labels that the node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -53,10 +55,21 @@ impl StartedWith {
         }
     }
 
-    /// What a pod was started with; `None` if its annotation is missing or not understood.
+    /// Annotations for a pod that is started with this.
+    pub fn annotations(&self) -> Result<BTreeMap<String, String>, serde_json::Error> {
+        Ok(BTreeMap::from([
+            (names::ANNOTATION_BOOT.to_owned(), serde_json::to_string(&self.boot)?),
+            (names::ANNOTATION_STARTED_WITH.to_owned(), serde_json::to_string(self)?),
+        ]))
+    }
+
+    /// What a pod was started with; `None` if an annotation is missing or not understood.
     #[must_use]
     pub fn of_pod(pod: &Pod) -> Option<Self> {
-        serde_json::from_str(pod.annotations().get(names::ANNOTATION_STARTED_WITH)?).ok()
+        let annotation = |name| pod.annotations().get(name);
+        let started_with: Self = serde_json::from_str(annotation(names::ANNOTATION_STARTED_WITH)?).ok()?;
+        let boot = serde_json::from_str(annotation(names::ANNOTATION_BOOT)?).ok()?;
+        Some(Self { boot, ..started_with })
     }
 
     /// Fields of the spec in which `self` differs from `other`.

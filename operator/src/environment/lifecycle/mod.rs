@@ -66,7 +66,7 @@ pub fn decide(world: &World, now: Timestamp, settings: &Settings) -> Result<Deci
     let mut actions = Vec::new();
     let volume = storage::volume(world, &mut actions);
     let prepared = match &volume {
-        Ok(volume) => storage::children(world, volume, &mut actions)?,
+        Ok(volume) => storage::children(world, volume, &mut actions),
         Err(refusal) => Err(refusal.clone()),
     };
     let mut life = Life { world, volume: volume.ok(), prepared, now, settings, actions, again: None };

@@ -42,7 +42,7 @@ fn a_fresh_environment_gets_what_it_needs_step_by_step() {
     let mut world = empty(&spec);
     assert_eq!(short(&decided(&world)), ["create volume shop"]);
     world.volume = prepared(&spec).volume;
-    assert_eq!(short(&decided(&world)), ["apply service", "apply config map", "apply pv", "apply claim"]);
+    assert_eq!(short(&decided(&world)), ["apply service", "apply pv", "apply claim"]);
     let mut world = prepared(&spec);
     Arc::make_mut(world.claim.as_mut().unwrap()).status = None;
     assert_eq!(short(&decided(&world)), NOTHING, "the pod waits until its claim is bound");
@@ -430,7 +430,7 @@ fn changes_that_need_a_restart_are_listed_and_nothing_is_restarted() {
     assert_eq!(ready(&decision).status, ConditionStatus::True);
     // The next incarnation takes them.
     world.pods.clear();
-    assert_eq!(short(&decided(&world)), ["apply config map", "create pod shop-2"]);
+    assert_eq!(short(&decided(&world)), ["create pod shop-2"]);
 }
 
 #[test]
@@ -544,14 +544,9 @@ fn deletion_goes_from_the_pod_down_and_waits_for_each_step() {
     let children = format!("delete PersistentVolume vivarium-{VOLUME_UID}");
     assert_eq!(
         short(&decided(&world)),
-        [
-            "delete Service shop",
-            "delete ConfigMap vivarium-shop",
-            "delete PersistentVolumeClaim vivarium-shop",
-            &children
-        ]
+        ["delete Service shop", "delete PersistentVolumeClaim vivarium-shop", &children]
     );
-    (world.service, world.config_map, world.claim, world.persistent_volume) = (None, None, None, None);
+    (world.service, world.claim, world.persistent_volume) = (None, None, None);
     assert_eq!(short(&decided(&world)), ["release"]);
     let mut free = volume(&json!({"observedGeneration": 1, "epoch": 1, "node": "n1"}));
     world.volume = Some(Arc::new(free.clone()));
@@ -583,7 +578,6 @@ fn deletion_touches_nothing_of_others() {
     Arc::make_mut(world.volume.as_mut().unwrap()).spec.environment = Some("heir".into());
     Arc::make_mut(world.claim.as_mut().unwrap()).metadata.owner_references = None;
     Arc::make_mut(world.service.as_mut().unwrap()).metadata.owner_references = None;
-    Arc::make_mut(world.config_map.as_mut().unwrap()).metadata.owner_references = None;
     deleted(&mut world);
     assert_eq!(short(&decided(&world)), ["finalizer off"]);
 }

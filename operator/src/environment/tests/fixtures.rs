@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use vivarium_api::names;
@@ -77,7 +77,6 @@ pub fn empty(spec: &Value) -> World {
         source: None,
         persistent_volume: None,
         claim: None,
-        config_map: None,
         service: None,
         pods: Vec::new(),
         secrets: Some(std::collections::BTreeMap::new()),
@@ -105,12 +104,10 @@ pub fn prepared(spec: &Value) -> World {
     persistent.status = Some(serde_json::from_value(json!({"phase": "Bound"})).unwrap());
     let mut claim: PersistentVolumeClaim = build::claim(&environment, &made).unwrap();
     claim.status = Some(serde_json::from_value(json!({"phase": "Bound"})).unwrap());
-    let config_map: ConfigMap = build::config_map(&environment, &build::StartedWith::of(&environment)).unwrap();
     let service: Option<Service> = build::service(&environment);
     world.volume = Some(Arc::new(made));
     world.persistent_volume = Some(Arc::new(persistent));
     world.claim = Some(Arc::new(claim));
-    world.config_map = Some(Arc::new(config_map));
     world.service = service.map(Arc::new);
     world
 }
@@ -200,7 +197,6 @@ pub fn short(decision: &Decision) -> Vec<String> {
             match child {
                 Child::PersistentVolume(_) => "apply pv",
                 Child::Claim(_) => "apply claim",
-                Child::ConfigMap(_) => "apply config map",
                 Child::Service(_) => "apply service",
             }
             .to_owned()

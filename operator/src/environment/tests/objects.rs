@@ -24,11 +24,12 @@ fn a_pod_says_all_that_kubelet_and_shim_need_and_nothing_that_baseline_forbids()
     let pod = as_json(&build::pod(&world.environment, &placed, 7, "example.org/stub:1", &build::Place::Data).unwrap());
     let boot = json!({"version": 1, "machineUuid": UID, "hostname": "till", "timezone": "Europe/Prague",
         "sysctls": [{"name": "net.ipv4.ip_forward", "value": "1"}], "authorizedKeys": 2});
-    let started_with: Value =
-        serde_json::from_str(pod["metadata"]["annotations"]["vivarium.dev/started-with"].as_str().unwrap()).unwrap();
+    let annotation =
+        |name: &str| -> Value { serde_json::from_str(pod["metadata"]["annotations"][name].as_str().unwrap()).unwrap() };
+    assert_eq!(annotation("vivarium.dev/boot"), boot);
     assert_eq!(
-        started_with,
-        json!({"boot": boot, "nodeSelector": {"zone": "a"},
+        annotation("vivarium.dev/started-with"),
+        json!({"nodeSelector": {"zone": "a"},
             "authorizedKeysFrom": [{"secretRef": {"name": "a", "key": "authorized_keys"}}, {"secretRef": {"name": "b", "key": "k"}}]})
     );
     let mut metadata = pod["metadata"].clone();
@@ -58,7 +59,8 @@ fn a_pod_says_all_that_kubelet_and_shim_need_and_nothing_that_baseline_forbids()
                     {"name": "config", "mountPath": "/.vivarium/config", "readOnly": true}]}],
             "volumes": [{"name": "root", "persistentVolumeClaim": {"claimName": "vivarium-shop"}},
                 {"name": "config", "projected": {"sources": [
-                    {"configMap": {"name": "vivarium-shop", "items": [{"key": "boot.json", "path": "boot.json"}]}},
+                    {"downwardAPI": {"items": [{"path": "boot.json",
+                        "fieldRef": {"fieldPath": "metadata.annotations['vivarium.dev/boot']"}}]}},
                     {"secret": {"name": "a", "items": [{"key": "authorized_keys", "path": "authorized-keys/0"}], "optional": true}},
                     {"secret": {"name": "b", "items": [{"key": "k", "path": "authorized-keys/1"}], "optional": true}}]}}]
         })

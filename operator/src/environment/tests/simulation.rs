@@ -166,10 +166,6 @@ impl Cluster {
             Action::DeletePod(doomed) => self.delete_pod(&doomed.name, doomed.uid.as_deref()),
             Action::ReplaceVolumeStatus(volume) => self.replace(volume, |own, new| own.status.clone_from(&new.status)),
             Action::ReplaceVolume(volume, _) => self.replace(volume, |own, new| own.spec.clone_from(&new.spec)),
-            Action::Apply(crate::environment::decision::Child::ConfigMap(map)) => {
-                self.world.config_map = Some(Arc::new(map.as_ref().clone()));
-                true
-            }
             Action::Delete(ChildKind::Service, _) | Action::ResizePod { .. } => true,
             other => panic!("{other:?} is not expected here"),
         }

@@ -14,7 +14,7 @@ const SOURCES: &[&str] = &["api/src", "operator/src", "store/src/object", "volum
 /// Words in quotes that are no reasons.
 const OTHER_WORDS: &[&[&str]] = &[
     // Kinds of Kubernetes and of ours, and what derives from them.
-    &["ConfigMap", "EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
+    &["EnvironmentTemplate", "EnvironmentTemplateStatus", "EnvironmentVolume", "EnvironmentVolumeStatus"],
     &["PersistentVolume", "PersistentVolumeClaim", "Pod", "Service", "VirtualEnvironment", "VirtualEnvironmentStatus"],
     &["EnvironmentRestore", "EnvironmentRestoreStatus"],
     &["CSIPlugin", "DateTime", "JournalStore", "JournalStoreStatus", "PartialEq"],

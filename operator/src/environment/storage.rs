@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 
-use super::build::{self, StartedWith};
+use super::build;
 use super::compare::covers;
 use super::decision::{Action, Child, ChildKind, Doomed, Refusal, VolumeChange};
 use super::validate;

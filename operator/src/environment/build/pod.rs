@@ -1,7 +1,7 @@
 //! The pod of one incarnation. It passes `PodSecurity` level `baseline`: what an operating system needs beyond that is
 //! given by the runtime class.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
     Affinity, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath, NodeAffinity, NodeSelector,

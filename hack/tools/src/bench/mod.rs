@@ -193,6 +193,8 @@ impl Cluster {
             let mut read = self.kubectl(&["exec", pod, "--", "cut", "-d ", "-f22", "/proc/1/stat"]);
             install::output(read.stderr(Stdio::null()))
         };
+        // In the middle of a boot systemd was seen to take ten seconds to begin with a shutdown.
+        let _ = install::output(self.kubectl(&["exec", pod, "--", "systemctl", "is-system-running", "--wait"]));
         let before = boot()?;
         let begun = Instant::now();
         // It may end before it can say so.

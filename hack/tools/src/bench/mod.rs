@@ -228,10 +228,12 @@ impl Cluster {
     /// Starts an environment anew on a node.
     fn again(&self, name: &str, node: &str) -> Result<Duration, Error> {
         self.apply(&environment(name, node))?;
+        let (pod, ve) = (self.pod_of(name)?, format!("ve/{name}"));
         let begun = Instant::now();
-        self.delete(&format!("pod/{}", self.pod_of(name)?))?;
-        self.wait(&format!("ve/{name}"), "condition=Ready=false")?;
-        self.wait(&format!("ve/{name}"), "condition=Ready")?;
+        self.delete(&format!("pod/{pod}"))?;
+        // That it is not Ready may be over already.
+        while self.pod_of(name)? == pod && begun.elapsed() < PATIENCE {}
+        self.wait(&ve, "condition=Ready")?;
         Ok(begun.elapsed())
     }
 

@@ -194,7 +194,7 @@ impl Cluster {
             install::output(read.stderr(Stdio::null()))
         };
         // In the middle of a boot systemd was seen to take ten seconds to begin with a shutdown.
-        let _ = install::output(self.kubectl(&["exec", pod, "--", "systemctl", "is-system-running", "--wait"]));
+        let _ = install::output(&mut self.kubectl(&["exec", pod, "--", "systemctl", "is-system-running", "--wait"]));
         let before = boot()?;
         let begun = Instant::now();
         // It may end before it can say so.

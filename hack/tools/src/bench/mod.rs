@@ -194,7 +194,12 @@ impl Cluster {
             install::output(read.stderr(Stdio::null()))
         };
         // In the middle of a boot systemd was seen to take ten seconds to begin with a shutdown.
-        let _ = install::output(&mut self.kubectl(&["exec", pod, "--", "systemctl", "is-system-running", "--wait"]));
+        let state = || {
+            let mut asked = self.kubectl(&["exec", pod, "--", "systemctl", "is-system-running"]);
+            install::output(asked.stderr(Stdio::null()))
+        };
+        let asked = Instant::now();
+        while state().is_err() && asked.elapsed() < PATIENCE {}
         let before = boot()?;
         let begun = Instant::now();
         // It may end before it can say so.

@@ -45,7 +45,7 @@ pub fn run(bench: &Bench, transactions: u64) -> Result<(), Error> {
     };
     copy("rsync -aHAX", &format!("rsync -aHAX {}/ {copied}", sent.display()))?;
     copy("cp -a", &format!("cp -a --reflink=never {} {copied}.cp", sent.display()))?;
-    let restic = restic(&bench.path("restic"));
+    let restic = restic(&bench.path("backup"));
     shell(&format!("{restic} init; cd {}; {restic} backup .", sent.display()))?;
     copy("restic restore", &format!("{restic} restore latest --target {copied}.restic"))?;
 

@@ -66,7 +66,8 @@ fn workloads(home: &Path) -> Result<Vec<Workload>, Error> {
     // Nobody but benchmarks reserves the space of a file before writing it.
     let fio = |job: &str| format!("fio --output=/dev/null --directory={at} --fallocate=none {job}");
     shell(&fio("--name=random --filename=random --rw=write --bs=1M --size=256M --end_fsync=1"))?;
-    let server = Home::open(Application::Postgres, home, &std::env::temp_dir())?.serve()?;
+    let database = Home::open(Application::Postgres, home, &std::env::temp_dir())?;
+    let server = database.serve()?;
     server.pgbench(&["--initialize", "--quiet", "--scale=10"])?;
     Ok(vec![
         (
@@ -91,7 +92,11 @@ fn workloads(home: &Path) -> Result<Vec<Workload>, Error> {
         ),
         (
             "pgbench, scale 10, two clients: 4,000 transactions",
-            Box::new(move || Ok(server.pgbench(&["--no-vacuum", "--client=2", "--jobs=2", "--transactions=2000"])?)),
+            Box::new(move || {
+                // The server's socket is there for as long as this is.
+                let _database = &database;
+                Ok(server.pgbench(&["--no-vacuum", "--client=2", "--jobs=2", "--transactions=2000"])?)
+            }),
         ),
     ])
 }

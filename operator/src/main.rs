@@ -11,7 +11,7 @@
 //! | cluster | vivarium.dev | environmenttemplates | get, list, watch |
 //! | cluster | vivarium.dev | environmentvolumes | get, list, watch, create, update, delete |
 //! | cluster | vivarium.dev | environmentvolumes/status | update |
-//! | cluster | (core) | pods | get, list, watch, create, delete |
+//! | cluster | (core) | pods | get, list, watch, create, patch, delete |
 //! | cluster | (core) | pods/resize | patch |
 //! | cluster | (core) | services, persistentvolumeclaims, persistentvolumes | get, list, watch, create, patch, delete |
 //! | cluster | (core) | secrets | get |

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use vivarium_e2e::environment::condition_of;
-use vivarium_e2e::{DEADLINE, Namespace, apply, eventually, get, kubectl, kubectl_ok, lab, run_with};
+use vivarium_e2e::{DEADLINE, Environment, Namespace, apply, eventually, get, kubectl, kubectl_ok, lab, run_with};
 
 const SYSTEM: &str = "vivarium-system";
 const DRIVER: &str = "--as=system:serviceaccount:vivarium-system:vivarium-node";
@@ -100,14 +100,27 @@ fn pair(first: Option<&str>) -> Value {
     spec
 }
 
+/// A selector of one node.
+fn only(node: &str) -> Value {
+    json!({"kubernetes.io/hostname": node})
+}
+
+fn start_anew_on(ve: &mut Environment, node: &str) {
+    ve.set("/placement/nodeSelector", only(node));
+    ve.apply();
+    let _ = ve.wait_reason("UpToDate", "RestartRequired");
+    ve.delete_pod();
+    ve.wait_ready();
+    assert_eq!(ve.node(), node);
+}
+
 #[test]
 fn a_running_environment_is_taken_to_two_stores_at_once_and_the_first_of_them_is_given_up() {
     let store = Store::apply("e2e-pair", &pair(Some("e2e-pair-first")));
     store.reason("Proven");
     let nodes = lab::nodes();
-    let selector = |node: &str| json!({"kubernetes.io/hostname": node});
     let namespace = Namespace::new("two-stores");
-    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", selector(&nodes[0])).up();
+    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", only(&nodes[0])).up();
     let boot = ve.boot();
     ve.set("/durability", json!({"store": "e2e-pair"}));
     ve.apply();
@@ -146,12 +159,7 @@ fn a_running_environment_is_taken_to_two_stores_at_once_and_the_first_of_them_is
     assert_eq!(ve.boot(), boot, "it was started anew");
 
     // Another node has nothing but the store that is left.
-    ve.set("/placement/nodeSelector", selector(&nodes[1]));
-    ve.apply();
-    let _ = ve.wait_reason("UpToDate", "RestartRequired");
-    ve.delete_pod();
-    ve.wait_ready();
-    assert_eq!(ve.node(), nodes[1]);
+    start_anew_on(&mut ve, &nodes[1]);
     assert_eq!(ve.sh("cat /srv/both /srv/one && systemctl is-system-running --wait"), "both\none\nrunning");
     ve.delete();
 }
@@ -161,9 +169,8 @@ fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
     let second = Store::apply("e2e-second", &bucket(&json!({"prefix": "e2e-second"})));
     second.reason("Proven");
     let nodes = lab::nodes();
-    let selector = |node: &str| json!({"kubernetes.io/hostname": node});
     let namespace = Namespace::new("changes-store");
-    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", selector(&nodes[0])).up();
+    let mut ve = namespace.environment("shop").with("/placement/nodeSelector", only(&nodes[0])).up();
     let decides = |store: &str| {
         eventually(&format!("the log in {store} decides"), DEADLINE, || {
             let status = namespace.get("evol", "shop").ok_or("there is no volume")?["status"].take();
@@ -190,12 +197,7 @@ fn a_running_environment_is_taken_to_another_store_and_brought_back_from_it() {
     ve.sh("echo two > /srv/two");
 
     // Another node has nothing but the other store.
-    ve.set("/placement/nodeSelector", selector(&nodes[1]));
-    ve.apply();
-    let _ = ve.wait_reason("UpToDate", "RestartRequired");
-    ve.delete_pod();
-    ve.wait_ready();
-    assert_eq!(ve.node(), nodes[1]);
+    start_anew_on(&mut ve, &nodes[1]);
     assert_eq!(ve.sh("cat /srv/one /srv/two && systemctl is-system-running --wait"), "changed\ntwo\nrunning");
 
     // What was before is in the store that was left, and can be read and brought back from there.

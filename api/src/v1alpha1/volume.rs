@@ -446,6 +446,12 @@ impl EnvironmentVolume {
         })
     }
 
+    /// The newest transaction of its journal that the node which has it told of, which is not each one; 0: none.
+    #[must_use]
+    pub fn known(&self) -> u64 {
+        self.status.as_ref().and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence)
+    }
+
     /// Every log in which something of the volume may be: the one that decides, one that is to decide next, and those that
     /// were left.
     #[must_use]

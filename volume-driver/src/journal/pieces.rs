@@ -1,14 +1,14 @@
 //! Which objects lead from one transaction of a journal to another: transactions one by one, and merged ones in their place.
 //! Pure.
 //!
-//! Merged transactions have fixed ranges: 64 numbers, from a multiple of 64 on; 16 times as many; and 16 times as many
+//! Merged transactions have fixed ranges: 16 numbers, from a multiple of 16 on; 16 times as many; and 16 times as many
 //! again. So whoever merges, makes the same ones, one lies within another or beside it, and the fewest that cover a range
 //! are found by always taking the longest.
 
 use std::collections::BTreeSet;
 
 /// Numbers in a merged transaction of each level, the shortest first.
-pub const LEVELS: [u64; 3] = [64, 1024, 16_384];
+pub const LEVELS: [u64; 3] = [16, 256, 4096];
 
 /// A transaction whose number is a multiple of this stays when it is merged, until the boundary has passed it; and so does
 /// everything from the newest of these on. So whoever looks for the end of the log finds it, whatever a listing shows: from

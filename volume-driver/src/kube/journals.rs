@@ -23,8 +23,8 @@ use crate::publish::Publisher;
 use crate::settings::parse_size;
 use crate::template::{Pin, TemplateError};
 
-/// A node whose lease is older than this looks after nothing. Clocks of nodes need not agree better.
-const GONE_AFTER: Duration = Duration::from_mins(5);
+/// A node whose lease is older than this looks after nothing. Where clocks of nodes agree less, two look after the same.
+const GONE_AFTER: Duration = Duration::from_mins(1);
 
 /// Why a journal was not looked after; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -138,14 +138,13 @@ pub(super) async fn open(
     let template = &volume.spec.template;
     let layers = template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
     let status = volume.status.as_ref();
-    let journal = status.and_then(|status| status.journal.as_ref());
     let log = Log::named(&id, &named.name, store.clone())?;
     let subject = Subject {
         volume: id,
         layers,
         size: parse_size(&volume.spec.size.0).map_err(TendError::Size)?,
         room: status.map_or(0, EnvironmentVolumeStatus::in_use),
-        known: journal.map_or(0, |journal| journal.sequence),
+        known: volume.known(),
         wanted,
     };
     let pin = publisher.templates.pin(&subject.layers);
@@ -178,9 +177,9 @@ mod tests {
             lease.spec.get_or_insert_default().renew_time = Some(MicroTime(at(renewed)));
             lease
         };
-        let leases = [lease("vivarium-node-n1", 900), lease("vivarium-node-n2", 100), lease("vivarium-operator", 900)];
+        let leases = [lease("vivarium-node-n1", 950), lease("vivarium-node-n2", 900), lease("vivarium-operator", 950)];
         assert_eq!(alive(&leases, at(1000)), ["n1"]);
         // A clock that is a little ahead.
-        assert_eq!(alive(&leases, at(850)), ["n1"]);
+        assert_eq!(alive(&leases, at(899)), ["n1", "n2"]);
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
+use tokio::time::Instant;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::condition;
 use vivarium_api::v1alpha1::volume::{DivergedStatus, KeptStatus, LeftLog, RestoreProgress, VolumeLog};
@@ -26,8 +27,13 @@ use crate::publish::Publisher;
 use crate::template::TemplateError;
 use crate::volume::diverged::Diverged;
 
-/// From the end of one round to the next.
-const PACE: Duration = Duration::from_mins(1);
+/// From the start of a driver to its first round, for which it has to have opened its stores. A node that dies once a minute
+/// keeps its journals short all the same.
+const FIRST: Duration = Duration::from_secs(5);
+/// From the end of one round to the next: about as long as it takes a busy journal to get what is merged into one.
+const PACE: Duration = Duration::from_secs(15);
+/// A journal to which nothing was added for so long is looked at as often as this, for what becomes old enough to go.
+const AT_REST: Duration = Duration::from_mins(1);
 
 /// Type of the condition that says whether any node can bring the volume back with the store alone.
 const RESTORABLE: &str = "Restorable";
@@ -48,8 +54,10 @@ impl Keeping {
     /// Keeps for ever.
     pub async fn run(self) {
         let mut memories = HashMap::new();
+        let mut pause = FIRST;
         loop {
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(pause).await;
+            pause = PACE;
             if let Err(error) = self.round(&mut memories).await {
                 tracing::warn!(%error, "journals are kept short later");
             }
@@ -64,7 +72,7 @@ impl Keeping {
         }
     }
 
-    async fn round(&self, memories: &mut HashMap<VolumeLog, Memory>) -> Result<(), ApiError> {
+    async fn round(&self, memories: &mut HashMap<VolumeLog, Remembered>) -> Result<(), ApiError> {
         let journals = Journals::read(&self.client, &self.namespace).await?;
         self.tell_diverged(&journals.volumes).await;
         let mut remembered = HashMap::new();
@@ -73,6 +81,9 @@ impl Keeping {
             let Some(log) = volume.log() else { continue };
             let memory = memories.remove(&log).unwrap_or_default();
             let memory = remembered.entry(log).or_insert(memory);
+            if !memory.turn.is_due(volume.known(), Instant::now()) {
+                continue;
+            }
             let wanted = waited_for(volume, &journals.volumes);
             if let Err(error) = self.keep_one(volume, id, wanted, memory).await {
                 tracing::warn!(%error, volume = %name(volume), "its journal is kept short later");
@@ -130,7 +141,7 @@ impl Keeping {
         volume: &EnvironmentVolume,
         id: VolumeId,
         wanted: Vec<Wanted>,
-        memory: &mut Memory,
+        remembered: &mut Remembered,
     ) -> Result<(), TendError> {
         // Only a checkpoint needs the layers, and most rounds make none; they are mostly here already.
         self.forget_left(volume, &id).await?;
@@ -142,8 +153,15 @@ impl Keeping {
             let kept = templates.keep_in(store, &volume.spec.template.image, &subject.layers).await;
             self.tell_restorable(volume, kept).await;
         }
-        let kept = keep(volumes, templates, log, subject, memory, &self.policy).await?;
-        self.tell(volume, kept, log).await
+        let kept = keep(volumes, templates, log, subject, &mut remembered.memory, &self.policy).await?;
+        let is_news = remembered.told.is_none_or(|(at, told)| {
+            at.elapsed() >= AT_REST || (told.checkpoint, told.boundary) != (kept.checkpoint, kept.boundary)
+        });
+        if is_news {
+            self.tell(volume, kept, log).await?;
+            remembered.told = Some((Instant::now(), kept));
+        }
+        Ok(())
     }
 
     /// Tells whether the store has all that a node needs to bring the volume back.
@@ -194,6 +212,42 @@ impl Keeping {
             }
             Err(error) => Err(failed("write the status of", &name)(error).into()),
         }
+    }
+}
+
+/// What is remembered of a journal from one round to the next.
+#[derive(Default)]
+struct Remembered {
+    memory: Memory,
+    turn: Turn,
+    /// What its object was told, and when.
+    told: Option<(Instant, Kept)>,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Default)]
+struct Turn {
+    /// The newest transaction that was heard of.
+    known: u64,
+    /// When that was another one.
+    moved: Option<Instant>,
+    /// When the journal was looked at.
+    looked: Option<Instant>,
+}
+
+impl Turn {
+    /// Whether the journal is looked at now: in each round while something is added to it. `known`: its newest transaction, as
+    /// far as its node has told, which it does twice in the time after which a journal is at rest.
+    fn is_due(&mut self, known: u64, now: Instant) -> bool {
+        let lately = |then: Option<Instant>| then.is_some_and(|then| now.duration_since(then) < AT_REST);
+        if self.moved.is_none() || known != self.known {
+            (self.known, self.moved) = (known, Some(now));
+        }
+        let is_due = lately(self.moved) || !lately(self.looked);
+        if is_due {
+            self.looked = Some(now);
+        }
+        is_due
     }
 }
 
@@ -248,6 +302,18 @@ mod tests {
         assert_eq!(diverged("n1", Some("v"), &all, &[told("n1", 2, 7)]), None);
         assert_eq!(diverged("n1", Some("v"), &[], &[told("n1", 2, 7), told("n2", 1, 5)]), Some(others.to_vec()));
         assert_eq!(diverged("n1", Some("x"), &all, &[]), None);
+    }
+
+    #[test]
+    fn a_journal_is_looked_at_often_while_something_is_added_to_it() {
+        let begin = Instant::now();
+        let mut turn = Turn::default();
+        // Told every half minute of what is added; nothing after the first minute.
+        let due: Vec<u64> = (0..16)
+            .map(|round| round * 15)
+            .filter(|second| turn.is_due((second / 30).min(2), begin + Duration::from_secs(*second)))
+            .collect();
+        assert_eq!(due, [0, 15, 30, 45, 60, 75, 90, 105, 165, 225]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl VolumeObjects {
         let publisher = &self.publisher;
         let status = volume.status.as_ref();
         let paths: Vec<PathBuf> = order.paths.iter().map(PathBuf::from).collect();
-        let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);
+        let known = volume.known();
         let epoch = status.map_or(0, |status| status.epoch);
         let mut progress =
             RestoreProgress { uid: order.uid.clone(), epoch, sequence: None, time: None, refused: None, done: None };

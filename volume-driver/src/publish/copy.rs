@@ -61,11 +61,10 @@ impl Publisher {
             object.spec.template.layers.iter().map(|layer| LayerDigest::parse(layer)).collect::<Result<Vec<_>, _>>()?;
         self.templates.ensure(&object.spec.template.image, &layers, std::slice::from_ref(&store)).await?;
         let status = object.status.as_ref();
-        let known = status.and_then(|status| status.journal.as_ref()).map_or(0, |journal| journal.sequence);
         let used = status.map_or(0, EnvironmentVolumeStatus::in_use);
         let size = parse_size(&object.spec.size.0).map_err(CopyError::Size)?;
         let (volumes, id) = (self.volumes.clone(), id.clone());
         let follower = Follower { volumes, log: Log::named(&id, &log.name, store)?, id, size, layers };
-        Ok(follower.step(&self.templates, known, used + ROOM).await?)
+        Ok(follower.step(&self.templates, object.known(), used + ROOM).await?)
     }
 }

@@ -296,8 +296,7 @@ impl Publisher {
     ) -> Result<(Option<JournalRecord>, Option<String>), Refusal> {
         let Some(log) = object.log() else { return Ok((None, None)) };
         let status = object.status.as_ref();
-        let journal = status.and_then(|status| status.journal.as_ref());
-        let known = journal.map_or(0, |journal| journal.sequence);
+        let known = object.known();
         let revert = match object.revert_for(epoch) {
             Some((order, sequence)) => {
                 let wanted = Some(Wanted::Sequence(sequence));

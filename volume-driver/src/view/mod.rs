@@ -409,7 +409,7 @@ struct Volume {
 impl Volume {
     fn of(object: EnvironmentVolume, namespace: &str) -> Result<Self, Refusal> {
         let layers = layers(&object)?;
-        let logs = object.past();
+        let (logs, known) = (object.past(), object.known());
         let status = object.status.unwrap_or_default();
         let name =
             VolumeName { namespace: namespace.to_owned(), name: object.metadata.name.clone().unwrap_or_default() };
@@ -423,7 +423,7 @@ impl Volume {
             image: object.spec.template.image,
             layers,
             node: status.node,
-            known: status.journal.map_or(0, |journal| journal.sequence),
+            known,
             room: status.used_bytes.and_then(|used| u64::try_from(used).ok()).unwrap_or_default().max(ROOM),
         })
     }

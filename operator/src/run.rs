@@ -1,4 +1,4 @@
-//! `vivarium-operator run`: waits to become leader, runs the controllers, and ends in order.
+//! `vivarium-operator run`: fills its caches, waits to become leader, acts from then on, and ends in order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::nodes::Known;
 use crate::nodes::watch::Watch;
-use crate::{health, leader, watches};
+use crate::watches::{self, Role};
+use crate::{health, leader};
 
 /// What the command line says.
 pub struct Settings {
@@ -52,7 +53,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         stop.send_replace(true);
     });
 
-    let (leads, mut led) = watch::channel(!settings.leader_elect);
+    let (leads, led) = watch::channel(!settings.leader_elect);
     // The lease is released only after the controllers have ended.
     let (ended, mut has_ended) = watch::channel(false);
     let election = async {
@@ -66,19 +67,16 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     // Whether or not this replica leads.
     let (told, known) = watch::channel(Known::default());
     tokio::spawn(Watch::new(client.clone(), &settings.namespace, settings.timing, told).run());
-    let mut stopping = stopped.clone();
-    let acting = async {
-        let begin = tokio::select! {
-            begin = led.wait_for(|leads| *leads) => begin.is_ok(),
-            _ = stopping.wait_for(|stop| *stop) => false,
-        };
-        if begin {
-            metrics.leads(true);
-            let given = lifecycle::Settings { stub_image: settings.stub_image.clone() };
-            let (client, metrics) = (client.clone(), Arc::clone(&metrics));
-            let stop = stopped.clone();
-            watches::run(client, &settings.namespace, &settings.identity, given, metrics, known, stop).await;
+    let (mut begins, shown) = (led.clone(), Arc::clone(&metrics));
+    tokio::spawn(async move {
+        if begins.wait_for(|leads| *leads).await.is_ok() {
+            shown.leads(true);
         }
+    });
+    let acting = async {
+        let given = lifecycle::Settings { stub_image: settings.stub_image.clone() };
+        let role = Role { identity: settings.identity.clone(), leads: led };
+        watches::run(client.clone(), &settings.namespace, role, given, metrics, known, stopped).await;
         ended.send_replace(true);
     };
     tokio::pin!(election);

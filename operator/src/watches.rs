@@ -1,4 +1,7 @@
 //! All watches: one per kind, each filling a cache and waking the environments that an object concerns.
+//!
+//! A replica that does not lead watches as well and does nothing: when it leads, its caches are full, and it looks at everything
+//! once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use futures::{Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Config, Controller};
+use kube::runtime::controller::{Action as Requeue, Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -42,11 +45,19 @@ type GuardedTemplate = DeserializeGuard<EnvironmentTemplate>;
 type GuardedRestore = DeserializeGuard<EnvironmentRestore>;
 type GuardedStore = DeserializeGuard<JournalStore>;
 
+/// One of the replicas.
+pub struct Role {
+    /// Its name.
+    pub identity: String,
+    /// Whether it leads.
+    pub leads: Receiver<bool>,
+}
+
 /// Runs all controllers until `stop` becomes true.
 pub async fn run(
     client: Client,
     install_namespace: &str,
-    identity: &str,
+    role: Role,
     settings: Settings,
     metrics: Arc<Metrics>,
     known: Receiver<Known>,
@@ -114,9 +125,10 @@ pub async fn run(
         },
         settings,
         install_namespace: install_namespace.to_owned(),
-        events: Events::new(client.clone(), identity),
+        events: Events::new(client.clone(), &role.identity),
         metrics,
         known: known.clone(),
+        leads: role.leads.clone(),
         client,
     });
     let (noting, of_volume, of_template) = (Arc::clone(&context), environments.clone(), environments.clone());
@@ -135,20 +147,49 @@ pub async fn run(
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
         .watches_stream(node_stream, move |_| unplaced(&of_node))
         .reconcile_on(news)
+        .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
-        .run(controller::reconcile, controller::on_error, Arc::clone(&context))
+        .run(
+            |object, context| leading(controller::reconcile, object, context),
+            controller::on_error,
+            Arc::clone(&context),
+        )
         .for_each(|_| future::ready(()));
     let doomed_volumes = UnboundedReceiverStream::new(doomed_volumes).map(Ok);
     let volume_controller = Controller::for_stream(doomed_volumes, volumes)
+        .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
-        .run(volume::reconcile, volume::on_error, Arc::clone(&context))
+        .run(|object, context| leading(volume::reconcile, object, context), volume::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
     let restore_controller = Controller::for_stream(restore_stream, restores)
         .reconcile_on(UnboundedReceiverStream::new(woken_restores))
+        .reconcile_all_on(begins(role.leads))
         .graceful_shutdown_on(told(stop))
-        .run(restore::controller::reconcile, restore::controller::on_error, context)
+        .run(
+            |object, context| leading(restore::controller::reconcile, object, context),
+            restore::controller::on_error,
+            context,
+        )
         .for_each(|_| future::ready(()));
     future::join3(environment_controller, volume_controller, restore_controller).await;
+}
+
+/// Reconciles if this replica leads; when it begins to, everything is looked at.
+async fn leading<K, E, R>(
+    reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> R,
+    object: Arc<K>,
+    context: Arc<Context>,
+) -> Result<Requeue, E>
+where
+    R: Future<Output = Result<Requeue, E>>,
+{
+    let leads = *context.leads.borrow();
+    if leads { reconcile(object, context).await } else { Ok(Requeue::await_change()) }
+}
+
+/// When this replica begins to lead.
+fn begins(leads: Receiver<bool>) -> impl Stream<Item = ()> {
+    WatchStream::new(leads).filter(|leads| future::ready(*leads)).map(drop)
 }
 
 /// Environments that news of dead nodes concern: whoever waits for a node to die looks again at every one. Those of a lower

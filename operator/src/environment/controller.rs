@@ -54,6 +54,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What is known of nodes that are dead or may be.
     pub known: watch::Receiver<Known>,
+    /// Whether this replica leads.
+    pub leads: watch::Receiver<bool>,
 }
 
 impl Context {

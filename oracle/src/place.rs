@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_fail_point::passed;
+use vivarium_journal::Kind;
 use vivarium_journal::read::Transaction;
 use vivarium_node::ids::{LayerDigest, VolumeId};
 use vivarium_node::journal::JournalError;
@@ -365,24 +366,15 @@ impl Place {
     /// It cannot be read.
     pub fn tree_at(&self, sequence: u64) -> Result<Option<Vec<String>>, Error> {
         let path = self.volumes.directory_path(&self.id);
-        let mut newest = None;
-        for entry in std::fs::read_dir(&path)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("base.")?.parse::<u64>().ok());
-            newest = newest.max(number.filter(|number| *number <= sequence));
-        }
-        let mut snapshot = newest.map(|number| format!("base.{number}"));
-        // A transaction that reached the store although nobody lived to know.
-        if newest != Some(sequence)
-            && let Ok(attempt) = std::fs::File::open(path.join("attempt.vtx"))
-        {
-            let transaction = Transaction::open(attempt)?;
-            if transaction.header().sequence == sequence && transaction.header().kind != vivarium_journal::Kind::Barrier
-            {
-                snapshot = Some("next".into());
-            }
-        }
-        snapshot.map(|name| lines(directory(&path.join(name))?.as_fd())).transpose()
+        let noted = Local::newest(&self.volumes, &self.id)?.map(|newest| newest.base);
+        // One that reached the store although nobody lived to know.
+        let attempted = match std::fs::File::open(path.join("attempt.vtx")) {
+            Ok(attempt) => Some(Transaction::open(attempt)?.header().clone()),
+            Err(_) => None,
+        };
+        let attempted = attempted.filter(|header| header.kind != Kind::Barrier).map(|header| header.sequence);
+        let newest = [noted, attempted].into_iter().flatten().filter(|number| *number <= sequence).max();
+        newest.map(|number| lines(directory(&path.join(format!("base.{number}")))?.as_fd())).transpose()
     }
 
     /// The tree of the newest commit that this node knows to be in the store, from its own snapshot: without what

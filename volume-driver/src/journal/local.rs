@@ -3,8 +3,7 @@
 //! | name | what |
 //! |---|---|
 //! | `journal.json` | the newest transaction that is known to be in the store, and which base belongs to it |
-//! | `base.<n>` | read-only snapshot: the tree after transaction n, from which the next one is counted |
-//! | `next` | read-only snapshot that is being committed |
+//! | `base.<n>` | read-only snapshot: the tree after transaction n, from which the next one is counted, or which is being committed |
 //! | `proof` | read-only snapshot of the base whose digest is being computed |
 //! | `seed` | read-only snapshot that another log begins with |
 //! | `switch.json` | the log that the object may name by now ([`super::change`]); nothing is committed while it is there |
@@ -12,6 +11,9 @@
 //! | `revert.json` | the newest order to bring a former state back, and the newest transaction before |
 //!
 //! Every step leaves something from which [`Local::open`] goes on.
+//!
+//! A snapshot gets the name that it keeps: once a subvolume was renamed, btrfs answers each fsync(2) on the whole file system with
+//! a transaction of its own until the one under way has ended (`btrfs_set_log_full_commit`), and tenants wait for that.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -38,7 +40,6 @@ const STATE: &str = "journal.json";
 const ATTEMPT: &str = "attempt.vtx";
 /// The transaction while it is being written.
 const PARTIAL: &str = "attempt.partial";
-const NEXT: &str = "next";
 const BASE: &str = "base.";
 const PROOF: &str = "proof";
 const SEED: &str = "seed";
@@ -191,7 +192,7 @@ impl Local {
             return Ok(None);
         };
         let directory = volumes.directory(id)?;
-        match open_beneath(directory.as_fd(), Path::new(&format!("{BASE}{base}"))) {
+        match open_beneath(directory.as_fd(), Path::new(&base_name(base))) {
             Ok(root) => Ok(Some(Newest { base, root })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("open a snapshot", id)(error)),
@@ -239,13 +240,10 @@ impl Local {
         for name in names_in(self.directory.as_fd()).map_err(self.io("list the snapshots"))? {
             let number = name.strip_prefix(BASE).and_then(|number| number.parse::<u64>().ok());
             let attempted = attempt.as_ref().filter(|attempt| attempt.snapshot);
-            let used = match number {
-                Some(number) => Some(number) == self.base || attempted.is_some_and(|a| a.position.sequence == number),
-                // Somebody may be reading them; they are replaced when they are taken again.
-                None if name == PROOF || name == SEED => true,
-                None => name != NEXT || attempted.is_some(),
-            };
-            if !used {
+            let is_used =
+                |number| Some(number) == self.base || attempted.is_some_and(|a| a.position.sequence == number);
+            // Somebody may be reading the others; they are replaced when they are taken again.
+            if number.is_some_and(|number| !is_used(number)) {
                 self.destroy(&name)?;
             }
         }
@@ -269,7 +267,7 @@ impl Local {
     /// # Errors
     /// It is not there, or the pool fails.
     pub fn base(&self) -> Result<Option<Snapshot>, JournalError> {
-        self.base.map(|number| self.snapshot(&format!("{BASE}{number}"))).transpose()
+        self.base.map(|number| self.snapshot(&base_name(number))).transpose()
     }
 
     /// Keeps the base beside what goes on, as `proof`, until [`Self::unpin`]; with the number of its transaction. `None`: there
@@ -299,7 +297,8 @@ impl Local {
     /// The pool fails.
     pub fn pin_seed(&self, attempt: &Attempt) -> Result<Option<(Transaction<File>, Snapshot)>, JournalError> {
         self.unpin_seed()?;
-        let tree = if attempt.snapshot { Some(self.snapshot(NEXT)?) } else { self.base()? };
+        let tree =
+            if attempt.snapshot { Some(self.snapshot(&base_name(attempt.position.sequence))?) } else { self.base()? };
         let (Some(tree), Some(file)) = (tree, self.attempt_file()?) else { return Ok(None) };
         self.copy(&tree, SEED)?;
         Ok(Some((file, self.snapshot(SEED)?)))
@@ -324,15 +323,21 @@ impl Local {
         Ok(Snapshot { root, info })
     }
 
-    /// Takes the snapshot `next` of the live subvolume, in place of one that is there.
+    /// Takes the snapshot of the live subvolume that the next transaction is of, in place of one that is there.
     ///
     /// # Errors
     /// The pool fails.
     pub fn take(&self) -> Result<Snapshot, JournalError> {
-        self.destroy(NEXT)?;
-        self.snap(NEXT)?;
+        let name = self.next();
+        self.destroy(&name)?;
+        self.snap(&name)?;
         passed("snapshot-taken");
-        self.snapshot(NEXT)
+        self.snapshot(&name)
+    }
+
+    /// Name of the snapshot that the next transaction is of.
+    fn next(&self) -> String {
+        base_name(self.head.sequence + 1)
     }
 
     fn snap(&self, name: &str) -> Result<(), JournalError> {
@@ -366,7 +371,7 @@ impl Local {
         self.attempt()?.ok_or_else(|| invalid(&self.id, "the transaction that was just written is gone"))
     }
 
-    /// The partial file and `next` are of no use.
+    /// The partial file and the snapshot that was taken are of no use.
     ///
     /// # Errors
     /// The pool fails.
@@ -374,7 +379,7 @@ impl Local {
         files::remove(&self.path.join(PARTIAL)).map_err(self.io("remove a transaction"))?;
         files::remove(&self.path.join(ATTEMPT)).map_err(self.io("remove a transaction"))?;
         passed("empty-transaction-removed");
-        self.destroy(NEXT)
+        self.destroy(&self.next())
     }
 
     /// The transaction whose outcome may not be known. It was written whole before it got its name; so one that is
@@ -451,7 +456,7 @@ impl Local {
         self.sync()
     }
 
-    /// The attempt is in the store: the head moves, its snapshot becomes the base, the former base goes.
+    /// The attempt is in the store: the head moves, its snapshot is the base from now on, the former base goes.
     ///
     /// # Errors
     /// The pool fails; the attempt stays then, and this can be called again.
@@ -459,13 +464,7 @@ impl Local {
         let mut base = self.base;
         if attempt.snapshot {
             let number = attempt.position.sequence;
-            let name = format!("{BASE}{number}");
-            match rustix::fs::renameat(&self.directory, NEXT, &self.directory, &name) {
-                // It was done by a call that was cut off.
-                Err(rustix::io::Errno::NOENT) => drop(self.snapshot(&name)?),
-                Err(error) => return Err(self.io("name the base")(error.into())),
-                Ok(()) => passed("base-named"),
-            }
+            drop(self.snapshot(&base_name(number))?);
             base = Some(number);
         }
         self.store(attempt.position, base)?;
@@ -483,7 +482,7 @@ impl Local {
     pub fn start_from(&mut self, head: Position, empty: bool) -> Result<(), JournalError> {
         let base = (!empty).then_some(head.sequence);
         if let Some(number) = base {
-            let name = format!("{BASE}{number}");
+            let name = base_name(number);
             self.destroy(&name)?;
             self.snap(&name)?;
             passed("restored-base-taken");
@@ -507,7 +506,7 @@ impl Local {
         let old = std::mem::replace(&mut self.base, base).filter(|old| Some(*old) != base);
         self.head = head;
         if let Some(old) = old {
-            self.destroy(&format!("{BASE}{old}"))?;
+            self.destroy(&base_name(old))?;
         }
         Ok(())
     }
@@ -555,6 +554,11 @@ impl Local {
 pub fn pending_bytes(volumes: &Volumes, id: &VolumeId) -> u64 {
     let length = |name| std::fs::metadata(volumes.directory_path(id).join(name)).map(|metadata| metadata.len());
     length(ATTEMPT).or_else(|_| length(PARTIAL)).unwrap_or(0)
+}
+
+/// Name of the snapshot after a transaction.
+fn base_name(sequence: u64) -> String {
+    format!("{BASE}{sequence}")
 }
 
 fn io_error(attempt: &'static str, id: &VolumeId) -> impl FnOnce(io::Error) -> JournalError + use<> {

@@ -8,14 +8,13 @@ const LATER: Range<u64> = 400..1500;
 
 /// Fail points of the driver at which the power is cut. What the disk has then is the question; at most of them it waits
 /// for nothing, so hardly a write or flush comes when it matters.
-const POINTS: [&str; 14] = [
+const POINTS: [&str; 13] = [
     "snapshot-taken",
     "change-captured",
     "transaction-written-out",
     "attempt-named",
     "attempt-persisted",
     "transaction-in-store",
-    "base-named",
     "state-written",
     "state-persisted",
     "head-moved",

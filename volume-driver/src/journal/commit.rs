@@ -123,8 +123,8 @@ impl Journal {
                 let captured = capture(&difference, &header, &partial);
                 let captured = captured.map_err(|source| JournalError::Capture { volume: id.clone(), source })?;
                 passed("change-captured");
-                if captured.is_some() {
-                    return Ok((Some(local.persist(&partial)?), clean));
+                if let Some(summary) = captured {
+                    return Ok((Some(local.persist(&partial, &header, &summary)?), clean));
                 }
                 local.discard()?;
                 Ok((None, clean))
@@ -148,8 +148,8 @@ impl Journal {
             let header = header(&id, Kind::Barrier, epoch, local.head(), &layers);
             let io = |source| JournalError::Io { attempt: "write a barrier", volume: id.clone(), source };
             let writer = Writer::new(&partial, &header).map_err(io)?;
-            writer.finish(&Touched::default().changes()).map_err(io)?;
-            local.persist(&partial)
+            let (_, summary) = writer.finish(&Touched::default().changes()).map_err(io)?;
+            local.persist(&partial, &header, &summary)
         })
         .await
     }

@@ -24,8 +24,9 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use vivarium_fail_point::passed;
-use vivarium_journal::Digest;
 use vivarium_journal::read::Transaction;
+use vivarium_journal::write::Summary;
+use vivarium_journal::{Digest, Header, Kind};
 use vivarium_sys::btrfs::{self, SubvolumeInfo};
 
 use super::JournalError;
@@ -104,6 +105,14 @@ pub struct Attempt {
     pub path: PathBuf,
     /// Its length in bytes.
     pub length: u64,
+}
+
+impl Attempt {
+    fn of(header: &Header, summary: &Summary, path: PathBuf) -> Self {
+        let Summary { digest, content, length, .. } = *summary;
+        let position = Position { sequence: header.sequence, epoch: header.epoch, digest };
+        Self { position, content, snapshot: header.kind != Kind::Barrier, path, length }
+    }
 }
 
 /// The directory of a volume that is on this node.
@@ -357,18 +366,19 @@ impl Local {
         options.map_err(self.io("make a transaction file"))
     }
 
-    /// The partial file, complete and on disk, becomes the attempt.
+    /// The partial file, complete and on disk, becomes the attempt. It is not read back, which would be one more pass over all of
+    /// it at each commit: everybody who reads it from the store checks it.
     ///
     /// # Errors
     /// The pool fails.
-    pub fn persist(&self, partial: &File) -> Result<Attempt, JournalError> {
+    pub fn persist(&self, partial: &File, header: &Header, summary: &Summary) -> Result<Attempt, JournalError> {
         partial.sync_data().map_err(self.io("write out a transaction"))?;
         passed("transaction-written-out");
         std::fs::rename(self.path.join(PARTIAL), self.path.join(ATTEMPT)).map_err(self.io("name a transaction"))?;
         passed("attempt-named");
         self.sync()?;
         passed("attempt-persisted");
-        self.attempt()?.ok_or_else(|| invalid(&self.id, "the transaction that was just written is gone"))
+        Ok(Attempt::of(header, summary, self.path.join(ATTEMPT)))
     }
 
     /// The partial file and the snapshot that was taken are of no use.
@@ -389,15 +399,7 @@ impl Local {
     /// The pool fails, or it is damaged.
     pub fn attempt(&self) -> Result<Option<Attempt>, JournalError> {
         let Some(transaction) = self.attempt_file()? else { return Ok(None) };
-        let path = self.path.join(ATTEMPT);
-        let (header, summary) = (transaction.header(), transaction.summary());
-        Ok(Some(Attempt {
-            position: Position { sequence: header.sequence, epoch: header.epoch, digest: summary.digest },
-            content: summary.content,
-            snapshot: header.kind != vivarium_journal::Kind::Barrier,
-            path,
-            length: summary.length,
-        }))
+        Ok(Some(Attempt::of(transaction.header(), &transaction.summary(), self.path.join(ATTEMPT))))
     }
 
     /// Its file, which can be read also when it is settled.

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, TryStreamExt, future};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::core::DeserializeGuard;
@@ -149,42 +150,35 @@ pub async fn run(
         .reconcile_on(news)
         .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
-        .run(
-            |object, context| leading(controller::reconcile, object, context),
-            controller::on_error,
-            Arc::clone(&context),
-        )
+        .run(leading(controller::reconcile), controller::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
     let doomed_volumes = UnboundedReceiverStream::new(doomed_volumes).map(Ok);
     let volume_controller = Controller::for_stream(doomed_volumes, volumes)
         .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
-        .run(|object, context| leading(volume::reconcile, object, context), volume::on_error, Arc::clone(&context))
+        .run(leading(volume::reconcile), volume::on_error, Arc::clone(&context))
         .for_each(|_| future::ready(()));
     let restore_controller = Controller::for_stream(restore_stream, restores)
         .reconcile_on(UnboundedReceiverStream::new(woken_restores))
         .reconcile_all_on(begins(role.leads))
         .graceful_shutdown_on(told(stop))
-        .run(
-            |object, context| leading(restore::controller::reconcile, object, context),
-            restore::controller::on_error,
-            context,
-        )
+        .run(leading(restore::controller::reconcile), restore::controller::on_error, context)
         .for_each(|_| future::ready(()));
     future::join3(environment_controller, volume_controller, restore_controller).await;
 }
 
-/// Reconciles if this replica leads; when it begins to, everything is looked at.
-async fn leading<K, E, R>(
-    reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> R,
-    object: Arc<K>,
-    context: Arc<Context>,
-) -> Result<Requeue, E>
+/// A reconciler that does nothing while this replica does not lead. When it begins to, everything is looked at.
+fn leading<K, E, R>(
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> R,
+) -> impl Fn(Arc<K>, Arc<Context>) -> BoxFuture<'static, Result<Requeue, E>>
 where
-    R: Future<Output = Result<Requeue, E>>,
+    E: Send + 'static,
+    R: Future<Output = Result<Requeue, E>> + Send + 'static,
 {
-    let leads = *context.leads.borrow();
-    if leads { reconcile(object, context).await } else { Ok(Requeue::await_change()) }
+    move |object, context| {
+        let leads = *context.leads.borrow();
+        if leads { reconcile(object, context).boxed() } else { future::ready(Ok(Requeue::await_change())).boxed() }
+    }
 }
 
 /// When this replica begins to lead.

@@ -1,9 +1,15 @@
-//! What a tenant pays for commits once a second: workloads on a volume, with them and without in turn.
+//! What a tenant pays for commits once a second: workloads on a volume, with them, with snapshots alone, and without, in turn.
 
+use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use vivarium_node::journal::commit::Journal;
+use vivarium_sys::btrfs;
 
 use super::{Bench, Error, median, runtime, shell};
 use crate::application::{Application, Home};
@@ -18,44 +24,106 @@ const FILES: usize = 20_000;
 type Workload = (&'static str, Box<dyn Fn() -> Result<(), Error>>);
 
 pub fn run(bench: &Bench, runs: usize) -> Result<(), Error> {
-    println!("| workload, median of {runs} | without commits | with commits once a second | more |\n|---|---|---|---|");
+    println!(
+        "| workload, median of {runs} | alone | with snapshots | more | with commits | more |\n|---|---|---|---|---|---|"
+    );
     let place = bench.place(0, "overhead", false)?;
     let runtime = runtime()?;
     let (mut journal, _) = runtime.block_on(place.begin(1))?;
     let home = place.live().join("data");
     for (what, workload) in workloads(&home)? {
-        let mut times = [Vec::new(), Vec::new()];
-        for run in 0..runs * 2 {
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        for run in 0..runs * times.len() {
             place.pool.sync()?;
             runtime.block_on(journal.commit())?;
-            let is_committed = run % 2 == 1;
-            let (stop, journal) = (AtomicBool::new(!is_committed), &mut journal);
+            let number = run % times.len();
+            let mut beside = match number {
+                0 => Beside::Nothing,
+                1 => Beside::Snapshots { place: &place, taken: 0 },
+                _ => Beside::Commits { place: &place, runtime: &runtime, journal: &mut journal },
+            };
+            let stop = AtomicBool::new(false);
             let taken = std::thread::scope(|scope| {
-                let commits = scope.spawn(|| -> Result<(), String> {
-                    while !stop.load(Ordering::Relaxed) {
-                        let begun = Instant::now();
-                        place.pool.sync().map_err(|error| error.to_string())?;
-                        runtime.block_on(journal.commit()).map_err(|error| error.to_string())?;
-                        while begun.elapsed() < PACE && !stop.load(Ordering::Relaxed) {
-                            std::thread::sleep(Duration::from_millis(10));
-                        }
-                    }
-                    Ok(())
-                });
+                let rounds = scope.spawn(|| beside.rounds(&stop).map_err(|error| error.to_string()));
                 let begun = Instant::now();
                 let worked = workload();
                 let taken = begun.elapsed();
                 stop.store(true, Ordering::Relaxed);
-                commits.join().unwrap_or_else(|_| Err("the commits failed".into()))?;
+                rounds.join().unwrap_or_else(|_| Err("what ran beside the workload failed".into()))?;
                 worked.map(|()| taken)
             })?;
-            times[usize::from(is_committed)].push(taken);
+            times[number].push(taken);
         }
-        let [without, with] = times.each_mut().map(|times| median(times).as_secs_f64());
-        println!("| {what} | {without:.2} s | {with:.2} s | {:+.0} % |", (with / without - 1.0) * 100.0);
+        let [alone, snapshots, commits] = times.each_mut().map(|times| median(times).as_secs_f64());
+        let more = |with: f64| (with / alone - 1.0) * 100.0;
+        println!(
+            "| {what} | {alone:.2} s | {snapshots:.2} s | {:+.0} % | {commits:.2} s | {:+.0} % |",
+            more(snapshots),
+            more(commits)
+        );
     }
     println!();
     fits(&place)
+}
+
+/// What runs beside a workload.
+enum Beside<'a> {
+    Nothing,
+    /// What no journal on btrfs can do without: a snapshot, in place of the one before.
+    Snapshots {
+        place: &'a Place,
+        taken: u64,
+    },
+    Commits {
+        place: &'a Place,
+        runtime: &'a Runtime,
+        journal: &'a mut Journal,
+    },
+}
+
+impl Beside<'_> {
+    /// One round a second until it is to stop.
+    fn rounds(&mut self, stop: &AtomicBool) -> Result<(), Error> {
+        while !stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            self.round()?;
+            while begun.elapsed() < PACE && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        if let Self::Snapshots { place, taken: taken @ 1.. } = self {
+            drop_snapshot(place, *taken)?;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Nothing => {}
+            Self::Snapshots { place, taken } => {
+                place.pool.sync()?;
+                let [live, parent] = ["", ".."].map(|below| place.directory(below));
+                btrfs::snapshot(live?.as_fd(), parent?.as_fd(), &snapshot(*taken + 1)?, true)?;
+                if *taken > 0 {
+                    drop_snapshot(place, *taken)?;
+                }
+                *taken += 1;
+            }
+            Self::Commits { place, runtime, journal } => {
+                place.pool.sync()?;
+                runtime.block_on(journal.commit())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn snapshot(number: u64) -> Result<CString, Error> {
+    Ok(CString::new(format!("snapshot{number}"))?)
+}
+
+fn drop_snapshot(place: &Place, number: u64) -> Result<(), Error> {
+    Ok(btrfs::destroy_subvolume(place.directory("..")?.as_fd(), &snapshot(number)?)?)
 }
 
 /// Each takes long enough that some commits fall into it. What they start from is made here.

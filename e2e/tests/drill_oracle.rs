@@ -94,9 +94,10 @@ fn left_behind(node: &str, volumes: &[String]) -> Vec<Vec<Tree>> {
     let per_volume = |volume: &String| {
         let of = |name: &str| format!("$at/volumes/{volume}/{name}/upper/{HOME}");
         format!(
-            "cd $at/volumes/{volume}; trees=$(ls -d base.* | sort -t. -k2 -n | tail -1); [ ! -e attempt.vtx ] || [ ! -d next ] || trees=\"$trees next\"; \
-             for tree in $trees; do {program} tree {}; done; echo",
-            of("$tree")
+            "cd $at/volumes/{volume}; noted=$(sed -n 's/^ *\"base\": \\([0-9]*\\).*/\\1/p' journal.json); : ${{noted:?journal.json has no base}}; {program} tree {}; \
+             for base in base.*; do [ ! -e attempt.vtx ] || [ ${{base#base.}} -le $noted ] || {program} tree {}; done; echo",
+            of("base.$noted"),
+            of("$base")
         )
     };
     let lines: Vec<String> = volumes.iter().map(per_volume).collect();

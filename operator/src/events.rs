@@ -1,8 +1,10 @@
 //! Events (events.k8s.io/v1) on objects. An event that cannot be written is logged: it must not hinder what it
 //! tells of.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
+use tokio::sync::mpsc;
 
 use crate::environment::apply::namespace_ends;
 use crate::environment::status::Note;
@@ -11,19 +13,34 @@ use crate::error::brief;
 /// Longest note that the API accepts, in bytes.
 const NOTE_MAX: usize = 1024;
 
-/// Writes events in the name of this replica.
-pub struct Events(Recorder);
+/// Events that wait to be written. Beyond that, something is wrong that more of them would not mend.
+const WAITING: usize = 1024;
+
+/// Writes events in the name of this replica, one after the other, beside what they tell of: nobody waits for them.
+pub struct Events(mpsc::Sender<(Event, ObjectReference)>);
 
 impl Events {
     /// A writer for the replica of that name.
     #[must_use]
     pub fn new(client: Client, identity: &str) -> Self {
         let reporter = Reporter { controller: "vivarium.dev/operator".into(), instance: Some(identity.into()) };
-        Self(Recorder::new(client, reporter))
+        let recorder = Recorder::new(client, reporter);
+        let (sender, mut receiver) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
+        tokio::spawn(async move {
+            while let Some((event, object)) = receiver.recv().await {
+                match recorder.publish(&event, &object).await {
+                    Err(error) if !namespace_ends(&error) => {
+                        tracing::warn!(reason = event.reason, "an event could not be written: {}", brief(&error));
+                    }
+                    _ => {}
+                }
+            }
+        });
+        Self(sender)
     }
 
-    /// Writes one.
-    pub async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: &Note) {
+    /// Has one written.
+    pub fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: &Note) {
         let event = Event {
             type_: if note.warning { EventType::Warning } else { EventType::Normal },
             reason: note.reason.clone(),
@@ -31,11 +48,8 @@ impl Events {
             action: "Reconcile".into(),
             secondary: None,
         };
-        match self.0.publish(&event, &object.object_ref(&())).await {
-            Err(error) if !namespace_ends(&error) => {
-                tracing::warn!(reason = note.reason, "an event could not be written: {}", brief(&error));
-            }
-            _ => {}
+        if let Err(error) = self.0.try_send((event, object.object_ref(&()))) {
+            tracing::warn!(reason = note.reason, "an event is not written: {error}");
         }
     }
 }

@@ -13,7 +13,7 @@ use vivarium_api::v1alpha1::environment::Phase;
 use vivarium_api::v1alpha1::{VirtualEnvironment, VirtualEnvironmentStatus};
 
 use super::apply::{self, Outcome};
-use super::decision::{Action, Decision};
+use super::decision::{Action, Child, Decision};
 use super::dereference;
 use super::lifecycle::{Settings, decide};
 use super::misunderstood;
@@ -25,9 +25,9 @@ use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::nodes::Known;
 
-/// Rounds of read, decide, act in one go; a start takes six. What is left then is done in the next run.
+/// Rounds of read, decide, act in one go; a start takes five. What is left then is done in the next run.
 const ROUNDS: u32 = 12;
-/// Pause before a run that goes on where the last one stopped.
+/// Pause before a run that goes on where the last one stopped, at the latest.
 const GO_ON: Duration = Duration::from_millis(200);
 /// Pause after a failure of the API server.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ pub async fn reconcile(
             };
             if let Some(why) = why {
                 tracing::warn!(namespace, name, error = why, "an environment cannot be read and is left alone");
-                context.events.publish(object.as_ref(), &misunderstood::note(&why)).await;
+                context.events.publish(object.as_ref(), &misunderstood::note(&why));
             }
             // A change of its status alone does not bring it here.
             Ok(Requeue::requeue(MISUNDERSTOOD_AGAIN))
@@ -149,12 +149,18 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         );
         let Some(mut world) = read.await? else { return Ok(Requeue::await_change()) };
         world.met = met.clone();
-        let decision = decide(&world, Timestamp::now(), &context.settings)?;
+        let mut decision = decide(&world, Timestamp::now(), &context.settings)?;
+        let prepares = decision.only_prepares();
+        if !prepares {
+            let asked = dereference::with_pods(&context.client, &context.caches, world, &context.install_namespace);
+            world = asked.await?;
+            decision = decide(&world, Timestamp::now(), &context.settings)?;
+        }
         if decision.actions.is_empty() {
             write_status(context, &world, &decision.status).await?;
             return Ok(after(&decision));
         }
-        if must_come_first(world.environment.status.as_ref(), &decision.status) {
+        if !prepares && must_come_first(world.environment.status.as_ref(), &decision.status) {
             write_status(context, &world, &decision.status).await?;
         }
         match act(context, &world, &decision).await {
@@ -162,6 +168,7 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
             Ok(Some(Outcome::PodRefused(why))) => met.pod_refused = Some(why),
             Ok(Some(Outcome::ResizeRefused(why))) => met.resize_refused = Some(why),
             Ok(Some(Outcome::NamespaceEnds)) => return Ok(Requeue::await_change()),
+            Ok(None) if prepares && claims(&decision) => return Ok(Requeue::requeue(GO_ON)),
             Ok(_) => {}
             Err(error) => {
                 // What was found out is told, also when it could not be carried out.
@@ -171,6 +178,11 @@ async fn run(environment: &VirtualEnvironment, context: &Context) -> Result<Requ
         }
     }
     Ok(Requeue::requeue(GO_ON))
+}
+
+/// Whether a claim was made, which is bound in a moment, as its watch tells. Whatever else there is to tell can wait so long.
+fn claims(decision: &Decision) -> bool {
+    decision.actions.iter().any(|action| matches!(action, Action::Apply(Child::Claim(_))))
 }
 
 /// Tells of Secrets with authorized keys that are gone while the environment runs. When to look again.
@@ -183,7 +195,7 @@ async fn watch_secrets(context: &Context, cached: &World) -> Result<Option<Durat
     let world = World { secrets: Some(secrets), ..cached.clone() };
     if let Err(refusal) = validate::secrets(&world) {
         let note = Note::warning(refusal.reason, format!("{}. {KEYS_STAY}", refusal.message));
-        context.events.publish(world.environment.as_ref(), &note).await;
+        context.events.publish(world.environment.as_ref(), &note);
     }
     Ok(Some(SECRETS_EVERY))
 }
@@ -198,7 +210,7 @@ async fn act(context: &Context, world: &World, decision: &Decision) -> Result<Op
         match apply::apply(&context.client, world, action).await? {
             Outcome::Done(note) => {
                 if let Some(note) = note {
-                    context.events.publish(world.environment.as_ref(), &note).await;
+                    context.events.publish(world.environment.as_ref(), &note);
                 }
             }
             other => return Ok(Some(other)),
@@ -219,7 +231,7 @@ async fn write_status(context: &Context, world: &World, status: &VirtualEnvironm
         context.metrics.failed_over(failover);
     }
     for note in notes(world.environment.status.as_ref(), status) {
-        context.events.publish(world.environment.as_ref(), &note).await;
+        context.events.publish(world.environment.as_ref(), &note);
     }
     Ok(())
 }

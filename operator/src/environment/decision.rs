@@ -16,6 +16,16 @@ pub struct Decision {
     pub again: Option<Duration>,
 }
 
+impl Decision {
+    /// Whether there is something to be done, and nothing but what no pod could make wrong: making what an incarnation needs.
+    #[must_use]
+    pub fn only_prepares(&self) -> bool {
+        let prepares =
+            |action: &Action| matches!(action, Action::AddFinalizer | Action::CreateVolume(_) | Action::Apply(_));
+        !self.actions.is_empty() && self.actions.iter().all(prepares)
+    }
+}
+
 /// One write to the API server. Each is safe to repeat and safe to find already done.
 #[derive(Clone, Debug)]
 pub enum Action {

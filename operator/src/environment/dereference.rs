@@ -53,14 +53,12 @@ pub fn from_caches(
     });
     let Applied { template, persistent_volume, claim, service } =
         Applied::seen(caches, &environment, volume.as_deref());
-    let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(&namespace));
-    let pods = caches.pod_names.of(&namespace, &name, |name| pod(name).is_some());
     let mut world = World {
         template,
         persistent_volume,
         claim,
         service,
-        pods: pods.iter().filter_map(|name| pod(name)).collect(),
+        pods: seen_pods(caches, &namespace, &name),
         secrets: None,
         stores: stores(caches),
         nodes: Nodes::default(),
@@ -71,15 +69,26 @@ pub fn from_caches(
         source,
         environment,
     };
-    world.pods = own_pods(&world);
+    place_as_seen(&mut world, caches, install_namespace);
+    world
+}
+
+fn seen_pods(caches: &Caches, namespace: &str, environment: &str) -> Vec<Arc<Pod>> {
+    let pod = |name: &str| caches.pods.get(&ObjectRef::new(name).within(namespace));
+    let names = caches.pod_names.of(namespace, environment, |name| pod(name).is_some());
+    names.iter().filter_map(|name| pod(name)).collect()
+}
+
+/// What follows from the pods, as far as the caches know.
+fn place_as_seen(world: &mut World, caches: &Caches, install_namespace: &str) {
+    world.pods = own_pods(world);
     let session_on = |node: Option<&str>| {
         let lease = ObjectRef::new(&names::node_lease(node?)).within(install_namespace);
         session(caches.leases.get(&lease).as_deref())
     };
-    world.nodes.session = session_on(bound_node(&world));
-    world.nodes.of_holder = session_on(holder_node(&world));
-    explain_nodes(&mut world, caches);
-    world
+    world.nodes.session = session_on(bound_node(world));
+    world.nodes.of_holder = session_on(holder_node(world));
+    explain_nodes(world, caches);
 }
 
 /// What an environment whose volume is still to be made begins with.
@@ -87,9 +96,9 @@ fn source_of(environment: &VirtualEnvironment, has_volume: bool) -> Option<Sourc
     environment.spec.source.clone().filter(|_| !has_volume)
 }
 
-/// The world as the API server has it now; `None` if the environment is gone. Nodes are taken from the cache: they only
-/// explain why a pod is not placed. So is, unless the environment goes, what was applied before: applying it once more
-/// harms nothing.
+/// The world as the API server has it now, but for its pods ([`with_pods`]); `None` if the environment is gone. Nodes are
+/// taken from the cache: they only explain why a pod is not placed. So is, unless the environment goes, what was applied
+/// before: applying it once more harms nothing.
 pub async fn from_server(
     client: &Client,
     caches: &Caches,
@@ -102,10 +111,6 @@ pub async fn from_server(
     let environments: Api<VirtualEnvironment> = Api::namespaced(client.clone(), namespace);
     let Some(environment) = environments.get_opt(name).await.map_err(error("the object"))? else { return Ok(None) };
     let volume_name = volume_name(&environment).to_owned();
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
-    // The volume is read before the pods. So a pod that got the volume earlier is among the pods, and for one that gets it
-    // later, the compare-and-swap of what was read here fails.
     let volume: Option<Arc<EnvironmentVolume>> =
         get(client, namespace, &volume_name).await.map_err(error("the volume"))?;
     let source = match source_of(&environment, volume.is_some()) {
@@ -119,11 +124,10 @@ pub async fn from_server(
         },
         None => None,
     };
-    let (applied, pods, secrets) = futures::try_join!(
+    let (applied, secrets) = futures::try_join!(
         async {
             Applied::now(client, caches, &environment, volume.as_deref()).await.map_err(error("what was applied"))
         },
-        async { pods.list(&labelled).await.map_err(error("the pods")) },
         async { secrets(client, &environment).await.map_err(error("the Secrets")) },
     )?;
     let Applied { template, persistent_volume, claim, service } = applied;
@@ -135,7 +139,7 @@ pub async fn from_server(
         persistent_volume,
         claim,
         service,
-        pods: pods.items.into_iter().map(Arc::new).collect(),
+        pods: seen_pods(caches, namespace, name),
         secrets: Some(secrets),
         stores: stores(caches),
         nodes: Nodes::default(),
@@ -143,18 +147,38 @@ pub async fn from_server(
         silent: known.silent,
         met: Met::default(),
     };
+    place_as_seen(&mut world, caches, install_namespace);
+    Ok(Some(world))
+}
+
+/// The same world with its pods as the API server has them now. An API server that lists from a cache of its own waits up
+/// to a tenth of a second until that is of now.
+pub async fn with_pods(
+    client: &Client,
+    caches: &Caches,
+    mut world: World,
+    install_namespace: &str,
+) -> Result<World, Error> {
+    let (namespace, name) = (world.environment.namespace().unwrap_or_default(), world.name().to_owned());
+    let error = |what: &'static str| move |source| Error { what, environment: format!("{namespace}/{name}"), source };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &world.environment.namespace().unwrap_or_default());
+    let labelled = ListParams::default().labels(&format!("{}={}", names::LABEL_ENVIRONMENT, world.name()));
+    // The volume was read before. So a pod that got the volume earlier is among these, and for one that gets it later, the
+    // compare-and-swap of what was read fails.
+    let pods = pods.list(&labelled).await.map_err(error.clone()("the pods"))?;
+    world.pods = pods.items.into_iter().map(Arc::new).collect();
     world.pods = own_pods(&world);
     let session_on = async |node: Option<&str>| {
         let Some(node) = node else { return Ok(None) };
         let lease = get::<Lease>(client, install_namespace, &names::node_lease(node)).await;
-        Ok::<_, Error>(session(lease.map_err(error("the lease of the node"))?.as_deref()))
+        Ok::<_, Error>(session(lease.map_err(error.clone()("the lease of the node"))?.as_deref()))
     };
     let (bound, holder) = (bound_node(&world).map(str::to_owned), holder_node(&world).map(str::to_owned));
     world.nodes.session = session_on(bound.as_deref()).await?;
     world.nodes.of_holder =
         if holder == bound { world.nodes.session.clone() } else { session_on(holder.as_deref()).await? };
     explain_nodes(&mut world, caches);
-    Ok(Some(world))
+    Ok(world)
 }
 
 /// What is only compared with what it should be, and applied again if it is not so.

@@ -10,7 +10,8 @@
 //! 4. [`controller`]: turns watch events into runs of the above, and writes the status when it changed.
 //!
 //! A decision from caches only finds out *that* something is to be done. What is done is decided again from a fresh read:
-//! caches lag behind one's own writes, and an old view must neither start nor delete anything.
+//! caches lag behind one's own writes, and an old view must neither start nor delete anything. What only prepares an
+//! incarnation needs no fresh list of pods, which costs an API server more than all else that is read.
 
 pub mod apply;
 pub mod awaken;

@@ -78,7 +78,7 @@ pub async fn reconcile(
         write(&restores, &restore, &decision.status).await.map_err(failed("write the status"))?;
         context.metrics.wrote_status();
         if let Some(note) = note(&decision.status) {
-            context.events.publish(&restore, &note).await;
+            context.events.publish(&restore, &note);
         }
     }
     Ok(Requeue::requeue(WHILE_UNDER_WAY))

@@ -58,12 +58,11 @@ pub fn decide(world: &World, now: Timestamp, settings: &Settings) -> Result<Deci
     if metadata.deletion_timestamp.is_some() {
         return Ok(deletion::decide(world, now));
     }
-    if !metadata.finalizers.iter().flatten().any(|f| f == names::FINALIZER_ENVIRONMENT) {
-        let ready = Verdict::no("Preparing", "the environment was just seen for the first time");
-        let outlook = Outlook::idle(world, Phase::Pending, Progress::Reconciling, ready);
-        return Ok(Decision { actions: vec![Action::AddFinalizer], status: compose(world, outlook, now), again: None });
-    }
     let mut actions = Vec::new();
+    // Before anything is made that would have to be taken down.
+    if !metadata.finalizers.iter().flatten().any(|f| f == names::FINALIZER_ENVIRONMENT) {
+        actions.push(Action::AddFinalizer);
+    }
     let volume = storage::volume(world, &mut actions);
     let prepared = match &volume {
         Ok(volume) => storage::children(world, volume, &mut actions),

@@ -30,10 +30,10 @@ fn refused(world: &World, reason: &str, words: &[&str], stalled: bool) {
 }
 
 #[test]
-fn first_comes_the_finalizer_alone() {
+fn first_comes_the_finalizer() {
     let mut world = empty(&json!({}));
     change(&mut world, |e| e.metadata.finalizers = None);
-    assert_eq!(short(&decided(&world)), ["finalizer on"]);
+    assert_eq!(short(&decided(&world)), ["finalizer on", "create volume shop"]);
 }
 
 #[test]

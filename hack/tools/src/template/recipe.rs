@@ -58,6 +58,11 @@ pub struct Addition {
     pub content: &'static str,
 }
 
+/// For what would make device nodes.
+const OWN_DEVICES: &str = "# What runs the environment has made its /dev, to which only lines of its owner could add anything.\n\
+                           [Unit]\n\
+                           ConditionDirectoryNotEmpty=/etc/tmpfiles.d\n";
+
 /// Files that the upper layer adds to what the packages bring.
 const ADDITIONS: &[Addition] = &[
     Addition {
@@ -103,6 +108,39 @@ const ADDITIONS: &[Addition] = &[
                   Wants=systemd-journal-flush.service\n\
                   After=systemd-journal-flush.service\n",
     },
+    Addition {
+        path: "usr/lib/systemd/system/systemd-tmpfiles-setup-dev-early.service.d/10-environment.conf",
+        content: OWN_DEVICES,
+    },
+    Addition {
+        path: "usr/lib/systemd/system/systemd-tmpfiles-setup-dev.service.d/10-environment.conf",
+        content: OWN_DEVICES,
+    },
+    Addition {
+        path: "usr/lib/systemd/system/systemd-remount-fs.service.d/10-environment.conf",
+        content: "# The root is mounted as it shall be, unless an owner says otherwise.\n\
+                  [Unit]\n\
+                  ConditionFileNotEmpty=/etc/fstab\n",
+    },
+    Addition {
+        path: "usr/lib/systemd/system/modprobe@.service.d/10-environment.conf",
+        content: "# Modules are the node's.\n\
+                  [Unit]\n\
+                  ConditionVirtualization=!container\n",
+    },
+    Addition {
+        path: "usr/lib/systemd/system/ssh.service.d/10-environment.conf",
+        content: "# sshd checks its configuration when it starts, and says the same.\n\
+                  [Service]\n\
+                  ExecStartPre=\n",
+    },
+    // An environment has no kernel command line, no disks with partitions, no hibernation, no TPM. An empty file hides the
+    // generator of that name (systemd.generator(7)), and each is one more process that every boot waits for.
+    Addition { path: "etc/systemd/system-generators/systemd-debug-generator", content: "" },
+    Addition { path: "etc/systemd/system-generators/systemd-gpt-auto-generator", content: "" },
+    Addition { path: "etc/systemd/system-generators/systemd-hibernate-resume-generator", content: "" },
+    Addition { path: "etc/systemd/system-generators/systemd-run-generator", content: "" },
+    Addition { path: "etc/systemd/system-generators/systemd-tpm2-generator", content: "" },
     Addition { path: "etc/locale.conf", content: "LANG=C.UTF-8\n" },
 ];
 
@@ -131,6 +169,7 @@ pub const REMOVED: &[&str] = &[
 
 /// Files that exist and are empty.
 pub const EMPTIED: &[&str] = &[
+    "etc/fstab",
     // Empty, not absent: systemd then takes the id that the container manager gives and does not apply unit presets.
     "etc/machine-id",
     "var/log/alternatives.log",

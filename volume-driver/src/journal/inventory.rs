@@ -43,7 +43,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            bytes: 64 << 20,
+            bytes: 16 << 20,
             transactions: 1000,
             retention: Duration::from_hours(7 * 24),
             fine: Duration::from_hours(1),

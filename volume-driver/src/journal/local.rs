@@ -489,10 +489,23 @@ impl Local {
             self.snap(&name)?;
             passed("restored-base-taken");
         }
-        self.store(head, base)
+        // If the power fails before the name of the state is on the disk, the volume comes from the log once more.
+        self.note(head, base)
     }
 
     fn store(&mut self, head: Position, base: Option<u64>) -> Result<(), JournalError> {
+        let old = self.base.filter(|old| Some(*old) != base);
+        self.note(head, base)?;
+        self.sync()?;
+        passed("state-persisted");
+        if let Some(old) = old {
+            self.destroy(&base_name(old))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the state, which has its name once the directory is synced.
+    fn note(&mut self, head: Position, base: Option<u64>) -> Result<(), JournalError> {
         let stored = Stored {
             version: VERSION,
             sequence: head.sequence,
@@ -503,13 +516,7 @@ impl Local {
         };
         files::write_json(&self.path.join(STATE), &stored).map_err(self.io("write the state"))?;
         passed("state-written");
-        self.sync()?;
-        passed("state-persisted");
-        let old = std::mem::replace(&mut self.base, base).filter(|old| Some(*old) != base);
-        self.head = head;
-        if let Some(old) = old {
-            self.destroy(&base_name(old))?;
-        }
+        (self.head, self.base) = (head, base);
         Ok(())
     }
 

@@ -32,6 +32,9 @@ const SLOWEST: u64 = 1 << 20;
 /// How long a transaction may take to come.
 const PATIENCE_DATA: Duration = Duration::from_mins(10);
 
+/// Bytes at the end of a transaction that its digest begins (`docs/src/formats/vtx.md`, trailer).
+const END: usize = 40;
+
 /// A transaction, as far as the next one has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -151,22 +154,23 @@ impl Log {
     /// # Errors
     /// The store does not answer, or has lost `known`.
     pub async fn tail(&self, known: u64) -> Result<Position, JournalError> {
-        let known = known.max(self.boundary().await?.sequence);
         let after = (known > 0).then(|| self.key(known));
         let prefix = Prefix::Transactions(self.name.clone());
-        let listed = self.store.list(&prefix, after.as_ref(), Instant::now() + PATIENCE).await;
-        let listed = listed.map_err(|error| self.unreachable(&error))?;
+        // Whatever does not depend on an answer is asked at the same time: somebody waits for it.
+        let (boundary, listed) = futures::try_join!(self.boundary(), self.list(&prefix, after.as_ref()))?;
         let numbers = listed.iter().filter_map(|entry| match &entry.key {
             Key::Transaction { seq, .. } => Some(*seq),
             _ => None,
         });
-        let mut last = numbers.max().unwrap_or(0).max(known);
-        // Between milestones there may be gaps where transactions were merged, and none behind the last one.
-        while self.exists((last / MILESTONE + 1) * MILESTONE).await? {
-            last = (last / MILESTONE + 1) * MILESTONE;
-        }
-        while self.exists(last + 1).await? {
-            last += 1;
+        let mut last = numbers.max().unwrap_or(0).max(known).max(boundary.sequence);
+        loop {
+            // Between milestones there may be gaps where transactions were merged, and none behind the last one.
+            let milestone = (last / MILESTONE + 1) * MILESTONE;
+            last = match futures::try_join!(self.exists(milestone), self.exists(last + 1))? {
+                (true, _) => milestone,
+                (false, true) => last + 1,
+                (false, false) => break,
+            };
         }
         if last == 0 {
             return Ok(Position::START);
@@ -300,13 +304,13 @@ impl Log {
             read.map_err(|error| self.unread(sequence, error))
         };
         let Some(front) = piece(Span::Range(0..16 + MAX_HEADER as u64)).await? else { return Ok(None) };
-        let Some(back) = piece(Span::Tail(40)).await? else { return Ok(None) };
+        let ends_there = front.total == front.bytes.len() as u64;
+        let back = if ends_there { Some(front.clone()) } else { piece(Span::Tail(END as u64)).await? };
+        let Some(back) = back else { return Ok(None) };
         let header = Header::peek(&front.bytes).map_err(|error| self.damaged(sequence, error.to_string()))?;
         let mut digest = Digest::EMPTY;
-        match back.bytes.split_first_chunk::<32>() {
-            Some((bytes, _)) => digest.0 = *bytes,
-            None => return Err(self.damaged(sequence, "it is too short")),
-        }
+        let end = back.bytes.len().checked_sub(END).and_then(|begin| back.bytes[begin..].first_chunk::<32>());
+        digest.0 = *end.ok_or_else(|| self.damaged(sequence, "it is too short"))?;
         if header.sequence != sequence || header.volume != self.volume.as_str() {
             return Err(
                 self.damaged(sequence, format!("it says it is {} of volume {}", header.sequence, header.volume))

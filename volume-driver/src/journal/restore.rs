@@ -91,8 +91,10 @@ pub(crate) async fn replay(
     layers: Vec<OwnedFd>,
     fill_in: impl FnOnce(Fill<'_>) -> Result<(), JournalError> + Send + 'static,
 ) -> Result<Restored, JournalError> {
-    let merged = log.merged().await?;
-    let checkpoint = newest_checkpoint(log, &merged, tail, volumes.pool().path()).await?;
+    // Somebody waits for all of this: whatever does not depend on an answer is asked at the same time.
+    let (merged, checkpoints, boundary) = futures::try_join!(log.merged(), log.checkpoints(), log.boundary())?;
+    let known = (checkpoints, boundary.sequence);
+    let checkpoint = newest_checkpoint(log, &merged, known, tail, volumes.pool().path()).await?;
     let before = checkpoint.as_ref().map_or(Position::START, |checkpoint| {
         let header = checkpoint.header();
         Position { sequence: header.sequence, epoch: header.epoch, digest: header.parent }
@@ -232,16 +234,15 @@ pub(super) fn follows(
     Ok(Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.state() })
 }
 
-/// The newest checkpoint that can be used, fetched and checked. Without one the log is read from its beginning, which has
+/// The newest checkpoint that can be used, of those that are listed and that at the boundary, fetched and checked. Without one the log is read from its beginning, which has
 /// to be there then.
 async fn newest_checkpoint(
     log: &Log,
     merged: &BTreeSet<Piece>,
+    (mut numbers, boundary): (Vec<u64>, u64),
     tail: Position,
     directory: &Path,
 ) -> Result<Option<Transaction<File>>, JournalError> {
-    let mut numbers = log.checkpoints().await?;
-    let boundary = log.boundary().await?.sequence;
     // It is there, whether it was listed or not.
     if boundary > 0 && !numbers.contains(&boundary) {
         numbers.push(boundary);

@@ -7,8 +7,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::watcher::watch_object;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
@@ -26,6 +25,8 @@ use crate::journal::prove::Fingerprint;
 
 /// An API server that does not answer for so long does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an object is asked for that is not there, or could not be followed.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The cluster.
 #[derive(Clone)]
@@ -56,6 +57,49 @@ async fn in_time<T>(
     }
 }
 
+/// How whoever watches an object goes on.
+enum Next {
+    Ask,
+    AskLater,
+    Follow(BoxStream<'static, Result<WatchEvent<EnvironmentVolume>, kube::Error>>),
+}
+
+/// The next state of an object. It is asked for by its name, and followed from there: an API server that lists from a cache
+/// of its own, as every other kind of watch begins, waits up to a tenth of a second until that is of now.
+async fn step(
+    api: &Api<EnvironmentVolume>,
+    name: &VolumeName,
+    next: Next,
+) -> Result<(Option<EnvironmentVolume>, Next), DirectoryError> {
+    let mut next = next;
+    loop {
+        next = match next {
+            Next::Follow(mut changes) => match changes.try_next().await.map_err(failed("watch", name))? {
+                Some(WatchEvent::Added(now) | WatchEvent::Modified(now)) => {
+                    return Ok((Some(now), Next::Follow(changes)));
+                }
+                Some(WatchEvent::Deleted(_)) => return Ok((None, Next::AskLater)),
+                Some(WatchEvent::Bookmark(_)) => Next::Follow(changes),
+                // It ends now and then, and the API server forgets what changed long ago.
+                Some(WatchEvent::Error(_)) | None => Next::AskLater,
+            },
+            Next::AskLater => {
+                tokio::time::sleep(ASK_AGAIN).await;
+                Next::Ask
+            }
+            Next::Ask => {
+                let now = in_time("read", name, api.get_opt(&name.name)).await?;
+                let Some(version) = now.as_ref().and_then(ResourceExt::resource_version) else {
+                    return Ok((None, Next::AskLater));
+                };
+                let params = WatchParams::default().fields(&format!("metadata.name={}", name.name));
+                let changes = in_time("watch", name, api.watch(&params, &version)).await?;
+                return Ok((now, Next::Follow(changes.boxed())));
+            }
+        };
+    }
+}
+
 #[async_trait]
 impl VolumeDirectory for ClusterDirectory {
     async fn get(&self, volume: &VolumeName) -> Result<Option<EnvironmentVolume>, DirectoryError> {
@@ -76,10 +120,12 @@ impl VolumeDirectory for ClusterDirectory {
     }
 
     fn watch(&self, volume: &VolumeName) -> BoxStream<'static, Result<Option<EnvironmentVolume>, DirectoryError>> {
-        let name = volume.clone();
-        watch_object(self.api(&volume.namespace), &volume.name)
-            .map_err(move |error| failed("watch", &name)(error))
-            .boxed()
+        let watched = (self.api(&volume.namespace), volume.clone());
+        let states = futures::stream::try_unfold((watched, Next::Ask), async |((api, name), next)| {
+            let (seen, next) = step(&api, &name, next).await?;
+            Ok(Some((seen, ((api, name), next))))
+        });
+        states.boxed()
     }
 
     async fn report(&self, volume: &EnvironmentVolume, published: Published) -> Result<(), DirectoryError> {

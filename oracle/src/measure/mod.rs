@@ -58,8 +58,13 @@ impl Bench {
     }
 
     fn place(&self, node: usize, volume: &str, layered: bool) -> Result<Place, Error> {
+        self.place_with(node, volume, layered, &self.path("store"))
+    }
+
+    /// The same with another store than the others have.
+    fn place_with(&self, node: usize, volume: &str, layered: bool, store: &Path) -> Result<Place, Error> {
         let conditions = Conditions { layered, pool: PoolSource::File { size: POOL }, ..Conditions::plain(volume) };
-        Place::open(&self.state(node), &self.path("store"), &conditions)
+        Place::open(&self.state(node), store, &conditions)
     }
 }
 

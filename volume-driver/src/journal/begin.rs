@@ -239,7 +239,7 @@ impl Journal {
         let restored = match taken {
             Some(taken) => taken,
             // Nothing came before it, and the store need not be asked what.
-            None if barrier.sequence == 1 => Restored { empty: true, transactions: 0, operations: 0 },
+            None if barrier.sequence == 1 => Restored::nothing(true),
             None => restore(&self.volumes, &self.id, size, room, &self.log, barrier, roots).await?,
         };
         passed("volume-restored");

@@ -35,6 +35,16 @@ pub struct Restored {
     pub transactions: u64,
     /// Operations in them.
     pub operations: u64,
+    /// Bytes of them in the store.
+    pub bytes: u64,
+}
+
+impl Restored {
+    /// Nothing was carried out. `empty`: there was nothing before either.
+    #[must_use]
+    pub const fn nothing(empty: bool) -> Self {
+        Self { empty, transactions: 0, operations: 0, bytes: 0 }
+    }
 }
 
 /// The roots of the layers of a volume's template, lowest first.
@@ -122,7 +132,7 @@ pub(super) async fn replay_from(
     let volume = id.clone();
     super::blocking(&volume, move || {
         let (mut checkpoint, mut layers, mut before) = (checkpoint, layers, before);
-        let mut restored = Restored { empty: before == Position::START, transactions: 0, operations: 0 };
+        let mut restored = Restored::nothing(before == Position::START);
         let (give, take) = mpsc::sync_channel(AHEAD);
         let fetcher = handle.spawn(fetch_all(log, merged, before.sequence, tail.sequence, directory, give));
         let made = fill_in(&mut |live| {
@@ -136,6 +146,7 @@ pub(super) async fn replay_from(
                 restored.empty = false;
                 restored.transactions += 1;
                 restored.operations += transaction.summary().operations;
+                restored.bytes += transaction.summary().length;
                 target.apply(transaction).map_err(|source| JournalError::Apply { volume: id.clone(), source })
             };
             if let Some(mut checkpoint) = checkpoint.take() {

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vivarium_journal::Digest;
@@ -116,6 +117,7 @@ impl Follower {
     }
 
     async fn make(&self, roots: Vec<OwnedFd>, known: u64, room: u64) -> Result<Followed, JournalError> {
+        let begun = Instant::now();
         let tail = self.log.tail(known).await?;
         let (volumes, id, size) = (self.volumes.clone(), self.id.clone(), self.size);
         let made = replay(&self.volumes, &self.id, &self.log, tail, roots, move |fill| {
@@ -130,7 +132,8 @@ impl Follower {
                 return Ok(Followed::Nothing);
             }
             standby.settle(&Stored::of(tail))?;
-            tracing::info!(volume = %id, sequence = tail.sequence, transactions = made.transactions, "made a standby copy");
+            let (transactions, bytes, took) = (made.transactions, made.bytes, begun.elapsed());
+            tracing::info!(volume = %id, sequence = tail.sequence, transactions, bytes, ?took, "made a standby copy");
             Ok(Followed::Made(tail))
         })
         .await

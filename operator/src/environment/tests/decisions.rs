@@ -41,13 +41,17 @@ fn a_fresh_environment_gets_what_it_needs_step_by_step() {
     let spec = json!({"services": [{"name": "web", "port": 80}]});
     let mut world = empty(&spec);
     assert_eq!(short(&decided(&world)), ["create volume shop"]);
+    assert!(decided(&world).only_prepares(), "which pods there are does not matter");
     world.volume = prepared(&spec).volume;
     assert_eq!(short(&decided(&world)), ["apply service", "apply pv", "apply claim"]);
+    assert!(decided(&world).only_prepares());
     let mut world = prepared(&spec);
     Arc::make_mut(world.claim.as_mut().unwrap()).status = None;
     assert_eq!(short(&decided(&world)), NOTHING, "the pod waits until its claim is bound");
+    assert!(!decided(&world).only_prepares(), "what is told depends on the pods");
     let decision = decided(&prepared(&spec));
     assert_eq!(short(&decision), ["create pod shop-1"]);
+    assert!(!decision.only_prepares());
     assert_eq!((decision.status.phase, decision.status.epoch), (Some(Phase::Starting), 1));
 }
 

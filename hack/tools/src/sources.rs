@@ -21,6 +21,8 @@ pub struct Sources {
     list: String,
     /// When the last of them was written: one that was changed and changed back is not what it was.
     newest: Option<SystemTime>,
+    /// When the last of those was written from which something is built.
+    code: Option<SystemTime>,
 }
 
 impl Sources {
@@ -42,13 +44,19 @@ impl Sources {
             root.join(name).symlink_metadata().ok()?.modified().ok()
         };
         let newest = files.iter().filter_map(written).max();
-        Ok(Self { list: files.iter().flat_map(|line| [line, "\n"]).collect(), newest })
+        let is_code = |line: &&&str| Path::new(line).extension().is_none_or(|ending| ending != "md");
+        let code = files.iter().filter(is_code).filter_map(written).max();
+        Ok(Self { list: files.iter().flat_map(|line| [line, "\n"]).collect(), newest, code })
     }
 
-    /// Notes that all that is built is of these, unless they have changed in between.
+    /// Notes that what was built after the last of these was written is of these, unless they have changed in between. What is
+    /// older may be of others: Cargo builds a crate in several ways, and not each of them with every step.
     pub fn built(&self, root: &Path) -> Result<(), Error> {
         if Self::now(root)? == *self {
-            std::fs::write(cache::target().join(".sources"), &self.list)?;
+            let noted = cache::target().join(".sources");
+            std::fs::write(&noted, &self.list)?;
+            let newest = std::fs::File::create(noted.with_extension("newest"))?;
+            newest.set_modified(self.code.unwrap_or(SystemTime::UNIX_EPOCH))?;
         }
         Ok(())
     }

@@ -160,9 +160,9 @@ pub async fn with_pods(
     install_namespace: &str,
 ) -> Result<World, Error> {
     let (namespace, name) = (world.environment.namespace().unwrap_or_default(), world.name().to_owned());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let labelled = ListParams::default().labels(&format!("{}={name}", names::LABEL_ENVIRONMENT));
     let error = |what: &'static str| move |source| Error { what, environment: format!("{namespace}/{name}"), source };
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &world.environment.namespace().unwrap_or_default());
-    let labelled = ListParams::default().labels(&format!("{}={}", names::LABEL_ENVIRONMENT, world.name()));
     // The volume was read before. So a pod that got the volume earlier is among these, and for one that gets it later, the
     // compare-and-swap of what was read fails.
     let pods = pods.list(&labelled).await.map_err(error.clone()("the pods"))?;

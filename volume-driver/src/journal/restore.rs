@@ -245,8 +245,8 @@ pub(super) fn follows(
     Ok(Position { sequence: header.sequence, epoch: header.epoch, digest: transaction.state() })
 }
 
-/// The newest checkpoint that can be used, of those that are listed and that at the boundary, fetched and checked. Without one the log is read from its beginning, which has
-/// to be there then.
+/// The newest checkpoint that can be used, of those that are listed and the one at the boundary, fetched and checked. Without
+/// one the log is read from its beginning, which has to be there then.
 async fn newest_checkpoint(
     log: &Log,
     merged: &BTreeSet<Piece>,

@@ -41,6 +41,8 @@ const QGROUP_LIMIT_MAX_RFER: u64 = 1;
 const ROOT_INODE: u64 = 256;
 /// Number of the tree of roots.
 const ROOT_TREE: u64 = 1;
+/// Key type of the reference from a subvolume to the one that it is in (`BTRFS_ROOT_BACKREF_KEY`).
+const ROOT_BACKREF: u32 = 144;
 /// Key type of the reference from a subvolume to one inside it (`BTRFS_ROOT_REF_KEY`).
 const ROOT_REF: u32 = 156;
 
@@ -264,6 +266,14 @@ pub fn children(file_system: BorrowedFd<'_>, id: u64) -> io::Result<Vec<u64>> {
     let mut ids = Vec::new();
     items(file_system, ROOT_TREE, id, ROOT_REF, &mut |child, _| ids.push(child))?;
     Ok(ids)
+}
+
+/// Whether there is a subvolume number `id`. One that was destroyed is not there from that moment on, though what it holds
+/// is freed later.
+pub fn exists(file_system: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
+    let mut found = false;
+    items(file_system, ROOT_TREE, id, ROOT_BACKREF, &mut |_, _| found = true)?;
+    Ok(found)
 }
 
 /// Gives the offset of each item of an object and kind in a tree to `visit`, in order, with its data.

@@ -4,15 +4,18 @@
 //! It lies beside the volumes, as `volumes/.diverged-<volume>.<epoch>.<seconds since 1970>/live`, and counts against no
 //! volume of its own any more.
 
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
+use vivarium_sys::btrfs::{self, Qgroup};
 
-use super::{VolumeError, Volumes, failed};
+use super::{LIVE, VolumeError, Volumes, failed};
 use crate::ids::VolumeId;
-use crate::pool::PoolError;
+use crate::pool::{PoolError, open_beneath};
 
 const PREFIX: &str = ".diverged-";
 /// Share of the pool that must be free; below it what was set aside goes, the oldest first.
@@ -75,22 +78,36 @@ impl Volumes {
         self.path().join(diverged.name())
     }
 
-    /// Destroys what was set aside longer ago than `retention`, and more while the pool is nearly full.
+    /// Destroys what was set aside longer ago than `retention`, and while the pool is nearly full as much more as makes room,
+    /// the oldest first. What is destroyed frees its blocks in the background, so it counts as free from then on: else
+    /// everything would go before the first of it is freed. Where nothing is counted, one tree goes at a time.
     ///
     /// # Errors
     /// The pool fails.
     pub fn expire_diverged(&self, retention: Duration, now: SystemTime) -> Result<(), VolumeError> {
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let mut freed = self.being_freed()?;
         for diverged in self.diverged()? {
             let space = self.pool.space()?;
             let is_old = now.saturating_sub(diverged.since) >= retention.as_secs();
-            if is_old || space.usable() < space.total / FREE_PART {
+            if is_old || space.usable().saturating_add(freed) < space.total / FREE_PART {
                 tracing::info!(volume = %diverged.volume, epoch = diverged.epoch, is_old, "what had been set aside is destroyed");
+                freed = freed.saturating_add(self.held_by(&diverged));
                 self.destroy(&diverged.name()).map_err(failed("destroy what was set aside", &diverged.volume))?;
             }
         }
         self.sweep_quota();
         Ok(())
+    }
+
+    /// Bytes of a tree that was set aside; as many as can be if nothing is counted.
+    fn held_by(&self, diverged: &Diverged) -> u64 {
+        let held = || {
+            let live = open_beneath(self.parent(), &Path::new(&diverged.name()).join(LIVE))?;
+            let info = btrfs::subvolume_info(live.as_fd())?;
+            Ok::<_, io::Error>(btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, info.id))?.0)
+        };
+        held().unwrap_or(u64::MAX)
     }
 }
 

@@ -129,8 +129,6 @@ pub enum Place {
 }
 
 impl Place {
-    const ALL: [Self; 3] = [Self::Environments, Self::Claims, Self::Snapshots];
-
     fn directory(self, pool: &Pool) -> BorrowedFd<'_> {
         match self {
             Self::Environments => pool.volumes(),
@@ -494,26 +492,14 @@ impl Volumes {
         if self.pool.quota() == Quota::None {
             return;
         }
-        // The groups are of the whole pool.
-        let mut used = Vec::new();
-        for place in Place::ALL {
-            let there = Self { pool: self.pool.clone(), place };
-            match there.list() {
-                Ok(list) => used.extend(list.iter().filter_map(|id| Some(there.get(id).ok()?.info.id))),
-                Err(error) => {
-                    tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
-                    return;
-                }
-            }
-        }
-        let groups = match btrfs::qgroups(self.pool.uuid(), 1) {
+        let groups = match self.gone() {
             Ok(groups) => groups,
             Err(error) => {
                 tracing::warn!(%error, "quota groups of destroyed volumes stay for now");
                 return;
             }
         };
-        for id in groups.into_iter().filter(|id| !used.contains(id)) {
+        for id in groups {
             match btrfs::remove_qgroup(self.pool.root(), Qgroup::new(1, id)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
@@ -522,6 +508,28 @@ impl Volumes {
                 }
             }
         }
+    }
+
+    /// Numbers of subvolumes of the pool that were destroyed and whose quota groups are still there.
+    fn gone(&self) -> io::Result<Vec<u64>> {
+        let mut gone = Vec::new();
+        for id in btrfs::qgroups(self.pool.uuid(), 1)? {
+            if !btrfs::exists(self.pool.root(), id)? {
+                gone.push(id);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Bytes that the kernel is freeing in the background, of whatever was destroyed in the pool.
+    fn being_freed(&self) -> Result<u64, PoolError> {
+        if self.pool.quota() == Quota::None {
+            return Ok(0);
+        }
+        let gone = self.gone().map_err(PoolError::io("read the quota groups of", self.pool.path()))?;
+        let held = |id| btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, id));
+        // A group may go in between.
+        Ok(gone.into_iter().filter_map(|id| Some(held(id).ok()?.0)).sum())
     }
 
     fn names(&self) -> Result<Vec<String>, PoolError> {

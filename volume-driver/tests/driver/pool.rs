@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::{HANG, POOL_SIZE, TestNode, id};
 use vivarium_node::pool::probe::Probe;
@@ -275,4 +275,45 @@ fn soon(so: impl Fn() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
     false
+}
+
+/// The space of a tree comes free only long after it was destroyed; what an owner may still want does not go meanwhile.
+#[test]
+fn of_what_was_set_aside_no_more_goes_than_makes_room() {
+    const TREE: u64 = 24 << 20;
+    let node = TestNode::new();
+    let pool = node.pool();
+    let volumes = volumes(&pool);
+    let aside = |volume: &str, seconds| {
+        volumes.create(&id(volume), 64 << 20).unwrap();
+        fs::write(volumes.live_path(&id(volume)).join("upper/big"), vec![b'x'; TREE as usize]).unwrap();
+        pool.sync().unwrap();
+        volumes.set_aside(&id(volume), 1, SystemTime::now() + Duration::from_secs(seconds)).unwrap();
+    };
+    (0..5).for_each(|number| aside(&format!("v{number}"), number));
+    let expire = || {
+        volumes.expire_diverged(Duration::from_hours(1), SystemTime::now()).unwrap();
+        volumes.diverged().unwrap().iter().map(|one| one.volume.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(expire().len(), 5, "there is room");
+
+    // Down to where a tenth is kept and a tenth is to be free beside it, and half a tree is lacking.
+    let space = pool.space().unwrap();
+    let filler = fs::File::create(pool.path().join("filler")).unwrap();
+    let length = space.usable() - space.total / 10 + TREE / 2;
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
+    pool.sync().unwrap();
+    assert_eq!(expire(), ["v1", "v2", "v3", "v4"], "the oldest makes room enough");
+    assert_eq!(expire(), ["v1", "v2", "v3", "v4"], "what is being freed counts as free");
+    let deadline = Instant::now() + HANG;
+    while pool.space().unwrap().usable() < space.total / 10 {
+        assert!(Instant::now() < deadline, "nothing is freed");
+        pool.sync().unwrap();
+    }
+    assert_eq!(expire(), ["v1", "v2", "v3", "v4"]);
+    // One and a half are lacking.
+    filler.set_len(length).unwrap();
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, length + 2 * TREE).unwrap();
+    pool.sync().unwrap();
+    assert_eq!(expire(), ["v3", "v4"]);
 }

@@ -1,6 +1,6 @@
 //! What an administrator does on the nodes of the lab.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::{Ran, run_with};
@@ -42,6 +42,43 @@ pub fn in_network_with(command: &[&str], input: impl AsRef<[u8]>) -> Ran {
     let mut all = vec!["lab", "run", "--"];
     all.extend(command);
     run_with(&program(), &all, input)
+}
+
+/// Makes an image of the `layer.tar` of a directory, as OCI's image specification says, and pushes it, as its
+/// distribution specification says. Prints the digest of the layer.
+const PUSH: &str = r#"set -e
+cd "$1"; registry=http://$2; repository=$registry/v2/$3
+http() { curl --silent --show-error --fail --noproxy '*' --max-time 60 --output /dev/null "$@"; }
+digest() { echo "sha256:$(sha256sum "$1" | cut -d' ' -f1)"; }
+blob() {
+    to=$(http --data '' --write-out '%header{location}' "$repository/blobs/uploads/")
+    case $to in /*) to=$registry$to ;; esac
+    case $to in *\?*) to="$to&" ;; *) to="$to?" ;; esac
+    http --request PUT --header 'Content-Type: application/octet-stream' --data-binary "@$1" \
+        "${to}digest=$(digest "$1")"
+}
+kind=application/vnd.oci.image
+printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
+    "$(digest layer.tar)" > config.json
+printf '{"schemaVersion":2,"mediaType":"%s","config":{"mediaType":"%s","digest":"%s","size":%s},' \
+    $kind.manifest.v1+json $kind.config.v1+json "$(digest config.json)" "$(stat -c %s config.json)" > manifest.json
+printf '"layers":[{"mediaType":"%s","digest":"%s","size":%s}]}' \
+    $kind.layer.v1.tar "$(digest layer.tar)" "$(stat -c %s layer.tar)" >> manifest.json
+blob config.json; blob layer.tar
+http --request PUT --header "Content-Type: $kind.manifest.v1+json" --data-binary @manifest.json \
+    "$repository/manifests/$4"
+digest layer.tar
+"#;
+
+/// Pushes an image of one layer, which is the `layer.tar` of a directory, to the registry of the lab as `path:tag`.
+/// Gives its full reference and the digest of the layer.
+#[must_use]
+pub fn push_image(directory: &Path, name: &str) -> (String, String) {
+    let (repository, tag) = name.split_once(':').expect("path:tag");
+    let directory = directory.to_str().expect("UTF-8");
+    let ran = in_network(&["sh", "-c", PUSH, "sh", directory, REGISTRY, repository, tag]);
+    assert!(ran.ok, "{name} cannot be pushed: {}{}", ran.stdout, ran.stderr);
+    (format!("{REGISTRY}/{name}"), ran.stdout.trim().to_owned())
 }
 
 /// A program that runs in the network of the control plane until this is dropped.

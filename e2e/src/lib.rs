@@ -12,6 +12,7 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod contents;
 pub mod drill;
 pub mod environment;
 pub mod lab;
@@ -113,6 +114,13 @@ pub fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Re
             Err(_) => std::thread::sleep(Duration::from_millis(250)),
         }
     }
+}
+
+/// Whether a `uid_map` or `gid_map` is one range of 65536 that begins far from the host's own users.
+#[must_use]
+pub fn is_a_users_range(map: &str) -> bool {
+    let fields: Vec<u64> = map.split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    matches!(fields[..], [0, base, 65536] if base >= 65536)
 }
 
 /// A namespace of one test. Deleted with everything in it when the test ends.

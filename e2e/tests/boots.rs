@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use vivarium_e2e::lab::{self, Background};
-use vivarium_e2e::{DEADLINE, Environment, Namespace, eventually, run_with};
+use vivarium_e2e::{DEADLINE, Environment, Namespace, TEMPLATE, eventually, is_a_users_range, kubectl_ok, run_with};
 
 #[test]
 fn systemd_runs_and_no_unit_failed() {
@@ -188,12 +188,6 @@ fn every_way_in_is_inside_the_user_namespace() {
     inside("unit", &ve.sh("cat /run/map"));
 }
 
-/// Whether a `uid_map` is one range of 65536 that begins far from the host's own users.
-fn is_a_users_range(map: &str) -> bool {
-    let fields: Vec<u64> = map.split_whitespace().filter_map(|f| f.parse().ok()).collect();
-    matches!(fields[..], [0, base, 65536] if base >= 65536)
-}
-
 /// Runs a shell line with `kubectl exec -it`.
 fn with_terminal(ve: &Environment, line: &str) -> String {
     let command = format!("kubectl -n {} exec -it {} -- sh -c '{line}; tty'", ve.namespace, ve.pod());
@@ -208,14 +202,33 @@ fn with_terminal(ve: &Environment, line: &str) -> String {
 fn kubectl_says_what_a_person_wants_to_know() {
     let namespace = Namespace::new("printed");
     let ve = namespace.environment("shop").up();
-    let table = vivarium_e2e::kubectl_ok(&["-n", &namespace.name, "get", "ve"]);
+    let table = kubectl_ok(&["-n", &namespace.name, "get", "ve"]);
     let mut lines = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
     assert_eq!(lines.next().unwrap(), ["NAME", "STATUS", "READY", "NODE", "TEMPLATE", "IP", "AGE"]);
     let row = lines.next().unwrap();
     assert_eq!(row[..3], ["shop", "Running", "True"], "{table}");
     assert_eq!(row[3], ve.node());
-    let logs = vivarium_e2e::kubectl_ok(&["-n", &namespace.name, "logs", &ve.pod()]);
+    let logs = kubectl_ok(&["-n", &namespace.name, "logs", &ve.pod()]);
     assert!(logs.contains("Debian"), "the console log does not show the boot: {logs}");
-    let explained = vivarium_e2e::kubectl_ok(&["explain", "ve.spec.resources.disk"]);
+    let explained = kubectl_ok(&["explain", "ve.spec.resources.disk"]);
     assert!(explained.contains("never shrinks"), "{explained}");
+}
+
+#[test]
+fn one_name_lists_everything_and_short_names_list_each_kind() {
+    let namespace = Namespace::new("names");
+    let _ve = namespace.environment("shop").up();
+    let list = |kind: &str| kubectl_ok(&["-n", &namespace.name, "get", kind, "-o", "name"]);
+    let everything = list("vivarium");
+    for (short, kind, name) in [
+        ("ve", "virtualenvironment", "shop"),
+        ("evol", "environmentvolume", "shop"),
+        ("et", "environmenttemplate", TEMPLATE),
+        ("js", "journalstore", "default"),
+    ] {
+        let object = format!("{kind}.vivarium.dev/{name}");
+        for (asked, listed) in [("vivarium", &everything), (short, &list(short))] {
+            assert!(listed.lines().any(|line| line == object), "`kubectl get {asked}` lists no {object}: {listed}");
+        }
+    }
 }

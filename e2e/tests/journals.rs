@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
+use vivarium_e2e::contents::{ATTRIBUTES, SET_ATTRIBUTES};
 use vivarium_e2e::{DEADLINE, Environment, Namespace, eventually, get, kubectl_ok, lab};
 
 /// The store that the installation uses is one that all nodes share; otherwise nothing here could be seen.
@@ -24,9 +25,11 @@ fn sequence(namespace: &Namespace, name: &str) -> u64 {
 
 /// Everything that can be seen of the files that the test made.
 fn picture(ve: &Environment) -> String {
-    ve.sh("cd /srv && find . -printf '%p %y %m %U:%G %s %T@ %n %l\\n' | sort; find . -type f | sort | xargs sha256sum; \
-           getcap -r . ; getfacl -R -n -p . 2>/dev/null; getfattr -R -d -m - . 2>/dev/null; lsattr -R . 2>/dev/null | wc -l; \
-           stat -c '%n %b' sparse; ls -l /etc/passwd /usr/bin/env; sha256sum /etc/hostname /var/lib/dpkg/status")
+    ve.sh(&format!(
+        "set -e; cd /srv; find . -printf '%p %y %m %U:%G %s %T@ %n %l\\n' | sort; \
+         find . -type f | sort | xargs sha256sum; getcap -r .; find . | sort | {ATTRIBUTES}; stat -c '%n %b' sparse; \
+         ls -l /etc/passwd /usr/bin/env; sha256sum /etc/hostname /var/lib/dpkg/status"
+    ))
 }
 
 #[test]
@@ -37,12 +40,22 @@ fn an_environment_moves_to_another_node_and_back_with_all_that_it_holds() {
     let selector = |node: &str| json!({"kubernetes.io/hostname": node});
     let mut ve = namespace.environment("shop").with("/placement/nodeSelector", selector(&nodes[0])).up();
     let id = volume(&namespace, "shop")["metadata"]["uid"].as_str().unwrap().to_owned();
-    ve.sh(
-        "cd /srv && mkdir -p deep/er && head -c 3000000 /dev/urandom > deep/er/noise && ln deep/er/noise second && ln -s ../x deep/link \
-         && truncate -s 20M sparse && echo end >> sparse && mkfifo fifo && install -m 4751 -o www-data -g 33 /bin/true suid \
-         && cp /bin/ping netraw 2>/dev/null || cp /bin/true netraw; setcap cap_net_raw+ep netraw; chmod 600 deep/er/noise; \
-         rm -rf /usr/share/doc; echo appended >> /etc/passwd; mv /etc/cron.daily /etc/cron.moved; touch -d 1999-01-01 old",
-    );
+    ve.sh(&format!(
+        "set -e; cd /srv; mkdir -p deep/er; head -c 3000000 /dev/urandom > deep/er/noise; ln deep/er/noise second; \
+         ln -s ../x deep/link; truncate -s 20M sparse; echo end >> sparse; mkfifo fifo; \
+         install -m 4751 -o www-data -g 33 /bin/true suid; cp /bin/true netraw; setcap cap_net_raw+ep netraw; \
+         chmod 600 deep/er/noise; touch attributed; {SET_ATTRIBUTES} attributed; rm -rf /usr/share/doc; \
+         echo appended >> /etc/passwd; mv /etc/cron.daily /etc/cron.moved; touch -d 1999-01-01 old"
+    ));
+    let made = picture(&ve);
+    for part in [
+        "./netraw cap_net_raw=ep",
+        "./attributed user.vivarium 6b657074",
+        "./attributed system.posix_acl_access 02000000",
+        "./netraw security.capability ",
+    ] {
+        assert!(made.contains(part), "{part} is not in {made}");
+    }
     for (round, target) in [&nodes[1], &nodes[0]].into_iter().enumerate() {
         ve.set("/placement/nodeSelector", selector(target));
         ve.apply();
@@ -95,12 +108,16 @@ fn a_store_that_does_not_exist_is_named_and_one_that_is_not_needed_is_not_asked_
     let ve = namespace.environment("shop").with("/durability", json!({"store": "nowhere"}));
     ve.apply();
     let message = ve.wait_reason("Ready", "StoreNotFound");
-    assert!(message.contains("`nowhere`") && message.contains("kubectl get js"), "{message}");
+    for part in ["`nowhere`", "create it, or name another one", "kubectl get js"] {
+        assert!(message.contains(part), "the message does not say `{part}`: {message}");
+    }
     let ve =
         namespace.environment("much").with("/durability", json!({"tolerate": {"failures": 16, "domain": "Region"}}));
     ve.apply();
     let message = ve.wait_reason("Ready", "NoStoreTolerates");
-    assert!(message.contains("16 failures of a Region"), "{message}");
+    for part in ["16 failures of a Region", "create one, or want less", "kubectl get js"] {
+        assert!(message.contains(part), "the message does not say `{part}`: {message}");
+    }
     let ve =
         namespace.environment("one").with("/durability", json!({"tolerate": {"failures": 1, "domain": "Node"}})).up();
     assert_eq!(volume(&namespace, "one")["spec"]["store"], "default");

@@ -104,7 +104,7 @@ fn a_retained_volume_comes_back_with_a_new_environment() {
     let thief = namespace.environment("thief").with("/volume/name", json!("shop"));
     thief.apply();
     let message = thief.wait_reason("Ready", "VolumeInUse");
-    assert!(message.contains("heir"), "{message}");
+    assert!(message.contains("heir") && message.contains("name another volume"), "{message}");
     assert_eq!(heir.sh("cat /srv/kept"), "precious");
 }
 
@@ -117,7 +117,9 @@ fn a_deleted_volume_lives_until_nobody_holds_it() {
     let ran = kubectl(&["-n", &namespace.name, "delete", "evol", "shop", "--wait=false"]);
     assert!(ran.ok, "{}", ran.stderr);
     let message = ve.wait_reason("Ready", "VolumeDeleted");
-    assert!(message.contains("being deleted with all data"), "{message}");
+    for part in ["being deleted with all data", "delete the environment and create it anew"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
     // What runs keeps what it runs on.
     assert_eq!(ve.sh("sync; cat /srv/kept"), "precious");
     assert_eq!(ve.boot(), boot);

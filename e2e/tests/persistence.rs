@@ -4,29 +4,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use vivarium_e2e::contents::{read_everything, write_everything};
 use vivarium_e2e::{Environment, Namespace, eventually};
 
 const LONG: Duration = Duration::from_secs(240);
-
-/// Writes one of everything, in places that peers lose: /usr, /etc, /opt, /var, ownership, links, attributes.
-fn write_everything(ve: &Environment) {
-    ve.sh("set -e
-        echo changed > /usr/share/common-licenses/vivarium-test; echo 'edited = yes' >> /etc/adduser.conf
-        mkdir -p /opt/app /srv/data; echo data > /srv/data/file; ln /srv/data/file /srv/data/hard; ln -s file /srv/data/soft
-        useradd keeper; chown keeper: /srv/data/file; chmod 4750 /srv/data/file; mkfifo /srv/data/fifo
-        truncate -s 100M /srv/data/sparse; rm -rf /usr/share/man; mv /usr/share/doc /usr/share/doc.moved
-        cp /bin/ping /srv/ping 2>/dev/null || cp /bin/true /srv/ping
-        echo user > /home/note; echo docker > /var/lib/docker/inside; sync");
-}
-
-/// What [`write_everything`] wrote, as one line.
-fn read_everything(ve: &Environment) -> String {
-    ve.sh("cat /usr/share/common-licenses/vivarium-test; tail -1 /etc/adduser.conf
-        stat -c '%n %U %a %h %F %s' /srv/data/file /srv/data/hard /srv/data/soft /srv/data/fifo /srv/data/sparse
-        cat /srv/data/soft; test -e /usr/share/man && echo man-is-back; test -e /usr/share/doc && echo doc-is-back
-        ls /usr/share/doc.moved | wc -l; cat /home/note /var/lib/docker/inside; cat /etc/machine-id
-        md5sum < /etc/ssh/ssh_host_ed25519_key")
-}
 
 fn reboot(ve: &Environment) {
     let before = ve.boot();
@@ -42,9 +23,7 @@ fn reboot(ve: &Environment) {
 fn changes_survive_reboot_poweroff_and_deletion_of_the_pod() {
     let namespace = Namespace::new("persistence");
     let mut ve = namespace.environment("shop").with("/services", json!([{"name": "ssh", "port": 22}])).up();
-    write_everything(&ve);
-    let written = read_everything(&ve);
-    assert!(!written.contains("is-back"), "{written}");
+    let written = write_everything(&ve);
     let (pod, address) = (ve.pod(), ve.pod_object()["status"]["podIP"].clone());
 
     reboot(&ve);

@@ -92,7 +92,9 @@ fn a_change_that_needs_a_restart_says_so_and_the_others_are_applied_live() {
     ve.set("/os/hostname", json!("renamed"));
     ve.apply();
     let message = ve.wait_reason("UpToDate", "RestartRequired");
-    assert!(message.contains("hostname"), "the message does not name the field: {message}");
+    for part in ["hostname".to_owned(), format!("kubectl delete pod {pod}")] {
+        assert!(message.contains(&part), "the message does not say `{part}`: {message}");
+    }
     assert_eq!((ve.boot(), ve.pod()), (boot, pod), "it was restarted without being told to");
     ve.delete_pod();
     let _ = ve.wait_reason("UpToDate", "UpToDate");

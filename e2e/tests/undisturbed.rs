@@ -1,5 +1,5 @@
-//! Restarts of the machinery do not disturb a running environment: init's start time and an open connection stay.
-//! These tests restart what others depend on, so they run one after another.
+//! Restarts of the machinery do not disturb a running environment: init's start time, an open connection and what was
+//! written before stay. These tests restart what others depend on, so they run one after another.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use serde_json::json;
+use vivarium_e2e::contents::{read_everything, write_everything};
 use vivarium_e2e::{DEADLINE, Environment, Namespace, eventually, kubectl_ok, lab};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -55,18 +56,19 @@ fn undisturbed(test: &str, restart: impl FnOnce(&str)) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let namespace = Namespace::new(test);
     let ve = namespace.environment("shop").with("/services", json!([{"name": "ssh", "port": 22}])).up();
-    ve.sh("echo before > /srv/before");
+    let written = write_everything(&ve);
     let (boot, pod) = (ve.boot(), ve.pod());
     let mut conversation = Conversation::open(&ve);
     conversation.says();
     restart(&ve.node());
     conversation.says();
     eventually("exec after the restart", DEADLINE, || {
-        let ran = ve.exec(&["cat", "/srv/before"]);
+        let ran = ve.exec(&["true"]);
         if ran.ok { Ok(()) } else { Err(ran.stderr) }
     });
     ve.wait_ready();
     assert_eq!((ve.boot(), ve.pod()), (boot, pod), "the environment was restarted");
+    assert_eq!(read_everything(&ve), written, "what was written before the restart");
     conversation.says();
     ve.sh("echo after > /srv/after; sync; systemctl is-system-running");
     // And everything still works for it and for the next one.

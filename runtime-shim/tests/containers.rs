@@ -78,6 +78,24 @@ async fn an_exec_has_a_terminal_of_its_size() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_console_of_init_is_resized() {
+    let lab = Lab::new(SHIM).await;
+    let mut plan = Plan::shell("echo ready; read line; stty size </dev/console");
+    plan.terminal = true;
+    plan.stdin = Some(Vec::new());
+    let mut streams = lab.up("c", &plan).await;
+    streams.wait_for("ready").await;
+    // No exec id means init, as `kubectl attach` sends it.
+    let size = ResizePtyRequest { id: "c".into(), width: 132, height: 43, ..Default::default() };
+    lab.tasks.resize_pty(deadline(), &size).await.unwrap();
+    let mut stdin = streams.writer.take().unwrap().join().unwrap();
+    std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    assert_eq!(lab.wait("c", "").await, 0);
+    streams.wait_for("43 132").await;
+    lab.delete("c", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn standard_input_arrives_and_ends() {
     let lab = Lab::new(SHIM).await;
     let mut plan = Plan::shell("cat; echo end");
@@ -202,8 +220,27 @@ async fn deleting_leaves_nothing_of_daemons_either() {
     }
     lab.down("c").await;
     assert_eq!(lab.leftovers("c"), nothing());
-    let zombies = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", lab.shim_pid)).unwrap();
-    assert_eq!(zombies.trim(), "");
+    assert_eq!(lab.shim_children(), nothing());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_be_made_leaves_no_zombies() {
+    let lab = Lab::new(SHIM).await;
+    let mut plan = Plan::shell("true");
+    plan.change = |spec| {
+        let mount = json!({"destination": "/mnt", "type": "nosuchfs", "source": "none", "options": ["nosuid"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    };
+    for id in ["a", "b", "c"] {
+        let (_streams, created) = lab.create(id, &plan).await;
+        let error = created.unwrap_err().to_string();
+        // It is libcontainer that fails, when its processes are there already.
+        assert!(error.contains("cannot create the container") && error.contains("nosuchfs"), "{error}");
+        // The helper may outlive its answer by a moment; the shim then inherits what libcontainer has not waited for.
+        until("the children to be reaped", || lab.shim_children().is_empty()).await;
+        assert_eq!(lab.leftovers(id), nothing());
+    }
+    assert_eq!(lab.run("next", &Plan::shell("exit 7")).await, (7, String::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,6 +266,56 @@ async fn the_delete_action_clears_up_after_a_killed_shim() {
     until("nothing to be left", || lab.leftovers("c").is_empty()).await;
     // containerd may run it again.
     lab.delete_action("c");
+}
+
+/// containerd runs it after the Shutdown of every container, and the shim goes on serving the others of the pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_delete_action_of_one_container_leaves_the_others_alone() {
+    let lab = Lab::new(SHIM).await;
+    let _other = lab.up("b", &Plan::shell(SLEEPER)).await;
+    let (pid, groups) = (lab.pid("b").await, lab.groups("b"));
+    assert!(!groups.is_empty());
+    // One that still runs is killed and removed by the action itself.
+    for (id, ended) in [("ended", true), ("running", false)] {
+        let _streams = lab.up(id, &Plan::shell(SLEEPER)).await;
+        assert_eq!(lab.groups(id).len(), groups.len());
+        if ended {
+            lab.down(id).await;
+            let shutdown = ShutdownRequest { id: id.into(), ..Default::default() };
+            lab.tasks.shutdown(deadline(), &shutdown).await.unwrap();
+        }
+        lab.delete_action(id);
+        lab.delete_action(id);
+        assert!(lab.groups(id).is_empty() && !lab.state_dir(id).exists(), "{:?}", lab.leftovers(id));
+        if !ended {
+            assert_eq!(lab.wait(id, "").await, 137);
+            lab.delete(id, "").await.unwrap();
+        }
+        assert_eq!((lab.state("b", "").await, lab.pid("b").await), (Status::RUNNING, pid));
+        let (status, output) = lab.exec("b", id, &Plan::shell("echo works")).await;
+        assert_eq!((status, output.as_str()), (0, "works\n"));
+        assert_eq!(lab.groups("b"), groups);
+        assert!(lab.state_dir("b").exists());
+    }
+}
+
+/// The kubelet makes them, in the v2 hierarchy of a hybrid host too, and removes them when the pod is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_groups_of_the_pod_outlive_its_containers() {
+    let lab = Lab::new(SHIM).await;
+    let _first = lab.up("a", &Plan::shell(SLEEPER)).await;
+    let _second = lab.up("b", &Plan::shell(SLEEPER)).await;
+    let parents: Vec<_> = lab.groups("a").iter().map(|group| group.parent().unwrap().to_owned()).collect();
+    assert!(!parents.is_empty());
+    lab.down("a").await;
+    lab.delete_action("a");
+    // This one runs: it is the action that removes the last groups below the pod's.
+    lab.delete_action("b");
+    lab.down("b").await;
+    for id in ["a", "b"] {
+        assert_eq!(lab.leftovers(id), nothing());
+    }
+    assert_eq!(lab.pod_groups(), parents);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,12 +456,22 @@ async fn an_exec_can_be_killed_for_lack_of_memory_like_init() {
 #[tokio::test(flavor = "multi_thread")]
 async fn control_groups_cannot_be_written() {
     let lab = Lab::new(SHIM).await;
+    // Mounts that are not read-only; whether there is a group at all; directories in which making one is not refused;
+    // mount points.
     let script = "grep ' /sys/fs/cgroup' /proc/self/mountinfo | grep -vE ' ro[, ]' | wc -l; \
-                  find /sys/fs/cgroup -name cgroup.procs | head -1 | xargs ls >/dev/null && echo seen; \
-                  mkdir /sys/fs/cgroup/memory/x /sys/fs/cgroup/x 2>&1 | grep -c 'Read-only\\|denied'";
+                  [ -e \"$(find /sys/fs/cgroup -name cgroup.procs | head -1)\" ] && echo seen; \
+                  for dir in /sys/fs/cgroup /sys/fs/cgroup/*; do \
+                    [ ! -d $dir ] || mkdir $dir/x 2>&1 | grep -qE 'Read-only|denied' || echo $dir; \
+                  done | wc -l; \
+                  grep ' /sys/fs/cgroup' /proc/self/mountinfo | cut -d' ' -f5";
     let (_, output) = lab.run("c", &Plan::shell(script)).await;
     let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(lines[..2], ["0", "seen"], "{output}");
+    assert_eq!(lines.get(..3), Some(&["0", "seen", "0"][..]), "{output}");
+    let mut points = lines[3..].to_vec();
+    points.sort_unstable();
+    assert!(points.contains(&"/sys/fs/cgroup"), "{output}");
+    // libcontainer's own mounts of v1 hierarchies come up twice.
+    assert!(points.windows(2).all(|pair| pair[0] != pair[1]), "{output}");
 }
 
 /// An image may hold any symlink. Nothing outside of the container's root may change, whatever comes of the container.

@@ -11,10 +11,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::api::Status;
+use containerd_shim_protos::api::{ResizePtyRequest, Status};
 use serde_json::json;
 use support::environment::{Lease, POD_UID, Pool, boot_config, write_config};
-use support::{Lab, Plan, Streams, until};
+use support::{Lab, Plan, Streams, deadline, until};
 use vivarium_api::node::boot::BootConfig;
 use vivarium_api::node::guest::GuestState;
 
@@ -170,20 +170,39 @@ async fn a_reboot_inside_keeps_the_pod_and_the_console() {
     assert_eq!(exits(), 3 + 1 + 2, "execs only: {:?}", bed.lab.topics());
 
     // containerd goes on using the first pid; a container that joins by it gets the present one's namespaces.
-    let plan = Plan::shell("readlink /proc/self/ns/ipc");
+    let plan = Plan::shell("cat /proc/self/uid_map; exec sleep 1000");
     let mut spec = bed.lab.spec("debug", &plan);
     for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
         if namespace["type"] == "pid" {
             namespace["path"] = json!(format!("/proc/{first}/ns/pid"));
         }
     }
-    let (_streams, created) = bed.lab.create_from("debug", &plan, &spec).await;
+    let (streams, created) = bed.lab.create_from("debug", &plan, &spec).await;
     created.unwrap();
     let current = bed.lab.pid("ve").await;
     let debug = bed.lab.pid("debug").await;
     let pid_namespace = |pid| fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
     assert_eq!(pid_namespace(debug), pid_namespace(current));
+    // To see another's processes is not to be root of the node among them.
+    bed.lab.start("debug", "").await.unwrap();
+    streams.wait_for("\n").await;
+    let map = streams.text();
+    let expected = ["0", &bed.lab.base.to_string(), "65536"].map(String::from);
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), expected);
     bed.lab.down("debug").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_keeps_its_size_over_a_reboot() {
+    let bed = Bed::new().await;
+    let _console = bed.up().await;
+    let size = ResizePtyRequest { id: "ve".into(), width: 132, height: 43, ..Default::default() };
+    bed.lab.tasks.resize_pty(deadline(), &size).await.unwrap();
+    assert_eq!(bed.shell("stty size </dev/console").await, "43 132\n");
+    // The new boot has a new terminal.
+    bed.shell("touch /do-reboot").await;
+    bed.running(2).await;
+    assert_eq!(bed.shell("stty size </dev/console").await, "43 132\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,11 +305,20 @@ async fn the_guest_finds_what_it_was_promised() {
         .shell(
             "cat /etc/hostname /proc/sys/net/ipv4/ip_forward; grep -E '^(CapEff|Seccomp):' /proc/1/status; \
              tr '\\0' '\\n' </proc/1/environ | sort; readlink /etc/resolv.conf; mkdir /sys/fs/cgroup/made && echo \
-             delegated; touch /var/lib/docker/x && echo data; dd if=/proc/kcore of=/dev/null bs=1 count=1 2>&1 | \
-             grep -c denied; ls /.vivarium 2>&1 | wc -l; echo $HOME $USER",
+             delegated; touch /var/lib/docker/x && echo data; \
+             echo kernel $(for file in kcore kpageflags vmallocinfo; do \
+             dd if=/proc/$file of=/dev/null bs=8 count=1 2>&1; done | grep -c denied); \
+             echo vivarium $(ls -d /.vivarium 2>/dev/null | wc -l); echo $HOME $USER",
         )
         .await;
+    // Nothing of /proc is masked in a guest. What tells of the memory of the node is there as far as its kernel has it,
+    // and closed to all but its own root. Not every kernel has the first.
+    let secrets = ["kcore", "kpageflags", "vmallocinfo"];
+    let existing = secrets.iter().filter(|file| Path::new("/proc").join(file).exists()).count();
+    assert!(existing > 0, "the node's kernel has none of {secrets:?}, so nothing is shown");
+    let closed = format!("data\nkernel {existing}\nvivarium 0\n");
     for expected in [
+        closed.as_str(),
         "shop\n1\n",
         "CapEff:\t000001ffffffffff",
         "Seccomp:\t2",
@@ -304,6 +332,8 @@ async fn the_guest_finds_what_it_was_promised() {
         assert!(output.contains(expected), "{expected:?} is missing:\n{output}");
     }
     assert!(bed.volume.join("data/docker/x").exists());
+    // Where the pod mounts the volume is no place of the guest's, not even an empty directory.
+    assert!(!bed.volume.join("upper/.vivarium").exists());
     assert!(!fs::metadata(bed.volume.join("upper/etc/hostname")).unwrap().file_type().is_symlink());
     bed.lab.down("ve").await;
     assert!(bed.lab.leftovers("ve").iter().all(|left| left.starts_with("process")), "{:?}", bed.lab.leftovers("ve"));

@@ -92,6 +92,11 @@ impl Stage {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn serve(address: SocketAddr, stage: watch::Receiver<Stage>) -> std::io::Result<()> {
+    axum::serve(tokio::net::TcpListener::bind(address).await?, router(stage)).await
+}
+
+/// What is answered.
+pub fn router(stage: watch::Receiver<Stage>) -> Router {
     let healthz = |State(stage): State<watch::Receiver<Stage>>| async move {
         let stage = stage.borrow().clone();
         match stage.check().await {
@@ -102,6 +107,5 @@ pub async fn serve(address: SocketAddr, stage: watch::Receiver<Stage>) -> std::i
             }
         }
     };
-    let router = Router::new().route("/healthz", get(healthz)).with_state(stage);
-    axum::serve(tokio::net::TcpListener::bind(address).await?, router).await
+    Router::new().route("/healthz", get(healthz)).with_state(stage)
 }

@@ -253,6 +253,30 @@ impl Lab {
         format!("/{}/{id}", self.namespace)
     }
 
+    /// Control groups of a container that are there, one for each hierarchy.
+    pub fn groups(&self, id: &str) -> Vec<PathBuf> {
+        existing_groups(&self.group_path(id))
+    }
+
+    /// Control groups of the pod that are there: those above the containers' own, which are the kubelet's.
+    pub fn pod_groups(&self) -> Vec<PathBuf> {
+        existing_groups(&self.namespace)
+    }
+
+    /// Children of the shim, whichever of its threads they belong to. Zombies are among them.
+    pub fn shim_children(&self) -> Vec<String> {
+        let threads = PathBuf::from(format!("/proc/{}/task", self.shim_pid));
+        let of_main = threads.join(self.shim_pid.to_string()).join("children");
+        assert!(of_main.exists(), "no {}: the shim has ended, or CONFIG_PROC_CHILDREN is off", of_main.display());
+        let mut children = Vec::new();
+        for thread in fs::read_dir(&threads).unwrap().flatten() {
+            // A thread that has ended meanwhile has no children.
+            let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.extend(list.split_whitespace().map(str::to_owned));
+        }
+        children
+    }
+
     pub fn holder_pid(&self) -> u32 {
         self.holder.id()
     }
@@ -479,12 +503,7 @@ impl Lab {
         if self.state_dir(id).exists() {
             left.push(self.state_dir(id).display().to_string());
         }
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let group = hierarchy.path().join(self.group_path(id).trim_start_matches('/'));
-            if group.exists() {
-                left.push(group.display().to_string());
-            }
-        }
+        left.extend(self.groups(id).iter().map(|group| group.display().to_string()));
         left.extend(self.namespace_processes().into_iter().map(|pid| format!("process {pid}")));
         left
     }
@@ -524,6 +543,18 @@ impl Drop for Lab {
         }
         drop(self.server.take());
     }
+}
+
+/// Directories of a control group that are there, sorted. On a hybrid host each directory of `/sys/fs/cgroup` is a
+/// hierarchy, on a unified one that is the only hierarchy itself.
+fn existing_groups(path: &str) -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let mut roots: Vec<PathBuf> = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path()).collect();
+    roots.push(root);
+    let groups = roots.iter().map(|root| root.join(path.trim_start_matches('/')));
+    let mut groups: Vec<PathBuf> = groups.filter(|group| group.exists()).collect();
+    groups.sort();
+    groups
 }
 
 /// A process that holds a user namespace and those namespaces of a pod that belong to it.

@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::support::registry::{Packing, Registry, digest};
+use crate::support::registry::{Fault, Packing, Registry, digest};
 use crate::support::tarball::{Item, Tarball};
-use crate::support::{LIMITS, TestNode};
+use crate::support::{LIMITS, TestNode, soon};
 use serde_json::json;
 use vivarium_node::ids::LayerDigest;
 use vivarium_node::pool::Pool;
@@ -424,6 +425,56 @@ async fn images_that_are_not_there_or_no_system_are_told_apart() {
         let refused = system(&layers).await.unwrap_err();
         assert_eq!(refused.reason(), "NotAnOperatingSystem", "{refused}");
     }
+}
+
+/// A registry that breaks off in the middle of a layer's blob, and later does not. Tells how much of the blob was seen
+/// in the pool until then.
+async fn broken_off(fault: Fault) -> u64 {
+    let bench = bench().await;
+    let content = vec![7_u8; 4 << 20];
+    let (image, layers) = bench.registry.image("1", &[(Tarball::new().file("file", &content).finish(), Packing::None)]);
+    // What is not packed has the digest of its content.
+    bench.registry.faults.lock().unwrap().insert(layers[0].clone(), fault);
+    let layers = digests(&layers);
+    let pull = tokio::spawn({
+        let (cache, image, layers) = (bench.cache.clone(), image.clone(), layers.clone());
+        async move { cache.ensure(&image, &layers, &[]).await }
+    });
+    let deadline = soon();
+    let mut arrived = 0_u64;
+    while !pull.is_finished() {
+        assert!(tokio::time::Instant::now() < deadline, "it waits for ever");
+        assert!(!bench.cache.has(&layers[0]), "half of a layer is there");
+        for name in bench.left() {
+            assert!(name.starts_with(".blob-"), "{name} is there before its blob is");
+            // It may be gone again by now.
+            let file = fs::metadata(bench.pool.templates_path().join(name));
+            arrived = arrived.max(file.as_ref().map_or(0, fs::Metadata::len));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let refused = pull.await.unwrap().unwrap_err();
+    assert_eq!((refused.reason(), refused.is_stalled()), ("RegistryUnreachable", false), "{refused}");
+    assert!(!bench.cache.has(&layers[0]));
+    assert_eq!(bench.left(), Vec::<String>::new());
+
+    bench.registry.faults.lock().unwrap().clear();
+    bench.cache.ensure(&image, &layers, &[]).await.unwrap();
+    assert!(bench.cache.has(&layers[0]));
+    assert_eq!(fs::read(bench.cache.path(&layers[0]).join("file")).unwrap(), content);
+    arrived
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_blob_is_cut_off_is_not_there_until_it_comes_as_a_whole() {
+    broken_off(Fault::Cut).await;
+}
+
+/// Takes as long as a transfer may be silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_blob_stalls_is_given_up_and_comes_as_a_whole_later() {
+    let arrived = broken_off(Fault::Stall).await;
+    assert!((1..4 << 20).contains(&arrived), "{arrived} bytes of the blob came before it stalled");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ mod csi;
 mod csi_sanity;
 mod epochs;
 mod garbage;
+mod health;
 mod journal;
 mod keep;
 mod keeper;

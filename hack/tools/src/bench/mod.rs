@@ -2,6 +2,7 @@
 //! every figure of ours stands next to one of runc's, taken in turn, and the ratio is what to read. Prints Markdown.
 
 pub mod measure;
+mod shim;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -72,6 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     }
     let cluster = Cluster { installation: install::connect()? };
     let node = cluster.installation.nodes()?.first().cloned().unwrap_or_default();
+    let log = shim::Log::from_now(&cluster.installation, &node).map_err(unread)?;
     cluster.fresh_namespace()?;
     println!(
         "All on node {node}, one after another; times in milliseconds: minimum, median, maximum of {} runs.\n",
@@ -105,12 +107,16 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
         theirs.push(cluster.exec("pod")?);
     }
     row("kubectl exec true", &ours, &theirs);
-    let mut reboots = Vec::new();
+    let (mut commands, mut ready) = (Vec::new(), Vec::new());
     for _ in 0..arguments.runs.div_ceil(2) {
-        reboots.push(cluster.reboot(&pod)?);
+        let [command, again] = cluster.reboot("ve", &pod)?;
+        commands.push(command);
+        ready.push(again);
     }
-    let [least, median, most] = spread(&reboots);
-    println!("| reboot inside until a command runs again | {least:.0} / {median:.0} / {most:.0} | | |");
+    for (until, times) in [("a command runs again", &commands), ("init says READY=1 again", &ready)] {
+        let [least, median, most] = spread(times);
+        println!("| reboot inside until {until} | {least:.0} / {median:.0} / {most:.0} | | |");
+    }
 
     println!("\n| memory of one idle pod (Pss, MiB) | virtual environment | busybox pod under runc |\n|---|---|---|");
     let (ours, theirs) = (cluster.memory(&node, &pod)?, cluster.memory(&node, "pod")?);
@@ -119,6 +125,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     println!("| pause and helpers | {:.1} | {:.1} |", mib(ours.helpers), mib(theirs.helpers));
     cluster.delete("ve/ve")?;
     cluster.delete("pod/pod")?;
+    // Before many at once are made, whose times would be others.
+    inside(&log.times().map_err(unread)?);
     cluster.moves(arguments.runs.div_ceil(3))?;
     cluster.many(&node)?;
     install::check(cluster.kubectl(&["delete", "namespace", NAMESPACE]).stdout(Stdio::null()))
@@ -186,8 +194,8 @@ impl Cluster {
         Ok(begun.elapsed())
     }
 
-    /// From the order to reboot until a command runs in the next boot.
-    fn reboot(&self, pod: &str) -> Result<Duration, Error> {
+    /// From the order to reboot until a command runs in the next boot, and until the status says that init is ready.
+    fn reboot(&self, environment: &str, pod: &str) -> Result<[Duration; 2], Error> {
         // Init's start, which is another one after each boot.
         let boot = || {
             let mut read = self.kubectl(&["exec", pod, "--", "cut", "-d ", "-f22", "/proc/1/stat"]);
@@ -201,15 +209,29 @@ impl Cluster {
         let asked = Instant::now();
         while state().is_err() && asked.elapsed() < PATIENCE {}
         let before = boot()?;
+        let counted = self.reboots(environment)?.unwrap_or_default();
         let begun = Instant::now();
         // It may end before it can say so.
         let _ = install::output(self.kubectl(&["exec", pod, "--", "systemctl", "reboot"]).stderr(Stdio::null()));
-        while begun.elapsed() < PATIENCE {
-            if boot().is_ok_and(|now| now != before) {
-                return Ok(begun.elapsed());
+        let until = |so: &dyn Fn() -> Result<bool, Error>| -> Result<Duration, Error> {
+            while begun.elapsed() < PATIENCE {
+                if so()? {
+                    return Ok(begun.elapsed());
+                }
             }
-        }
-        Err(Error::Failed(format!("the reboot of pod {pod}")))
+            Err(Error::Failed(format!("the reboot of pod {pod}")))
+        };
+        let command = until(&|| Ok(boot().is_ok_and(|now| now != before)))?;
+        // Not at the same time: each would slow the other one down. Init can be entered before it is ready.
+        let ready = until(&|| Ok(self.reboots(environment)?.is_some_and(|now| now > counted)))?;
+        Ok([command, ready])
+    }
+
+    /// How often an environment has booted again since its pod was made, once its init has said READY=1.
+    fn reboots(&self, environment: &str) -> Result<Option<u64>, Error> {
+        let field = |name: &str| format!("{{.status.conditions[?(@.type==\"Booted\")].{name}}}");
+        let shown = format!("jsonpath={} {}", field("status"), field("message"));
+        Ok(reboots(&install::output(&mut self.kubectl(&["get", "ve", environment, "--output", &shown]))?))
     }
 
     /// From the deletion of a pod until the environment is Ready again, on the node where it was and on another one in turn.
@@ -256,7 +278,7 @@ impl Cluster {
         );
         let disk = pool_used(node)?;
         let mut there = 0;
-        for count in [1, 10, 20] {
+        for count in [1, 8, 10, 20] {
             for number in there..count {
                 self.apply(&environment(&format!("many{number}"), node))?;
                 self.apply(&busybox(&format!("peer{number}"), node))?;
@@ -327,6 +349,31 @@ fn row(what: &str, ours: &[Duration], theirs: &[Duration]) {
     );
 }
 
+/// Reboots that the condition Booted tells of, given as status and message; none while it does not hold. The message is
+/// the node driver's (`volume-driver/src/kube/guests.rs`).
+fn reboots(booted: &str) -> Option<u64> {
+    let message = booted.strip_prefix("True")?.trim();
+    if message.is_empty() { Some(0) } else { message.rsplit_once(": ")?.1.parse().ok() }
+}
+
+/// Prints what shims said of what they did.
+fn inside(times: &shim::Times) {
+    println!("\n| inside the runtime, by its own log | median, ms | samples |\n|---|---|---|");
+    for (what, times) in [
+        ("container of an environment made", &times.created),
+        ("exec started", &times.executed),
+        ("stop, until init has ended", &times.stopped),
+    ] {
+        let [_, median, _] = spread(times);
+        let median = if times.is_empty() { "not in the log".to_owned() } else { format!("{median:.1}") };
+        println!("| {what} | {median} | {} |", times.len());
+    }
+}
+
+fn unread(source: std::io::Error) -> Error {
+    Error::Run { program: "the log of containerd".into(), source }
+}
+
 /// Minimum, median, maximum in milliseconds.
 fn spread(times: &[Duration]) -> [f64; 3] {
     let mut sorted: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1000.0).collect();
@@ -338,6 +385,19 @@ fn spread(times: &[Duration]) -> [f64; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reboots_count_once_init_is_ready() {
+        for (booted, expected) in [
+            ("True ", Some(0)),
+            ("True reboots since the pod was started: 2", Some(2)),
+            ("False reboots since the pod was started: 2", None),
+            ("True another message", None),
+            ("", None),
+        ] {
+            assert_eq!(reboots(booted), expected, "{booted}");
+        }
+    }
 
     #[test]
     fn the_spread_is_minimum_median_maximum() {

@@ -8,7 +8,7 @@ use std::{
 use super::{ChartError, at, files};
 
 /// Source, made by `vivarium-operator crds`.
-const SOURCE: &str = "crds";
+pub const SOURCE: &str = "crds";
 /// Copies.
 const CHART: &str = "charts/vivarium-crds/templates";
 /// Line that begins the metadata of a definition; no other has no indentation.

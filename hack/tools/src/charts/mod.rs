@@ -1,7 +1,9 @@
 //! The subcommand `charts`: the charts lint, render for every set of values in `charts/vivarium/ci`, and what they
-//! render holds the [`rules`]; bad values are refused; the definitions in `charts/vivarium-crds` are those of `crds/`.
+//! render holds the [`rules`]; bad values are refused; the definitions in `charts/vivarium-crds` are those of `crds/`,
+//! and so is what the book says of them.
 
 mod crds;
+mod reference;
 mod render;
 mod rules;
 
@@ -19,7 +21,7 @@ use crate::{build, command, workspace};
 /// Arguments of `charts`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Copy the definitions of `crds/` into the chart first.
+    /// Copy the definitions of `crds/` into the chart, and describe them in the book, first.
     #[arg(long)]
     write: bool,
 }
@@ -46,9 +48,11 @@ pub fn run(arguments: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let root = workspace::root()?;
     if arguments.write {
         crds::copy(&root)?;
+        reference::write(&root)?;
     }
     let helm = Helm::new(build::ensure_programs()?.path("helm"), root.join("charts"));
     let mut found = crds::drift(&root)?;
+    found.extend(reference::drift(&root)?);
     found.extend(check(&helm, &root.join("charts/vivarium/ci"))?);
     for violation in &found {
         eprintln!("{violation}");
@@ -70,6 +74,13 @@ fn check(helm: &Helm, values: &Path) -> Result<Vec<String>, ChartError> {
         let name = set.file_name().unwrap_or_default().to_string_lossy();
         found.extend(rules::broken(&objects).into_iter().map(|broken| format!("with {name}: {broken}")));
         eprintln!("charts: {} objects with {name}", objects.len());
+    }
+    for distribution in rules::DISTRIBUTIONS {
+        let setting = format!("node.distribution={}", distribution.name);
+        // The setting outdoes what the set says of it.
+        let objects = helm.render("vivarium", sets.first().map(PathBuf::as_path), &[setting.as_str()])?;
+        let broken = rules::containerd(&objects, distribution);
+        found.extend(broken.into_iter().map(|broken| format!("with {setting}: {broken}")));
     }
     for (setting, reason) in REFUSED {
         match helm.render("vivarium", sets.first().map(PathBuf::as_path), &[setting]) {
@@ -106,6 +117,14 @@ pub enum ChartError {
     Yaml {
         /// Chart.
         chart: String,
+        /// Cause.
+        cause: String,
+    },
+    /// A definition cannot be read.
+    #[error("{path} is not YAML: {cause}", path = .path.display())]
+    NotYaml {
+        /// File.
+        path: PathBuf,
         /// Cause.
         cause: String,
     },

@@ -25,6 +25,31 @@ const PRIVILEGED: (&str, &str) = ("DaemonSet", "vivarium-node");
 /// The one workload that talks to a socket of the node, which is root's; beyond that it has no privileges.
 const ON_THE_SOCKET: (&str, &str) = ("DaemonSet", "vivarium-claims");
 
+/// Whose containerd a node has.
+pub struct Distribution {
+    /// The word for it in the values.
+    pub name: &'static str,
+    socket: &'static str,
+    /// Whose files its configuration imports.
+    drop_ins: &'static str,
+}
+
+/// The socket of plain containerd is its own default, its directory what the book asks for; those of k3s and RKE2 are
+/// theirs (docs.k3s.io and docs.rke2.io, on containerd). In another directory nobody reads of the runtime.
+pub const DISTRIBUTIONS: &[Distribution] = &[
+    Distribution { name: "plain", socket: "/run/containerd/containerd.sock", drop_ins: "/etc/containerd/conf.d" },
+    Distribution {
+        name: "k3s",
+        socket: "/run/k3s/containerd/containerd.sock",
+        drop_ins: "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d",
+    },
+    Distribution {
+        name: "rke2",
+        socket: "/run/k3s/containerd/containerd.sock",
+        drop_ins: "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d",
+    },
+];
+
 /// Everything that is broken in a rendering of the chart `vivarium`.
 pub fn broken(objects: &[Value]) -> Vec<String> {
     let mut found: Vec<String> = objects
@@ -44,6 +69,46 @@ pub fn broken(objects: &[Value]) -> Vec<String> {
 pub fn keeps_data(object: &Value) -> Option<String> {
     let keeps = object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
     (!keeps).then(|| format!("{} would be deleted with the release", name(object)))
+}
+
+/// Where a rendering for a distribution looks for containerd in another place than that has it. Every container of the
+/// node driver is told the paths and has both of them at the same place as the node.
+pub fn containerd(objects: &[Value], distribution: &Distribution) -> Vec<String> {
+    let is_driver = |object: &&Value| name(object) == format!("{} {}", PRIVILEGED.0, PRIVILEGED.1);
+    let Some(driver) = objects.iter().find(is_driver) else { return vec!["there is no node driver".to_owned()] };
+    let Distribution { name: layout, socket, drop_ins } = *distribution;
+    let folder = socket.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut found = Vec::new();
+    let mut must = |what: &str, path: &Value, expected: &str| {
+        if path != expected {
+            found.push(format!("{what} of the node driver is {path}, not {expected}"));
+        }
+    };
+    let told = [
+        ("VIVARIUM_CONTAINERD_LAYOUT", layout),
+        ("VIVARIUM_CONTAINERD_SOCKET", socket),
+        ("VIVARIUM_CONTAINERD_CONF_DIR", drop_ins),
+    ];
+    let mounted = [("containerd-socket", folder), ("containerd-drop-ins", drop_ins)];
+    for container in containers(driver) {
+        for (variable, expected) in told {
+            must(variable, &named(&container["env"], variable)["value"], expected);
+        }
+        for (volume, expected) in mounted {
+            must(volume, &named(&container["volumeMounts"], volume)["mountPath"], expected);
+        }
+    }
+    for (volume, expected) in mounted {
+        let volumes = &driver["spec"]["template"]["spec"]["volumes"];
+        must(volume, &named(volumes, volume)["hostPath"]["path"], expected);
+    }
+    found
+}
+
+/// The entry of that name in a list; null if there is none.
+fn named<'a>(entries: &'a Value, name: &str) -> &'a Value {
+    static NONE: Value = Value::Null;
+    list(entries).iter().find(|entry| entry["name"] == name).unwrap_or(&NONE)
 }
 
 /// No rule of a role may say `*`: what a program may do is what somebody thought of.
@@ -235,6 +300,40 @@ mod tests {
         lost["metadata"].as_object_mut().unwrap().remove("namespace");
         assert!(only(&[lost]).contains("has namespace None"));
         assert_eq!(only(&[restricted(IMAGE), restricted(IMAGE)]), "Pod p is there twice");
+    }
+
+    #[test]
+    fn each_path_that_is_not_the_distributions_is_found() {
+        let rke2 = DISTRIBUTIONS.iter().find(|distribution| distribution.name == "rke2").unwrap();
+        let folder = "/run/k3s/containerd";
+        let driver = json!({"kind": "DaemonSet", "metadata": {"name": "vivarium-node"}, "spec": {"template": {"spec": {
+            "containers": [{
+                "env": [
+                    {"name": "VIVARIUM_CONTAINERD_LAYOUT", "value": "rke2"},
+                    {"name": "VIVARIUM_CONTAINERD_SOCKET", "value": rke2.socket},
+                    {"name": "VIVARIUM_CONTAINERD_CONF_DIR", "value": rke2.drop_ins}],
+                "volumeMounts": [
+                    {"name": "containerd-socket", "mountPath": folder},
+                    {"name": "containerd-drop-ins", "mountPath": rke2.drop_ins}]}],
+            "volumes": [
+                {"name": "containerd-socket", "hostPath": {"path": folder}},
+                {"name": "containerd-drop-ins", "hostPath": {"path": rke2.drop_ins}}]}}}});
+        assert_eq!(containerd(std::slice::from_ref(&driver), rke2), [""; 0]);
+        let of_driver = "/spec/template/spec";
+        for pointer in [
+            "containers/0/env/0/value",
+            "containers/0/env/1/value",
+            "containers/0/env/2/value",
+            "containers/0/volumeMounts/0/mountPath",
+            "containers/0/volumeMounts/1/mountPath",
+            "volumes/0/hostPath/path",
+            "volumes/1/hostPath/path",
+        ] {
+            let mut other = driver.clone();
+            *other.pointer_mut(&format!("{of_driver}/{pointer}")).unwrap() = json!("/elsewhere");
+            assert_eq!(containerd(&[other], rke2).len(), 1, "{pointer}");
+        }
+        assert_eq!(containerd(&[], rke2), ["there is no node driver"]);
     }
 
     #[test]

@@ -4,20 +4,34 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::StreamExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 type Store = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+type Faults = Arc<Mutex<HashMap<String, Fault>>>;
+
+/// What becomes of a document whose first half was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection ends.
+    Cut,
+    /// Nothing more comes, and the connection stays.
+    Stall,
+}
 
 pub struct Registry {
     /// `127.0.0.1:<port>`.
     pub address: String,
     /// Documents by tag or digest: media type and content.
     pub store: Store,
+    /// Those of them that do not arrive as a whole.
+    pub faults: Faults,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -44,16 +58,16 @@ pub enum Packing {
 
 impl Registry {
     pub async fn start() -> Self {
-        let store = Store::default();
+        let (store, faults) = (Store::default(), Faults::default());
         let router = Router::new()
             .route("/v2/", get(|| async { StatusCode::OK }))
             .route("/v2/{name}/manifests/{reference}", get(document))
             .route("/v2/{name}/blobs/{reference}", get(document))
-            .with_state(store.clone());
+            .with_state((store.clone(), faults.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, store, task }
+        Self { address, store, faults, task }
     }
 
     pub fn put(&self, key: &str, kind: &str, bytes: Vec<u8>) {
@@ -111,13 +125,28 @@ impl Registry {
     }
 }
 
-async fn document(State(store): State<Store>, Path((_, reference)): Path<(String, String)>) -> Response {
+async fn document(
+    State((store, faults)): State<(Store, Faults)>,
+    Path((_, reference)): Path<(String, String)>,
+) -> Response {
     let found = store.lock().unwrap().get(&reference).cloned();
     let Some((kind, bytes)) = found else {
         let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
         let kind = [("content-type", "application/json")];
         return (StatusCode::NOT_FOUND, kind, body.to_string()).into_response();
     };
-    let digest = digest(&bytes);
-    ([("content-type", kind), ("docker-content-digest", digest)], bytes).into_response()
+    let headers = [("content-type", kind), ("docker-content-digest", digest(&bytes))];
+    let fault = faults.lock().unwrap().get(&reference).copied();
+    let Some(fault) = fault else { return (headers, bytes).into_response() };
+    let half = futures::stream::iter([Ok::<_, std::io::Error>(bytes[..bytes.len() / 2].to_vec())]);
+    let body = match fault {
+        // A body that fails before it ever had to wait fails before anything of it is sent.
+        Fault::Cut => Body::from_stream(half.chain(futures::stream::once(async {
+            tokio::task::yield_now().await;
+            Err(std::io::Error::other("cut off"))
+        }))),
+        Fault::Stall => Body::from_stream(half.chain(futures::stream::pending())),
+    };
+    let length = [("content-length", bytes.len().to_string())];
+    (headers, length, body).into_response()
 }

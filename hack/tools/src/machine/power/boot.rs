@@ -15,6 +15,8 @@ use super::{
 };
 use crate::machine::outside;
 
+/// What a kernel says that panics.
+pub const PANIC: &str = "Kernel panic";
 /// Boots of one life: a machine that never gets as far as the driver is broken.
 const BOOTS: u64 = 3;
 
@@ -23,6 +25,8 @@ const BOOTS: u64 = 3;
 pub enum End {
     /// The write or flush came, or the fail point.
     PowerCut,
+    /// The fail point came, and the kernel panicked, as it was to.
+    Panicked,
     /// Whatever it was.
     ByItself,
     /// Nothing, for as long as a life may last.
@@ -33,6 +37,7 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::PowerCut => "its power was cut",
+            Self::Panicked => "its kernel panicked at the fail point",
             Self::ByItself => "it ended by itself",
             Self::Hung => "nothing reached its disk any more",
         })
@@ -53,7 +58,7 @@ pub enum Fate {
 /// What becomes of a life whose `boots`th boot (from 1) has ended so.
 pub fn fate(end: End, driver_started: bool, boots: u64) -> Fate {
     match end {
-        End::PowerCut => Fate::Over,
+        End::PowerCut | End::Panicked => Fate::Over,
         End::ByItself | End::Hung if driver_started || boots >= BOOTS => Fate::Failed,
         End::ByItself | End::Hung => Fate::BootAgain,
     }
@@ -79,7 +84,8 @@ pub fn point_file(place: &Path, number: usize) -> PathBuf {
 }
 
 /// What the machine does in a life. The driver is killed at its fail point; then the machine starts anew at once, which is a
-/// power cut to its disk: nothing is written out (`sysrq.rst`, `b`), and the emulator ends instead.
+/// power cut to its disk: nothing is written out (`sysrq.rst`, `b`), and the emulator ends instead. Or the kernel panics
+/// (`c`), which with `panic=-1` ends in the same way ([`crate::machine::base::kernel_arguments`]).
 pub fn script(case: &Case, number: usize) -> String {
     let Case { seed, in_a_file, lives } = case;
     let Life { node, epoch } = lives[number];
@@ -87,6 +93,7 @@ pub fn script(case: &Case, number: usize) -> String {
         Node::Machine { point: Some((point, times)), .. } => format!("VIVARIUM_FAIL_POINT={point}={times}"),
         _ => String::new(),
     };
+    let request = if matches!(node, Node::Machine { panics: true, .. }) { 'c' } else { 'b' };
     let place = PathBuf::from(format!("{OUTSIDE}/case-{seed}"));
     let (said, point) = (said_file(&place, number), point_file(&place, number));
     let (said, point, place) = (said.display(), point.display(), place.display());
@@ -103,7 +110,7 @@ pub fn script(case: &Case, number: usize) -> String {
          {armed} {OUTSIDE}/bin/vivarium-oracle-node endure /var/lib/vivarium {place}/store {VOLUME} {epoch} {seed} {number} {device} \
          >>{said}\n\
          code=$?\n\
-         if [ $code = 137 ]; then >{point}; echo b >/proc/sysrq-trigger; fi\n\
+         if [ $code = 137 ]; then >{point}; echo {request} >/proc/sysrq-trigger; fi\n\
          echo it ended with $code >&2\n\
          echo o >/proc/sysrq-trigger; sleep 60\n"
     )
@@ -118,6 +125,7 @@ mod tests {
         for (end, driver_started, boots, wanted) in [
             (End::PowerCut, false, 1, Fate::Over),
             (End::PowerCut, true, BOOTS, Fate::Over),
+            (End::Panicked, true, 1, Fate::Over),
             (End::ByItself, false, 1, Fate::BootAgain),
             (End::Hung, false, BOOTS - 1, Fate::BootAgain),
             (End::ByItself, false, BOOTS, Fate::Failed),
@@ -126,6 +134,16 @@ mod tests {
             (End::Hung, true, 1, Fate::Failed),
         ] {
             assert_eq!(fate(end, driver_started, boots), wanted, "{end:?} {driver_started} {boots}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_panics_in_the_lives_that_say_so() {
+        let case = Case::of(1);
+        for (number, life) in case.lives.iter().enumerate().filter(|(_, life)| life.node != Node::Outside) {
+            let panics = matches!(life.node, Node::Machine { panics: true, .. });
+            assert_eq!(script(&case, number).contains("echo c >/proc/sysrq-trigger"), panics, "{life:?}");
+            assert_eq!(script(&case, number).contains("echo b >/proc/sysrq-trigger"), !panics, "{life:?}");
         }
     }
 

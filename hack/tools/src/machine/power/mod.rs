@@ -1,9 +1,10 @@
 //! `hack/test-power`: volumes on a machine whose power is cut, with a disk that loses what it had not flushed.
 //!
 //! In each [`case`] a volume lives some lives on the machine; each is ended by a power cut at an instant that follows from
-//! the seed: the nth write or flush that reaches the disk, or a fail point of the driver. Then the machine comes back with
-//! what its disk has kept ([`boot`]), or a node outside of it takes the volume over. At the end the one outside does. Store
-//! and what the nodes say of themselves lie outside of the machine, and the oracle judges (`vivarium_oracle::transcript`).
+//! the seed: the nth write or flush that reaches the disk, or a fail point of the driver, at which the kernel may panic
+//! instead. Then the machine comes back with what its disk has kept ([`boot`]), or a node outside of it takes the volume
+//! over. At the end the one outside does. Store and what the nodes say of themselves lie outside of the machine, and the
+//! oracle judges (`vivarium_oracle::transcript`).
 
 mod boot;
 mod case;
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use boot::{End, Fate, fate, point_file, said_file};
+use boot::{End, Fate, PANIC, fate, point_file, said_file};
 use case::{Case, Node, Random};
 
 use super::{
@@ -42,7 +43,7 @@ const CASES: Range<u64> = 0..20;
 const SHORT: Range<u64> = 1..3;
 /// What must have happened in a form: a case may be quiet, but where nothing was lost or nothing came back there would be
 /// nothing to judge.
-const HAPPENED: [&str; 6] = ["cuts", "at-points", "acked", "synced", "went-on", "lost-blocks"];
+const HAPPENED: [&str; 7] = ["cuts", "at-points", "panics", "acked", "synced", "went-on", "lost-blocks"];
 /// A life whose power has not been cut after so long hangs.
 const LONGEST: Duration = Duration::from_secs(400);
 /// Cases that a form may take in addition until everything has happened: what a disk has in its cache at an instant is not
@@ -135,6 +136,13 @@ struct Rig {
     lies: bool,
 }
 
+/// How a life of the machine went that has ended as it should.
+struct Lived {
+    /// Boots that died before the driver had started.
+    boots_again: u64,
+    panicked: bool,
+}
+
 /// What a case has figured out, or the story of its failure.
 type Judged = Result<BTreeMap<String, u64>, String>;
 
@@ -161,15 +169,15 @@ impl Rig {
         fs::create_dir_all(&place).map_err(file("create", &place))?;
         let mut disk = self.disk(case)?;
         let (mut transcript, mut story) = (String::new(), String::new());
-        let (mut cached, mut lost, mut points, mut boots_again) = (0, 0, 0, 0);
+        let (mut cached, mut lost, mut points, mut panics, mut boots_again) = (0, 0, 0, 0, 0);
         let mut random = Random(!case.seed);
         for (number, life) in case.lives.iter().enumerate() {
             let said = said_file(&place, number);
             let _ = writeln!(story, "life {number}: {life:?}");
             let ended = match life.node {
                 Node::Machine { strike, survives, .. } => {
-                    let boots;
-                    (disk, boots) = self.on_the_machine(case, number, strike, disk)?;
+                    let lived;
+                    (disk, lived) = self.on_the_machine(case, number, strike, disk)?;
                     points += u64::from(point_file(&place, number).exists());
                     let (there, gone) = disk.cut(|| match survives {
                         0 => false,
@@ -178,7 +186,10 @@ impl Rig {
                     (cached, lost) = (cached + there, lost + gone);
                     let _ = writeln!(story, "  {there} blocks were not flushed, {gone} of them are lost");
                     let _ = writeln!(transcript, "life 0 cut");
-                    boots.map(|again| boots_again += again)
+                    lived.map(|lived| {
+                        panics += u64::from(lived.panicked);
+                        boots_again += lived.boots_again;
+                    })
                 }
                 Node::Outside => {
                     let _ = writeln!(transcript, "life 1 ended");
@@ -203,6 +214,7 @@ impl Rig {
         let mut figures: BTreeMap<String, u64> =
             words.chunks(2).filter_map(|pair| Some((pair.first()?.to_string(), pair.get(1)?.parse().ok()?))).collect();
         figures.insert("at-points".into(), points);
+        figures.insert("panics".into(), panics);
         figures.insert("boots-again".into(), boots_again);
         figures.insert("cached-blocks".into(), cached as u64);
         figures.insert("lost-blocks".into(), lost as u64);
@@ -226,28 +238,32 @@ impl Rig {
         Ok(if self.lies { disk.lying() } else { disk })
     }
 
-    /// A life of the machine until its power is cut; it must not end by itself. Gives how often it had to be started again,
-    /// or why the life has failed.
+    /// A life of the machine until its power is cut or its kernel panics; it must not end by itself. Gives how it ended, or
+    /// why the life has failed.
     fn on_the_machine(
         &self,
         case: &Case,
         number: usize,
         strike: u64,
         mut disk: disk::Disk,
-    ) -> Result<(disk::Disk, Result<u64, String>), Error> {
+    ) -> Result<(disk::Disk, Result<Lived, String>), Error> {
         let start = self.outside().join("start");
         fs::write(&start, boot::script(case, number)).map_err(file("write", &start))?;
         fs::set_permissions(&start, fs::Permissions::from_mode(0o755)).map_err(file("change the mode of", &start))?;
         let place = self.outside().join(format!("case-{}", case.seed));
+        let panics = matches!(case.lives[number].node, Node::Machine { panics: true, .. });
         let mut boots = 1;
         loop {
             let (end, console);
             // To the disk a boot that dies is a reset: it keeps its cache.
-            (disk, end, console) = self.boot(&point_file(&place, number), strike, disk)?;
+            (disk, end, console) = self.boot(&point_file(&place, number), panics, strike, disk)?;
             match fate(end, said_file(&place, number).exists(), boots) {
-                Fate::Over => return Ok((disk, Ok(boots - 1))),
+                Fate::Over => {
+                    let lived = Lived { boots_again: boots - 1, panicked: end == End::Panicked };
+                    return Ok((disk, Ok(lived)));
+                }
                 Fate::BootAgain => {
-                    let panic = console.lines().rfind(|line| line.contains("Kernel panic")).unwrap_or_default();
+                    let panic = console.lines().rfind(|line| line.contains(PANIC)).unwrap_or_default();
                     println!("case {}, life {number}: {end} before the driver had started; {panic}", case.seed);
                     boots += 1;
                 }
@@ -256,8 +272,15 @@ impl Rig {
         }
     }
 
-    /// A boot of the machine; what came over its serial line in the end is of interest when its power was not cut.
-    fn boot(&self, at_point: &Path, strike: u64, disk: disk::Disk) -> Result<(disk::Disk, End, String), Error> {
+    /// A boot of the machine, whose kernel `panics` when the file `at_point` is made, or else starts anew; what came over its
+    /// serial line in the end is of interest when its power was not cut.
+    fn boot(
+        &self,
+        at_point: &Path,
+        panics: bool,
+        strike: u64,
+        disk: disk::Disk,
+    ) -> Result<(disk::Disk, End, String), Error> {
         let [nbd, fs_socket] = ["nbd", "fs"].map(|name| self.work.path().join(name));
         for socket in [&nbd, &fs_socket] {
             let _ = fs::remove_file(socket);
@@ -266,18 +289,22 @@ impl Rig {
         let outside = Outside::share(&self.outside(), fs_socket, &self.work.path().join("virtiofsd.log"))?;
         let (disks, kernel) = ([Disk::Served(nbd)], boot::kernel());
         let mut running = self.machine.boot(&Start { disks: &disks, outside: Some(&outside), kernel: &kernel })?;
-        let end = match served.struck().recv_timeout(LONGEST) {
-            Ok(()) => End::PowerCut,
-            Err(RecvTimeoutError::Disconnected) if at_point.exists() => End::PowerCut,
-            Err(RecvTimeoutError::Disconnected) => End::ByItself,
-            Err(RecvTimeoutError::Timeout) => End::Hung,
-        };
+        let struck = served.struck().recv_timeout(LONGEST);
         let mut lines = Vec::new();
-        while end != End::PowerCut
+        // One that does not get its disk any more has nothing to say.
+        while struck.is_err()
             && let Event::Line(line) = running.console().next(Duration::from_secs(2))
         {
             lines.push(line);
         }
+        let panicked = lines.iter().any(|line| line.contains(PANIC));
+        let end = match struck {
+            Ok(()) => End::PowerCut,
+            Err(RecvTimeoutError::Disconnected) if at_point.exists() && !panics => End::PowerCut,
+            Err(RecvTimeoutError::Disconnected) if at_point.exists() && panicked => End::Panicked,
+            Err(RecvTimeoutError::Disconnected) => End::ByItself,
+            Err(RecvTimeoutError::Timeout) => End::Hung,
+        };
         running.power_cut()?;
         outside.end()?;
         let disk = served.take().ok_or(Error::DiskLost)?;
@@ -322,6 +349,7 @@ mod tests {
         assert!(all.iter().any(|case| case.in_a_file) && all.iter().any(|case| !case.in_a_file));
         assert!(nodes.iter().any(|node| matches!(node, Node::Machine { point: Some(_), .. })));
         assert!(nodes.iter().any(|node| matches!(node, Node::Machine { point: None, .. })));
+        assert!(nodes.iter().any(|node| matches!(node, Node::Machine { panics: true, .. })));
         assert!(nodes.iter().any(|node| matches!(node, Node::Machine { survives: 0 | 2, .. })), "all blocks survive");
         assert!(nodes.iter().filter(|node| **node == Node::Outside).count() > all.len(), "nobody takes over");
     }

@@ -39,6 +39,7 @@ impl Reporter {
             state: GuestState::Booting,
             since: Timestamp::now(),
             boots: 1,
+            leaving: false,
             message: String::new(),
         };
         let reporter = Self { path: path_of(sandbox), report };
@@ -61,6 +62,12 @@ impl Reporter {
         self.report.message = message.into();
         self.report.since = Timestamp::now();
         log::info!("the environment is {}{}{message}", state.as_str(), if message.is_empty() { "" } else { ": " });
+        self.write().unwrap_or_else(|error| log::error!("the guest report is out of date: {error}"));
+    }
+
+    /// Reports that its stop is held back.
+    pub fn leave(&mut self) {
+        self.report.leaving = true;
         self.write().unwrap_or_else(|error| log::error!("the guest report is out of date: {error}"));
     }
 

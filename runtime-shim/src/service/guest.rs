@@ -63,6 +63,13 @@ impl Guest {
         }
     }
 
+    /// Its stop is held back.
+    pub fn leaves(&self) {
+        if let Some(report) = lock(&self.report).as_mut() {
+            report.leave();
+        }
+    }
+
     /// A new init is about to start. To be called before it can say anything: its `READY=1` counts from then on.
     pub fn boots_again(&self, pid: i32) {
         self.set_init(pid);

@@ -79,6 +79,11 @@ impl Reporter {
         self.set(GuestState::Booting, "");
     }
 
+    /// Takes the report away, which somebody else may have done.
+    pub fn withdraw(self) {
+        fs::remove_file(&self.path).ok();
+    }
+
     fn write(&self) -> Result<()> {
         let text = serde_json::to_vec(&self.report).map_err(std::io::Error::from).attempt(|| "encode the report")?;
         replace_file(&self.path, &text, 0o600)

@@ -63,6 +63,13 @@ impl Guest {
         }
     }
 
+    /// Nothing more is reported. What removes a container from outside takes the report away while this still writes it.
+    pub fn end(&self) {
+        if let Some(report) = lock(&self.report).take() {
+            report.withdraw();
+        }
+    }
+
     /// Its stop is held back.
     pub fn leaves(&self) {
         if let Some(report) = lock(&self.report).as_mut() {

@@ -1,6 +1,6 @@
 //! cgroups of the machine, as a kubelet with the driver `cgroupfs` makes them.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use vivarium_machine_tests::config::Pod;
 

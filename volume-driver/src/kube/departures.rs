@@ -79,9 +79,12 @@ impl Departures {
                 continue;
             }
             let this = self.clone();
-            let done = tokio::task::spawn_blocking(move || if now { this.hold_back() } else { this.let_all_go() }).await;
+            let done =
+                tokio::task::spawn_blocking(move || if now { this.hold_back() } else { this.let_all_go() }).await;
             match done {
-                Ok(Ok(count)) => tracing::info!(closed = now, count, "stops of environments are held back, or not any more"),
+                Ok(Ok(count)) => {
+                    tracing::info!(closed = now, count, "stops of environments are held back, or not any more")
+                }
                 Ok(Err(error)) => tracing::warn!(%error, "environments that leave are stopped at once"),
                 Err(error) => tracing::warn!(%error, "environments that leave are stopped at once"),
             }
@@ -208,7 +211,8 @@ mod tests {
             ("shop-10", false, names::CONDITION_PREPARED, "True", true, true),
             ("shop-b-4", false, names::CONDITION_PREPARED, "True", false, true),
         ] {
-            let mut pod = json!({"metadata": {"name": name}, "status": {"conditions": [{"type": type_, "status": status}]}});
+            let mut pod =
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": type_, "status": status}]}});
             if deleted {
                 pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             }

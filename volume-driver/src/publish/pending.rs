@@ -225,12 +225,7 @@ impl Publisher {
 
     /// Brings a copy on until the volume is given to this node, and says when the pod waits for that alone. What is under way
     /// then is finished, because who restores the volume would do the same.
-    async fn copy_until<T>(
-        &self,
-        call: &PublishCall,
-        object: &EnvironmentVolume,
-        given: impl Future<Output = T>,
-    ) -> T {
+    async fn copy_until<T>(&self, call: &PublishCall, object: &EnvironmentVolume, given: impl Future<Output = T>) -> T {
         tokio::pin!(given);
         let mut prepared = pin!(self.tell_prepared(call).fuse());
         // A volume that is here may have all that the log has.

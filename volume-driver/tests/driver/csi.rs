@@ -527,7 +527,7 @@ async fn from_a_guest_that_has_ended_the_volume_is_taken_back_at_once() {
         since: "2026-01-02T03:04:05.678Z".parse().unwrap(),
         boots: 1,
         leaving: false,
-            message: String::new(),
+        message: String::new(),
     };
     let take_back = async |report: GuestReport| bench.service.publisher.take_back_from(&report).await.unwrap();
     take_back(report.clone()).await;

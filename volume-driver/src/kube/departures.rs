@@ -29,7 +29,7 @@ use vivarium_api::node::guest::GuestReport;
 use crate::files;
 use crate::ids::VolumeId;
 use crate::publish::Publisher;
-use crate::volume::record::{Publication, RecordError};
+use crate::volume::record::Publication;
 
 /// How long until the operator has made the next pod, if it is to make one.
 const NEXT_POD: Duration = Duration::from_secs(1);
@@ -80,21 +80,20 @@ impl Departures {
             }
             let this = self.clone();
             let done =
-                tokio::task::spawn_blocking(move || if now { this.hold_back() } else { this.let_all_go() }).await;
-            match done {
-                Ok(Ok(count)) => {
-                    tracing::info!(closed = now, count, "stops of environments are held back, or not any more")
+                tokio::task::spawn_blocking(move || if now { this.hold_back() } else { Ok(this.let_all_go()) }).await;
+            match done.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(count) => {
+                    tracing::info!(closed = now, count, "stops of environments are held back, or not any more");
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "environments that leave are stopped at once"),
-                Err(error) => tracing::warn!(%error, "environments that leave are stopped at once"),
+                Err(error) => tracing::warn!(error, "environments that leave are stopped at once"),
             }
         }
     }
 
     /// Holds back the stops of all environments that another node can have; tells how many.
-    fn hold_back(&self) -> Result<usize, RecordError> {
+    fn hold_back(&self) -> Result<usize, String> {
         let mut count = 0;
-        for (_, publication) in self.publisher.records.list()? {
+        for (_, publication) in self.publisher.records.list().map_err(|error| error.to_string())? {
             if self.can_leave(&publication) {
                 let path = self.held_back.join(&publication.stage.pod_uid);
                 if let Err(error) = std::fs::write(&path, "") {
@@ -111,12 +110,9 @@ impl Departures {
         journal.and_then(|journal| self.publisher.stores.get(&journal.store)).is_some_and(|store| store.is_shared())
     }
 
-    fn let_all_go(&self) -> Result<usize, RecordError> {
-        let mut count = 0;
-        for entry in std::fs::read_dir(&self.held_back).into_iter().flatten().flatten() {
-            count += usize::from(std::fs::remove_file(entry.path()).is_ok());
-        }
-        Ok(count)
+    fn let_all_go(&self) -> usize {
+        let files = std::fs::read_dir(&self.held_back).into_iter().flatten().flatten();
+        files.filter(|file| std::fs::remove_file(file.path()).is_ok()).count()
     }
 
     /// Sees to the end of a guest whose stop is held back. To be called for each of its reports.

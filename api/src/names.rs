@@ -57,6 +57,8 @@ pub mod uninstall {
 pub const FINALIZER_ENVIRONMENT: &str = "vivarium.dev/environment";
 /// Finalizer on an `EnvironmentVolume`; removed by whoever destroyed the data.
 pub const FINALIZER_VOLUME: &str = "vivarium.dev/volume-data";
+/// Condition of a pod that waits for its volume: everything but the volume is there, and so is a copy that follows its journal.
+pub const CONDITION_PREPARED: &str = "vivarium.dev/Prepared";
 /// Pod condition (a readiness gate) that the node driver publishes for the guest.
 pub const CONDITION_BOOTED: &str = "vivarium.dev/Booted";
 
@@ -80,8 +82,12 @@ pub const STATE_DIR: &str = "/var/lib/vivarium";
 pub const POOL_DIR: &str = "/var/lib/vivarium/pool";
 /// Stage records, `<subvolume uuid>.json` ([`crate::node::stage::StageRecord`]).
 pub const STAGE_RECORDS: &str = "/run/vivarium/volumes";
-/// Volumes that are still to be handed over, `<pod uid>.json` ([`crate::node::stage::PendingRecord`]).
+/// Volumes that are still to be handed over, `<pod uid>.json` ([`crate::node::stage::PendingRecord`]); beside it, while a shim
+/// waits for that, an empty file `<pod uid>.waiting`.
 pub const PENDING_RECORDS: &str = "/run/vivarium/pending";
+/// Stops that are held back, `<pod uid>`: while such a file is there, the guest of that pod is not told to stop. The node driver
+/// makes it when the node is closed (cordoned), and takes it away when the next incarnation is prepared on another one.
+pub const HELD_BACK: &str = "/run/vivarium/held-back";
 /// Guest reports, `<sandbox>.json` ([`crate::node::guest::GuestReport`]).
 pub const GUEST_REPORTS: &str = "/run/vivarium/guests";
 /// Published leases ([`crate::node::lease::PublishedLease`]).

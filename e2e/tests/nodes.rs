@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::json;
-use vivarium_e2e::{DEADLINE, Namespace, eventually, get, kubectl, kubectl_ok, lab};
+use vivarium_e2e::{DEADLINE, Namespace, condition_of, eventually, get, kubectl, kubectl_ok, lab, story};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -135,4 +136,35 @@ fn an_environment_leaves_its_node_with_all_it_has_when_somebody_asks_for_it() {
     });
     ve.wait_ready();
     assert_eq!(ve.sh("cat /srv/words").trim(), "last words");
+}
+
+/// As `kubectl drain` does it. What was to be copied took longer than a guest needs to shut down.
+#[test]
+fn an_environment_goes_on_until_the_next_pod_is_prepared_on_another_node() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let namespace = Namespace::new("departs");
+    let ve = namespace.environment("leaver").up();
+    let node = ve.node();
+    ve.sh("dd if=/dev/urandom of=/srv/large bs=1M count=256 conv=fsync status=none; sha256sum /srv/large >/srv/sum");
+    // Until it is in the journal.
+    std::thread::sleep(Duration::from_secs(5));
+    let _open = Undo(|| drop(kubectl(&["uncordon", &node])));
+    let selector = format!("vivarium.dev/environment={}", ve.name);
+    kubectl_ok(&["drain", &node, "--pod-selector", &selector, "--timeout=240s"]);
+    ve.wait_ready();
+    assert_ne!(ve.node(), node);
+    ve.sh("sha256sum --quiet -c /srv/sum");
+    let pod = ve.pod_object();
+    let (prepared, ..) = condition_of(&pod, "vivarium.dev/Prepared");
+    assert_eq!(prepared, "True", "{pod:#}");
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let condition = conditions.iter().find(|c| c["type"] == "vivarium.dev/Prepared").unwrap();
+    let prepared = story::instant(condition["lastTransitionTime"].as_str().unwrap()).unwrap();
+    // By the guest's own word, which is of the same clock.
+    let told = ve.sh("journalctl -b -1 -o short-unix --no-pager | grep -m 1 'Received SIGRTMIN+3'");
+    let stopped: f64 = told.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(
+        Duration::from_secs_f64(stopped) >= Duration::from_millis(prepared),
+        "stopped at {stopped}, prepared at {prepared}"
+    );
 }

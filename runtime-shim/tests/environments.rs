@@ -15,6 +15,7 @@ use containerd_shim_protos::api::{ResizePtyRequest, Status};
 use serde_json::json;
 use support::environment::{Lease, POD_UID, Pool, boot_config, write_config};
 use support::{Lab, Plan, Streams, deadline, until};
+use vivarium_api::names;
 use vivarium_api::node::boot::BootConfig;
 use vivarium_api::node::guest::GuestState;
 
@@ -72,6 +73,10 @@ impl Bed {
     }
 
     async fn leased(boot: &BootConfig, change: impl FnOnce(&Path), lease: Option<&Lease>) -> Self {
+        Self::of_pod(POD_UID, boot, change, lease).await
+    }
+
+    async fn of_pod(uid: &str, boot: &BootConfig, change: impl FnOnce(&Path), lease: Option<&Lease>) -> Self {
         let mut pool = Pool::new("400M");
         let layer = pool.layer("layer", |root| {
             support::rootfs::busybox(root);
@@ -80,12 +85,12 @@ impl Bed {
             fs::create_dir_all(root.join("etc/ssh/sshd_config.d")).unwrap();
             change(root);
         });
-        let volume = pool.volume("live", &[layer], POD_UID, lease);
+        let volume = pool.volume("live", &[layer], uid, lease);
         let lab = Lab::new(SHIM).await;
         let config = lab.dir.path().join("config");
         fs::create_dir(&config).unwrap();
         write_config(&config, boot, "key one");
-        lab.up_sandbox(POD_UID).await;
+        lab.up_sandbox(uid).await;
         Self { lab, pool, volume, config }
     }
 
@@ -143,6 +148,34 @@ async fn an_environment_boots_and_stops_when_asked() {
     assert_eq!(fs::metadata(bed.volume.join("upper/boots")).unwrap().uid(), 0);
     let text = console.finish();
     assert!(text.contains("up"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_is_held_back_is_told_later_and_a_kill_is_not_held_back() {
+    fs::create_dir_all(names::HELD_BACK).unwrap();
+    for (uid, killed) in [("held-back-1", false), ("held-back-2", true)] {
+        let bed = Bed::of_pod(uid, &boot_config(), |_| {}, None).await;
+        let _console = bed.up().await;
+        let file = Path::new(names::HELD_BACK).join(uid);
+        fs::write(&file, "").unwrap();
+        // A kubelet that was started anew asks again.
+        for _ in 0..2 {
+            bed.lab.kill("ve", "", 15).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let report = bed.lab.report().unwrap();
+        assert_eq!((report.state, report.leaving), (GuestState::Running, true));
+        assert_eq!(bed.shell("echo goes on").await.trim(), "goes on");
+        if killed {
+            bed.lab.kill("ve", "", 9).await.unwrap();
+            assert_eq!(bed.lab.wait("ve", "").await, 137);
+            fs::remove_file(&file).unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+            assert_eq!(bed.lab.wait("ve", "").await, 0);
+        }
+        bed.lab.delete("ve", "").await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use vivarium_api::node::guest::PodReference;
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::volume::{JournalStatus, LagStatus, RestoreProgress, SourceStatus};
 
@@ -112,6 +113,9 @@ pub trait VolumeDirectory: Send + Sync + 'static {
 
     /// Writes that a volume has the state of its source in its own journal.
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError>;
+
+    /// Says of a pod that it waits for the volume and for nothing else, and that a copy of the volume is here.
+    async fn prepared(&self, volume: &VolumeName, pod: &PodReference) -> Result<(), DirectoryError>;
 
     /// Writes the status of an object as it is given, if the object still is of that version; `false`: it is not. After an error
     /// it is not known whether it was written.

@@ -21,6 +21,7 @@ use crate::garbage;
 use crate::health::{self, Health, Stage};
 use crate::journal::keep::Policy;
 use crate::journal::keeper::{Keeper, Superseded};
+use crate::kube::departures::Departures;
 use crate::kube::directory::ClusterDirectory;
 use crate::kube::garbage::Collecting;
 use crate::kube::guests::Guests;
@@ -85,6 +86,9 @@ pub enum ServeError {
     /// What is shown to those who read.
     #[error("the records of what is shown to pods cannot be read: {0}")]
     Views(std::io::Error),
+    /// Environments that leave.
+    #[error("stops of environments cannot be held back: {0}")]
+    Departures(std::io::Error),
     /// What ran under a former session.
     #[error(transparent)]
     Kill(#[from] KillError),
@@ -166,6 +170,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     start_witnesses(&mut tasks, &args, &client, &session, &publisher, is_well);
     let trials = Trials::open(&args.run_dir, &session.id).map_err(ServeError::Trials)?;
     start_cluster_tasks(&mut tasks, &args, &client, &publisher, templates, trials);
+    start_guests(&mut tasks, &args, &client, &publisher)?;
     publisher.resume_journals()?;
     publisher.resume_pending()?;
     let keeper = publisher.keeper.clone();
@@ -410,17 +415,34 @@ fn start_cluster_tasks(
         volumes.run().await;
         ServeError::Ended("volume watch", "its stream ended".into())
     });
+}
 
+/// What looks after guests.
+fn start_guests(
+    tasks: &mut JoinSet<ServeError>,
+    args: &ServeArgs,
+    client: &::kube::Client,
+    publisher: &Arc<Publisher>,
+) -> Result<(), ServeError> {
+    let departures = Departures::open(client.clone(), publisher.clone(), &args.run_dir);
+    let departures = Arc::new(departures.map_err(ServeError::Departures)?);
+    let watching = departures.clone().run();
+    tasks.spawn(async move {
+        watching.await;
+        ServeError::Ended("watch of the node", String::new())
+    });
     let guests = Guests {
         client: client.clone(),
         node: args.node_name.clone(),
         directory: args.run_dir.join("guests"),
         publisher: publisher.clone(),
+        departures,
     };
     tasks.spawn(async move {
         let end = guests.run().await.map_or_else(|error| error.to_string(), |()| "its watch ended".into());
         ServeError::Ended("watch of guests", end)
     });
+    Ok(())
 }
 
 /// What answers on sockets. The future ends when `stop` was told and every call is finished.

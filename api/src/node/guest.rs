@@ -31,6 +31,9 @@ pub struct GuestReport {
     pub since: Timestamp,
     /// Boots of this incarnation, the first one counted: 1 + the reboots inside.
     pub boots: u32,
+    /// It was to be told to stop, which is held back ([`crate::names::HELD_BACK`]), or was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// One sentence for a person; empty when there is nothing to add to the state.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

@@ -107,15 +107,15 @@ pub fn source(world: &World) -> Result<Option<&EnvironmentVolume>, Refusal> {
     let name = &source.environment;
     let Some(volume) = world.source.as_deref() else {
         let message = format!(
-            "there is no VirtualEnvironment `{name}` with a volume in this namespace, which spec.source names \
-             (kubectl get ve lists them)"
+            "there is no VirtualEnvironment `{name}` with a volume in this namespace, which spec.source names: \
+             correct it (kubectl get ve lists those that there are), or create that one"
         );
         return Err(Refusal { again: Some(SOURCE_AGAIN), ..Refusal::stalled("SourceNotFound", message) });
     };
     if volume.log().is_none() {
         let message = format!(
             "environment `{name}`, which spec.source names, has no journal: its former states are not known, and its \
-             volume is on its node alone"
+             volume is on its node alone. Name another one, or give that one a store (spec.durability.store)"
         );
         return Err(Refusal::stalled("NotJournaled", message));
     }

@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`identify`] | tells a Vivarium volume from anything else that is mounted at `/.vivarium/root` |
+//! | [`departure`] | holds a stop back until the next incarnation is prepared elsewhere |
 //! | [`pending`] | waits for a volume that is still to come |
 //! | [`profile`] | rewrites the container's spec into that of an operating system (pure) |
 //! | [`runtree`] | fills the `/run` that the guest boots with |
@@ -14,6 +15,7 @@
 //! | [`report`] | tells the node driver how the guest is |
 
 pub mod config;
+pub mod departure;
 pub mod egress;
 pub mod hostdir;
 pub mod identify;

@@ -30,7 +30,12 @@ pub async fn over(directory: &Path, pod_uid: &str, wanted: &Path) -> Result<()> 
         return Ok(());
     }
     log::info!("the volume of pod {pod_uid} is still to be handed over");
-    tokio::time::timeout(LIMIT, follow(directory, &path, wanted)).await.unwrap_or_else(|_| {
+    // Whoever prepares for it sees that nothing else is to be done.
+    let waiting = path.with_extension("waiting");
+    fs::write(&waiting, "").attempt(|| format!("write {}", waiting.display()))?;
+    let over = tokio::time::timeout(LIMIT, follow(directory, &path, wanted)).await;
+    fs::remove_file(&waiting).ok();
+    over.unwrap_or_else(|_| {
         Err(Error::Failed(format!(
             "The volume was not handed over within {} s; the condition Published of the EnvironmentVolume and the node \
              driver's log say why.",
@@ -114,8 +119,10 @@ mod tests {
         let waiting = tokio::spawn(async move { over(&at, "p", &wanted).await });
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!waiting.is_finished());
+        assert!(directory.join("p.waiting").exists(), "nobody sees that it waits");
         fs::remove_file(directory.join("p.json")).unwrap();
         tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap().unwrap();
+        assert!(!directory.join("p.waiting").exists());
 
         put(directory, None);
         let (at, wanted) = (directory.to_owned(), bundle.clone());

@@ -39,6 +39,7 @@ impl Reporter {
             state: GuestState::Booting,
             since: Timestamp::now(),
             boots: 1,
+            leaving: false,
             message: String::new(),
         };
         let reporter = Self { path: path_of(sandbox), report };
@@ -64,12 +65,23 @@ impl Reporter {
         self.write().unwrap_or_else(|error| log::error!("the guest report is out of date: {error}"));
     }
 
+    /// Reports that its stop is held back.
+    pub fn leave(&mut self) {
+        self.report.leaving = true;
+        self.write().unwrap_or_else(|error| log::error!("the guest report is out of date: {error}"));
+    }
+
     /// Reports one more boot.
     pub fn booting_again(&mut self, init: i32) {
         self.report.boots += 1;
         // One that has ended already is reported by whoever waits for it.
         self.report.init = process(init).unwrap_or(Process { pid: init, started: 0 });
         self.set(GuestState::Booting, "");
+    }
+
+    /// Takes the report away, which somebody else may have done.
+    pub fn withdraw(self) {
+        fs::remove_file(&self.path).ok();
     }
 
     fn write(&self) -> Result<()> {

@@ -53,6 +53,8 @@ pub(super) struct Inner {
     pub rebooting: bool,
     /// Strongest signal by which the container was asked to end.
     pub stop: Option<i32>,
+    /// A stop is held back.
+    pub leaving: bool,
 }
 
 /// An exec from its announcement to its Delete.

@@ -237,6 +237,7 @@ async fn make(
             paused: false,
             rebooting: false,
             stop: None,
+            leaving: false,
         }),
         watchers: Mutex::new(watchers),
     };

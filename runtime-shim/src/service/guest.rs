@@ -63,6 +63,20 @@ impl Guest {
         }
     }
 
+    /// Nothing more is reported. What removes a container from outside takes the report away while this still writes it.
+    pub fn end(&self) {
+        if let Some(report) = lock(&self.report).take() {
+            report.withdraw();
+        }
+    }
+
+    /// Its stop is held back.
+    pub fn leaves(&self) {
+        if let Some(report) = lock(&self.report).as_mut() {
+            report.leave();
+        }
+    }
+
     /// A new init is about to start. To be called before it can say anything: its `READY=1` counts from then on.
     pub fn boots_again(&self, pid: i32) {
         self.set_init(pid);

@@ -42,6 +42,9 @@ pub(super) async fn delete(pod: &Arc<Pod>, id: &str, who: Who) -> Result<(i32, O
             };
             io::drain(outputs).await;
             super::create::undo(&container.dir).await?;
+            if let Some(guest) = &container.guest {
+                guest.end();
+            }
             lock(&pod.containers).remove(id);
             publish_deleted(pod, id, pid, exit);
             Ok((pid, exit))

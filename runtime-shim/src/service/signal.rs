@@ -9,6 +9,7 @@ use vivarium_api::node::guest::GuestState;
 
 use super::Pod;
 use super::container::Container;
+use crate::environment::departure;
 use crate::error::{Attempt, Error, Result};
 use crate::supervisor::{Phase, Who};
 
@@ -30,13 +31,43 @@ pub(super) async fn kill(container: &Arc<Container>, who: Who, signal: u32, all:
     if all {
         return kill_all(container, signal).await;
     }
+    if who == Who::Init && matches!(signal, SIGTERM | SIGRTMIN_PLUS_3) && is_held_back(container, signal)? {
+        return Ok(());
+    }
+    deliver(container, &who, signal)
+}
+
+/// Whether the stop of a guest is held back; then it is delivered later. The kubelet asks again when it was started anew.
+fn is_held_back(container: &Arc<Container>, signal: i32) -> Result<bool> {
+    let (Some(guest), Some(environment)) = (&container.guest, &container.request.environment) else { return Ok(false) };
+    let file = departure::file(&environment.pod_uid);
     let mut inner = container.lock();
-    let (phase, ..) = inner.life.look(&who)?;
+    let (phase, ..) = inner.life.look(&Who::Init)?;
+    if phase != Phase::Running || inner.stop.is_some() || !file.exists() {
+        return Ok(false);
+    }
+    if !std::mem::replace(&mut inner.leaving, true) {
+        log::info!("{} goes on until the next incarnation is prepared elsewhere", container.id);
+        guest.leaves();
+        let container = container.clone();
+        tokio::spawn(async move {
+            departure::over(&file).await;
+            if let Err(error) = deliver(&container, &Who::Init, signal) {
+                log::info!("{} ended before it was told to stop: {error}", container.id);
+            }
+        });
+    }
+    Ok(true)
+}
+
+fn deliver(container: &Arc<Container>, who: &Who, signal: i32) -> Result<()> {
+    let mut inner = container.lock();
+    let (phase, ..) = inner.life.look(who)?;
     if phase == Phase::Stopped {
         return Err(Error::NotFound("the process has ended already".into()));
     }
     let mut signal_sent = signal;
-    if who == Who::Init
+    if *who == Who::Init
         && let Some(guest) = &container.guest
     {
         if matches!(signal, SIGKILL | SIGTERM | SIGRTMIN_PLUS_3) {
@@ -51,7 +82,7 @@ pub(super) async fn kill(container: &Arc<Container>, who: Who, signal: u32, all:
         }
         signal_sent = for_guest(signal);
     }
-    let pidfd = inner.member(&who)?.pidfd.clone();
+    let pidfd = inner.member(who)?.pidfd.clone();
     drop(inner);
     let pidfd = pidfd.ok_or_else(|| Error::WrongState("the process was not started".into()))?;
     if signal_sent == SIGRTMIN_PLUS_3 && !takes_now(container, signal_sent) {

@@ -181,6 +181,7 @@ mod tests {
             state,
             since: Timestamp::UNIX_EPOCH,
             boots: 1,
+            leaving: false,
             message: String::new(),
         }
     }

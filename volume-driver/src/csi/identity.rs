@@ -47,7 +47,10 @@ impl csi::identity_server::Identity for Identity {
     }
 
     async fn probe(&self, _: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
-        match self.pool.check() {
+        let pool = self.pool.clone();
+        // A pool that hangs must not take a thread of the runtime along.
+        let checked = tokio::task::spawn_blocking(move || pool.check()).await;
+        match checked.map_err(|error| Status::internal(error.to_string()))? {
             Ok(()) => Ok(Response::new(csi::ProbeResponse { ready: Some(true) })),
             Err(error) => Err(Status::failed_precondition(error.to_string())),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use vivarium_api::names;
+use vivarium_api::node::guest::PodReference;
 
 use super::controller::{signed, topology};
 use super::wire::{claim_capability, environment_capability, path, to_the_end, volume_health, volume_id};
@@ -15,7 +16,7 @@ use crate::claim::request::{Range, is_claim};
 use crate::directory::VolumeName;
 use crate::ids::VolumeId;
 use crate::proto::csi;
-use crate::publish::{PodName, PublishCall, Publisher, Refusal, StageCall};
+use crate::publish::{PublishCall, Publisher, Refusal, StageCall};
 use crate::view::{Request as ViewRequest, ShowCall, Views};
 
 /// Volume context: name of the pod that is being started (`podInfoOnMount`).
@@ -157,7 +158,7 @@ impl csi::node_server::Node for Node {
                 });
             }
             let name = volume_name(&request.volume_context)?;
-            let pod = PodName {
+            let pod = PodReference {
                 namespace: context(&request.volume_context, POD_NAMESPACE)?,
                 name: context(&request.volume_context, POD_NAME)?,
                 uid: context(&request.volume_context, POD_UID)?,

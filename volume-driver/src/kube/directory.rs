@@ -6,11 +6,13 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use vivarium_api::names;
+use vivarium_api::node::guest::PodReference;
 use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 use vivarium_api::v1alpha1::volume::{DigestStatus, RestoreProgress, SourceStatus};
 use vivarium_api::v1alpha1::{EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeStatus};
@@ -188,6 +190,25 @@ impl VolumeDirectory for ClusterDirectory {
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         let name = VolumeName { namespace: volume.namespace().unwrap_or_default(), name: volume.name_any() };
         apply(&self.api(&name.namespace), &name, volume, "source", json!({"source": source})).await
+    }
+
+    async fn prepared(&self, volume: &VolumeName, pod: &PodReference) -> Result<(), DirectoryError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let patch = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": pod.name, "uid": pod.uid},
+            "status": {"conditions": [{
+                "type": names::CONDITION_PREPARED,
+                "status": "True",
+                "reason": "VolumeAwaited",
+                "message": "a copy of its volume is here and follows the journal",
+                "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            }]},
+        });
+        let params = PatchParams::apply(&format!("{FIELD_MANAGER}-prepared")).force();
+        let attempt = "say that a pod is prepared for";
+        in_time(attempt, volume, api.patch_status(&pod.name, &params, &Patch::Apply(&patch))).await.map(drop)
     }
 
     async fn swap_status(&self, volume: &EnvironmentVolume) -> Result<bool, DirectoryError> {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use vivarium_api::names;
 use vivarium_api::node::guest::{self, GuestReport};
 
+use super::departures::Departures;
 use super::{ApiError, FIELD_MANAGER, failed, is_gone};
 use crate::authority::kill::alive;
 use crate::files;
@@ -39,6 +40,8 @@ pub struct Guests {
     pub directory: PathBuf,
     /// What takes volumes back.
     pub publisher: Arc<Publisher>,
+    /// What sees guests off that leave a closed node.
+    pub departures: Arc<Departures>,
 }
 
 /// What became of a report.
@@ -153,6 +156,7 @@ impl Guests {
             if told.get(&path) == Some(&report) {
                 continue;
             }
+            self.departures.see_off(&report);
             if report.state.is_over() {
                 self.take_back(report.clone());
             }
@@ -234,6 +238,7 @@ mod tests {
             state,
             since: "2026-01-02T03:04:05.678Z".parse().unwrap(),
             boots,
+            leaving: false,
             message: message.into(),
         }
     }

@@ -1,6 +1,7 @@
 //! What the driver does in the cluster. Each file is one concern with its own watch; none of them decides who may write a
 //! volume, that is the operator's.
 
+pub mod departures;
 pub mod directory;
 pub mod garbage;
 pub mod guests;

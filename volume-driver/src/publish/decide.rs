@@ -89,7 +89,8 @@ pub struct Incarnation<'a> {
 pub fn held(object: &EnvironmentVolume, name: &VolumeName, me: &Me, pod: Incarnation<'_>, waited: u64) -> Verdict {
     let epoch = pod.epoch;
     let status = object.status.clone().unwrap_or_default();
-    if status.epoch > epoch {
+    // One that was released has had its volume: whoever waited for that may have it by now.
+    if status.epoch > epoch || status.released_epoch >= epoch {
         return Verdict::Never(Refusal::Superseded { name: name.clone(), epoch, current: status.epoch });
     }
     let mine = status.holder.as_ref().is_some_and(|holder| holder.node == me.node && holder.session == me.session);
@@ -195,6 +196,13 @@ mod tests {
                 other => panic!("{other:?}"),
             };
             assert_eq!(verdict, expected, "{holder:?} {epoch}");
+        }
+        let mut released = object(Some(("n1", "s1")), 3, None);
+        for (epoch, refused) in [(2, false), (3, true), (4, true)] {
+            released.status.as_mut().unwrap().released_epoch = epoch;
+            let pod = Incarnation { epoch: 3, pod_uid: "p1" };
+            let verdict = held(&released, &name(), &me(), pod, 30);
+            assert_eq!(matches!(verdict, Verdict::Never(_)), refused, "released {epoch}");
         }
     }
 

@@ -24,6 +24,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use vivarium_api::node::guest::PodReference;
 use vivarium_api::node::stage::{self, StageRecord};
 use vivarium_api::v1alpha1::EnvironmentVolume;
 use vivarium_api::v1alpha1::volume::{
@@ -55,17 +56,6 @@ use crate::volume::{VolumeError, Volumes};
 /// How long a call waits for the operator.
 pub const WAIT: Duration = Duration::from_secs(30);
 
-/// A pod by all its names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodName {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// UID.
-    pub uid: String,
-}
-
 /// Make a volume ready on this node.
 #[derive(Clone, Debug)]
 pub struct StageCall {
@@ -85,7 +75,7 @@ pub struct PublishCall {
     /// Where.
     pub target: PathBuf,
     /// To whom.
-    pub pod: PodName,
+    pub pod: PodReference,
 }
 
 /// What does the work.

@@ -11,14 +11,16 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vivarium_api::node::guest::PodReference;
+use futures::FutureExt;
+use futures::future::{self, FusedFuture};
 use vivarium_api::node::stage::{PendingRecord, VERSION};
 use vivarium_api::v1alpha1::EnvironmentVolume;
 
-use super::{PodName, PublishCall, Publisher, Refusal, blocking, decide};
+use super::{PublishCall, Publisher, Refusal, blocking, decide};
 use crate::directory::VolumeName;
 use crate::files;
 use crate::ids::{IdError, VolumeId};
@@ -30,6 +32,8 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10
 
 /// Between two looks at a log that does not grow.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks whether the pod waits for nothing but its volume.
+const PREPARED_YET: Duration = Duration::from_millis(50);
 
 /// The directory of pending records, and which of them somebody sees to.
 #[derive(Debug)]
@@ -72,7 +76,15 @@ impl Pending {
 
     fn remove(&self, pod: &str) -> Result<(), RecordError> {
         let path = self.path(pod);
-        files::remove(&path).map_err(failed("remove", &path))
+        files::remove(&path).map_err(failed("remove", &path))?;
+        // Of a shim that was killed while it waited.
+        let waiting = self.waiting(pod);
+        files::remove(&waiting).map_err(failed("remove", &waiting))
+    }
+
+    /// A shim's file, there while it waits for the volume and for nothing else.
+    fn waiting(&self, pod: &str) -> PathBuf {
+        self.directory.join(format!("{pod}.waiting"))
     }
 
     /// Forgets a volume that is not to be mounted at `target` any more.
@@ -115,25 +127,23 @@ fn read(path: &Path) -> Result<Option<PendingRecord>, RecordError> {
 }
 
 fn record(call: &PublishCall, refused: Option<String>) -> PendingRecord {
-    let PodName { namespace, name, uid } = call.pod.clone();
     PendingRecord {
         version: VERSION,
         volume_id: call.id.to_string(),
         namespace: call.name.namespace.clone(),
         name: call.name.name.clone(),
         target: call.target.clone(),
-        pod: PodReference { namespace, name, uid },
+        pod: call.pod.clone(),
         refused,
     }
 }
 
 fn call_of(record: PendingRecord) -> Result<PublishCall, IdError> {
-    let PodReference { namespace, name, uid } = record.pod;
     Ok(PublishCall {
         id: VolumeId::parse(&record.volume_id)?,
         name: VolumeName { namespace: record.namespace, name: record.name },
         target: record.target,
-        pod: PodName { namespace, name, uid },
+        pod: record.pod,
     })
 }
 
@@ -202,7 +212,7 @@ impl Publisher {
         let pod = decide::Incarnation { epoch, pod_uid: &call.pod.uid };
         let held = |object: &_, waited| decide::held(object, &call.name, &self.me, pod, waited);
         let given = self.wait(&call.name, &call.id, held);
-        let object = self.copy_until(&call.id, &object, given).await?;
+        let object = self.copy_until(call, &object, given).await?;
         let _operation = self.call(&call.id).await?;
         // A call that ended meanwhile may have taken it back.
         if !self.is_pending(call).await? {
@@ -213,25 +223,55 @@ impl Publisher {
         blocking(move || Ok(pending.remove(&pod)?)).await
     }
 
-    /// Brings a copy on until the volume is given to this node. What is under way then is finished, because who restores
-    /// the volume would do the same.
-    async fn copy_until<T>(&self, id: &VolumeId, object: &EnvironmentVolume, given: impl Future<Output = T>) -> T {
+    /// Brings a copy on until the volume is given to this node, and says when the pod waits for that alone. What is under way
+    /// then is finished, because who restores the volume would do the same.
+    async fn copy_until<T>(&self, call: &PublishCall, object: &EnvironmentVolume, given: impl Future<Output = T>) -> T {
         tokio::pin!(given);
+        let mut prepared = pin!(self.tell_prepared(call).fuse());
         // A volume that is here may have all that the log has.
-        while self.volumes.get(id).is_err() {
-            let pause = match self.bring_copy_on(id, object).await {
+        while self.volumes.get(&call.id).is_err() {
+            let pause = match self.bring_copy_on(&call.id, object).await {
                 Ok(Followed::Made(_) | Followed::Moved { .. }) => Duration::ZERO,
                 Ok(Followed::Same(_) | Followed::Nothing) => LOOK_EVERY,
                 Err(error) => {
-                    tracing::info!(%error, volume = %id, "nothing of it is brought here before it is given");
+                    tracing::info!(%error, volume = %call.id, "nothing of it is brought here before it is given");
                     break;
                 }
             };
-            if let Ok(given) = tokio::time::timeout(pause, &mut given).await {
-                return given;
+            // Only a copy that holds all that there is counts.
+            let told = async {
+                if pause > Duration::ZERO && !prepared.is_terminated() {
+                    prepared.as_mut().await;
+                }
+                future::pending::<()>().await;
+            };
+            tokio::select! {
+                biased;
+                given = &mut given => return given,
+                () = tokio::time::sleep(pause) => {}
+                () = told => {}
             }
         }
+        tokio::select! {
+            biased;
+            given = &mut given => return given,
+            () = prepared => {}
+        }
         given.await
+    }
+
+    /// Says once that the pod waits for its volume and for nothing else.
+    async fn tell_prepared(&self, call: &PublishCall) {
+        let waiting = self.pending.waiting(&call.pod.uid);
+        loop {
+            if waiting.exists() {
+                match self.directory.prepared(&call.name, &call.pod).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::info!(%error, "it is tried again"),
+                }
+            }
+            tokio::time::sleep(PREPARED_YET).await;
+        }
     }
 
     async fn is_pending(&self, call: &PublishCall) -> Result<bool, Refusal> {

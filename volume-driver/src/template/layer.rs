@@ -18,6 +18,10 @@ use super::unpack::{self, Limits, UnpackError};
 use super::{PARTIAL, TemplateError};
 use crate::pool::{Pool, destroy_tree, open_beneath};
 
+/// That a layer holds more than it may.
+const TOO_LONG: &str =
+    "the stream is longer than its limits allow: make the image smaller, or raise node.layers in the chart's values";
+
 /// What headers and padding of an entry may add to its content.
 const OVERHEAD: u64 = 4096;
 
@@ -31,10 +35,8 @@ struct Metered<R> {
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(read as u64)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "the stream is longer than its limits allow"))?;
+        self.left =
+            self.left.checked_sub(read as u64).ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, TOO_LONG))?;
         self.hash.update(&buffer[..read]);
         Ok(read)
     }

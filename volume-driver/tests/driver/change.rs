@@ -11,6 +11,7 @@ use crate::support::registry::{Packing, Registry};
 use crate::support::tarball::Tarball;
 use crate::support::{TestNode, id};
 use object_store::memory::InMemory;
+use vivarium_api::node::guest::PodReference;
 use vivarium_api::v1alpha1::volume::VolumeLog;
 use vivarium_journal::Kind;
 use vivarium_node::csi::node::Node;
@@ -21,7 +22,7 @@ use vivarium_node::journal::change::Doubt;
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::log::Log;
 use vivarium_node::journal::wanted::Wanted;
-use vivarium_node::publish::{PodName, PublishCall, Publisher, StageCall};
+use vivarium_node::publish::{PublishCall, Publisher, StageCall};
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Sizes, Store};
 
@@ -70,7 +71,7 @@ impl Bench {
 
     async fn publish(&self, epoch: u64) {
         let pod = format!("shop-{epoch}");
-        let pod = PodName { namespace: "team-a".into(), uid: format!("uid-{pod}"), name: pod };
+        let pod = PodReference { namespace: "team-a".into(), uid: format!("uid-{pod}"), name: pod };
         let call = PublishCall { id: id(VOLUME), name: name(), target: self.target(epoch), pod };
         self.publisher().publish(call).await.unwrap();
     }

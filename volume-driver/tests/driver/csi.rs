@@ -282,9 +282,18 @@ async fn what_the_store_has_of_a_promised_volume_is_brought_here_before_it_is_gi
     bench.publish(&target, "shop-2").await.unwrap();
     eventually("a copy is made", &|| !publisher.volumes.standbys().unwrap().is_empty()).await;
     assert_eq!((mounts_at(&target), publisher.volumes.list().unwrap().len()), (0, 0));
+    // That is said once the shim waits for it, too, and once.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let prepared = || bench.cluster.prepared.lock().unwrap().clone();
+    assert_eq!(prepared(), Vec::<String>::new(), "its sandbox is not there yet");
+    let waiting = bench.node.run().join("pending/uid-shop-2.waiting");
+    std::fs::write(&waiting, "").unwrap();
+    eventually("it is said to be prepared", &|| !prepared().is_empty()).await;
     bench.cluster.give("n1", "s1", 2);
     eventually("it is handed over", &|| mounts_at(&target) == 1).await;
     assert_eq!(std::fs::read(target.join("upper/kept")).unwrap(), b"data");
+    assert_eq!(prepared(), ["uid-shop-2"]);
+    eventually("nothing is left of the waiting", &|| !waiting.exists()).await;
     assert_eq!(publisher.volumes.standbys().unwrap(), [], "the copy became the volume");
 }
 
@@ -517,6 +526,7 @@ async fn from_a_guest_that_has_ended_the_volume_is_taken_back_at_once() {
         state: GuestState::PoweredOff,
         since: "2026-01-02T03:04:05.678Z".parse().unwrap(),
         boots: 1,
+        leaving: false,
         message: String::new(),
     };
     let take_back = async |report: GuestReport| bench.service.publisher.take_back_from(&report).await.unwrap();

@@ -40,7 +40,9 @@ const IMPLIED: u32 = 0o755;
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// It tries something that no honest layer does.
-    #[error("entry '{entry}' of the layer is refused: {why}")]
+    #[error(
+        "entry '{entry}' of the layer is refused: {why}. No honest image has that: do not trust it, or build it anew"
+    )]
     Hostile {
         /// Name of the entry.
         entry: String,
@@ -48,7 +50,9 @@ pub enum UnpackError {
         why: String,
     },
     /// It is larger than allowed.
-    #[error("the layer holds more than {limit} {unit}: raise the limit of the node driver if it is meant to")]
+    #[error(
+        "the layer holds more than {limit} {unit}: make the image smaller, or raise node.layers in the chart's values"
+    )]
     TooLarge {
         /// How many are allowed.
         limit: u64,

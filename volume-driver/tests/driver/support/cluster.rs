@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
+use vivarium_api::node::guest::PodReference;
 use vivarium_api::v1alpha1::volume::{DigestStatus, Holder, RestoreProgress, SourceStatus, VolumeTemplate};
 use vivarium_api::v1alpha1::{
     Condition, ConditionStatus, EnvironmentTemplate, EnvironmentVolume, EnvironmentVolumeSpec, EnvironmentVolumeStatus,
@@ -30,6 +31,8 @@ pub struct Cluster {
     pub reports: Arc<Mutex<Vec<Published>>>,
     /// Reasons of the condition `StoreCurrent`, as told.
     told: Arc<Mutex<Vec<&'static str>>>,
+    /// UIDs of pods that were said to be prepared for.
+    pub prepared: Arc<Mutex<Vec<String>>>,
     /// What becomes of writes that would have another log decide.
     pub switches: Switches,
 }
@@ -82,6 +85,7 @@ impl Cluster {
             object: watch::Sender::new(Some(object)),
             reports: Arc::default(),
             told: Arc::default(),
+            prepared: Arc::default(),
             switches: Switches::default(),
         };
         cluster.give("n1", "s1", 1);
@@ -180,6 +184,11 @@ impl VolumeDirectory for Cluster {
 
     async fn branched(&self, _: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError> {
         self.status(|status| status.source = Some(source));
+        Ok(())
+    }
+
+    async fn prepared(&self, _: &VolumeName, pod: &PodReference) -> Result<(), DirectoryError> {
+        self.prepared.lock().unwrap().push(pod.uid.clone());
         Ok(())
     }
 

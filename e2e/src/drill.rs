@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::story::{self, Story};
 use crate::witness::{Outage, Testimony, Witness, now};
 use crate::{DEADLINE, Environment, Namespace, eventually, get, kubectl, kubectl_ok, lab};
@@ -24,8 +26,8 @@ pub const RPO: Duration = Duration::from_secs(2);
 pub const LEASE: Duration = Duration::from_secs(4);
 /// What all of it may take longer here. Three nodes, their store of three replicas and the control plane share two
 /// processors and one disk with whatever else runs: a commit that takes a tenth of a second elsewhere was seen to take
-/// three of them.
-pub const ALLOWANCE: Duration = Duration::from_secs(3);
+/// three of them. See [`allowance`].
+const ALLOWANCE: Duration = Duration::from_secs(3);
 
 /// What is promised of acknowledged writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub enum Promise {
 }
 
 impl Promise {
-    /// Writes acknowledged longer than this before the last word must be there; [`ALLOWANCE`] is to be added.
+    /// Writes acknowledged longer than this before the last word must be there; [`allowance`] is to be added.
     #[must_use]
     pub fn window(self) -> Duration {
         match self {
@@ -52,11 +54,19 @@ impl Promise {
         }
     }
 
-    /// What is wrong with an outage; nothing if the promise was kept.
-    fn broken_by(self, outage: &Outage) -> Option<String> {
+    /// How long before the cut something may have been wrong with the node already.
+    fn before(self) -> Duration {
+        match self {
+            Self::Hindered(before) => before,
+            Self::Nothing | Self::Dead | Self::Isolated => Duration::ZERO,
+        }
+    }
+
+    /// What is wrong with an outage; nothing if the promise was kept, to which so much is added.
+    fn broken_by(self, outage: &Outage, allowance: Duration) -> Option<String> {
         let kept = match self {
             Self::Nothing => outage.lost == 0,
-            _ => outage.window <= self.window() + ALLOWANCE,
+            _ => outage.window <= self.window() + allowance,
         };
         (!kept).then(|| format!("{} writes of {:.1} s are lost", outage.lost, outage.window.as_secs_f32()))
     }
@@ -83,6 +93,12 @@ pub fn rounds(usual: usize) -> usize {
 #[must_use]
 pub fn times_count() -> bool {
     asked("VIVARIUM_DRILL_JUDGE") == Some(1)
+}
+
+/// What is added to a promise: nothing where times are judged.
+#[must_use]
+pub fn allowance() -> Duration {
+    if times_count() { Duration::ZERO } else { ALLOWANCE }
 }
 
 /// Puts the lab right at the end, whatever happened.
@@ -236,7 +252,27 @@ impl Drill {
         cut
     }
 
-    /// Each environment answers again after exactly one change of lives, on another node, with what is promised.
+    /// The node that neither has the environments nor takes them over.
+    #[must_use]
+    pub fn third(&self) -> String {
+        let third = lab::nodes().into_iter().find(|node| *node != self.node && *node != self.refuge);
+        third.expect("there are three")
+    }
+
+    /// Sees to it that the operator's leader does not die with the node: the next one would need seconds of its own.
+    pub fn lead_from_elsewhere(&self) {
+        let leader = Leader::find().unwrap_or_else(|why| panic!("{why}"));
+        if leader.node == self.node {
+            kubectl_ok(&["-n", "vivarium-system", "delete", "pod", &leader.pod, "--wait=false"]);
+        }
+        eventually("the operator is led from another node", DEADLINE, || {
+            let leader = Leader::find()?;
+            if leader.node == self.node { Err(format!("{} leads", leader.pod)) } else { Ok(()) }
+        });
+    }
+
+    /// Each environment answers again after exactly one change of lives, on another node, with what is promised. If its
+    /// node was lost, its status tells how.
     pub fn moved(&self, what: &str, cut: &Cut, promise: Promise) -> Vec<Outage> {
         for (place, (name, _)) in self.environments.iter().enumerate() {
             eventually(&format!("{name} writes elsewhere"), DEADLINE, || {
@@ -257,11 +293,35 @@ impl Drill {
         let outages = self.one_each(cut);
         self.report(what, cut, &outages, promise);
         for ((name, _), outage) in self.environments.iter().zip(&outages) {
-            if let Some(how) = promise.broken_by(outage) {
+            if let Some(how) = promise.broken_by(outage, allowance()) {
                 panic!("{name}: {how}; the promise was {promise:?}");
             }
         }
+        if promise != Promise::Nothing {
+            self.failovers_are_told(cut, promise);
+        }
         outages
+    }
+
+    /// The status of each environment has its failover from the node, which was not found dead before the cut, with
+    /// every instant of it; and there is an event.
+    fn failovers_are_told(&self, cut: &Cut, promise: Promise) {
+        for (name, ve) in &self.environments {
+            let status = ve.object()["status"].clone();
+            let failover = &status["lastFailover"];
+            // One of an earlier incarnation is whole, and told long ago.
+            assert_eq!(failover["epoch"], status["epoch"], "{name}: this failover is not told: {failover}");
+            let [detected, ..] = story::instants(failover).unwrap_or_else(|why| panic!("{name}: {why}"));
+            let early = Duration::from_millis(cut.at.saturating_sub(detected));
+            assert!(early <= promise.before(), "{name}: its node was found dead {early:?} before the cut: {failover}");
+            let (from, to) = (failover["fromNode"].as_str(), failover["toNode"].as_str());
+            assert_eq!((from, to), (Some(self.node.as_str()), status["node"].as_str()), "{name}: {failover}");
+            // Nobody waits for it to be written.
+            eventually(&format!("an event FailedOver of {name}"), DEADLINE, || {
+                let told = self.story.has_event(&ve.name, "FailedOver", cut.at);
+                if told { Ok(()) } else { Err("there is none since the cut".into()) }
+            });
+        }
     }
 
     /// The one change of lives of each environment since an instant; there must not be more.
@@ -284,8 +344,9 @@ impl Drill {
         println!("    phases (medians): {}", story::phases(&objects, cut.at));
         println!("    {}", Figures::of(cut.at, outages).told());
         println!(
-            "    verdict: no two at once; databases whole; promised: {promise:?}, {:?} + {ALLOWANCE:?}",
-            promise.window()
+            "    verdict: no two at once; databases whole; promised: {promise:?}, {:?} + {:?}",
+            promise.window(),
+            allowance()
         );
     }
 
@@ -349,8 +410,7 @@ impl Drill {
 
     /// Like [`Self::turn`] with the third node as the refuge.
     pub fn next(&mut self) {
-        let third = lab::nodes().into_iter().find(|node| *node != self.node && *node != self.refuge);
-        self.go_on_with(third.expect("there are three"));
+        self.go_on_with(self.third());
     }
 
     fn go_on_with(&mut self, refuge: String) {
@@ -398,20 +458,53 @@ fn most_used(namespace: &Namespace, nodes: &[String]) -> String {
     nodes.iter().max_by_key(there).expect("there are nodes").clone()
 }
 
-/// Kills the operator's leader: its process, not its pod. Returns when it is dead.
+/// The replica of the operator that leads.
+pub struct Leader {
+    /// Node that it is on.
+    pub node: String,
+    pod: String,
+    uid: String,
+}
+
+impl Leader {
+    /// Who it is now.
+    ///
+    /// # Errors
+    /// Nobody is, or one whose pod is gone.
+    pub fn find() -> Result<Self, String> {
+        let lease = get(&["-n", "vivarium-system", "lease", "vivarium-operator"]).unwrap_or_default();
+        let pod = lease["spec"]["holderIdentity"].as_str().filter(|pod| !pod.is_empty()).unwrap_or("nobody");
+        let found = get(&["-n", "vivarium-system", "pod", pod]).ok_or_else(|| format!("there is no leader: {lease}"))?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(Self { node: text(&found["spec"]["nodeName"]), pod: pod.into(), uid: text(&found["metadata"]["uid"]) })
+    }
+
+    /// Kills its process, not its pod. Returns when it is dead, and tells who it was.
+    pub fn kill(&self) -> String {
+        let Self { node, pod, uid } = self;
+        lab::node_sh(
+            node,
+            &format!(
+                "for pid in $(pgrep -x vivarium-operat); do grep -q {uid} /proc/$pid/cgroup && kill -KILL $pid && done=1; done; test $done"
+            ),
+        );
+        format!("{pod} on {node}")
+    }
+}
+
+/// Kills the operator's leader.
 pub fn kill_leader() -> String {
-    let lease = get(&["-n", "vivarium-system", "lease", "vivarium-operator"]).unwrap_or_default();
-    let pod = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
-    let found = get(&["-n", "vivarium-system", "pod", &pod]).unwrap_or_else(|| panic!("there is no leader: {lease}"));
-    let (uid, node) = (found["metadata"]["uid"].as_str().unwrap_or_default(), found["spec"]["nodeName"].as_str());
-    let node = node.unwrap_or_default();
-    lab::node_sh(
-        node,
-        &format!(
-            "for pid in $(pgrep -x vivarium-operat); do grep -q {uid} /proc/$pid/cgroup && kill -KILL $pid && done=1; done; test $done"
-        ),
-    );
-    format!("{pod} on {node}")
+    Leader::find().unwrap_or_else(|why| panic!("{why}")).kill()
+}
+
+/// What the node driver of a node has said in the last seconds.
+#[must_use]
+pub fn driver_log(node: &str, seconds: u64) -> String {
+    let list =
+        ["-n", "vivarium-system", "get", "pods", "-o", "name", "--field-selector", &format!("spec.nodeName={node}")];
+    let pods = kubectl_ok(&list);
+    let pod = pods.lines().find(|pod| pod.contains("vivarium-node")).expect("a node driver");
+    kubectl_ok(&["-n", "vivarium-system", "logs", pod, "--all-containers", &format!("--since={seconds}s")])
 }
 
 /// What was measured of one cut or many.
@@ -498,16 +591,20 @@ mod tests {
     #[test]
     fn a_promise_is_broken_by_what_is_older() {
         let outage = |lost, window| Outage { last: 0, answered: 1, lost, window };
-        let limit = RPO + ALLOWANCE;
-        for (promise, lost, window, kept) in [
-            (Promise::Nothing, 0, Duration::ZERO, true),
-            (Promise::Nothing, 1, Duration::ZERO, false),
-            (Promise::Dead, 50, limit, true),
-            (Promise::Dead, 51, limit + Duration::from_millis(1), false),
-            (Promise::Isolated, 90, limit + LEASE, true),
-            (Promise::Isolated, 91, limit + LEASE + Duration::from_millis(1), false),
-        ] {
-            assert_eq!(promise.broken_by(&outage(lost, window)).is_none(), kept, "{promise:?} {lost} {window:?}");
+        for allowance in [Duration::ZERO, ALLOWANCE] {
+            let limit = RPO + allowance;
+            for (promise, lost, window, kept) in [
+                (Promise::Nothing, 0, Duration::ZERO, true),
+                (Promise::Nothing, 1, Duration::ZERO, false),
+                (Promise::Dead, 50, limit, true),
+                (Promise::Dead, 51, limit + Duration::from_millis(1), false),
+                (Promise::Hindered(seconds(9)), 110, limit + seconds(9), true),
+                (Promise::Isolated, 90, limit + LEASE, true),
+                (Promise::Isolated, 91, limit + LEASE + Duration::from_millis(1), false),
+            ] {
+                let broken = promise.broken_by(&outage(lost, window), allowance);
+                assert_eq!(broken.is_none(), kept, "{promise:?} {lost} {window:?} {allowance:?}");
+            }
         }
     }
 

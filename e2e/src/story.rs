@@ -12,6 +12,9 @@ use serde_json::Value;
 use crate::kubectl;
 use crate::witness::now;
 
+/// What a line that tells an event begins with.
+const EVENT: &str = "event  ";
+
 /// One line of the table, with when it was printed.
 type Line = (u64, String);
 
@@ -36,6 +39,13 @@ impl Story {
             }
         });
         story
+    }
+
+    /// Whether an event with that reason was written about an environment, from an instant on.
+    #[must_use]
+    pub fn has_event(&self, name: &str, reason: &str, since: u64) -> bool {
+        let begins = format!("{EVENT}{reason}: ");
+        events(&self.namespace, name).iter().any(|(at, what)| *at >= since && what.starts_with(&begins))
     }
 
     /// What was seen of one environment from an instant on, a line each, with seconds since that instant.
@@ -102,7 +112,7 @@ fn events(namespace: &str, name: &str) -> Vec<Line> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let line = |event: &Value| {
         let when = event["series"]["lastObservedTime"].as_str().or(event["eventTime"].as_str())?;
-        Some((instant(when)?, format!("event  {}: {}", text(&event["reason"]), text(&event["note"]))))
+        Some((instant(when)?, format!("{EVENT}{}: {}", text(&event["reason"]), text(&event["note"]))))
     };
     list["items"].as_array().into_iter().flatten().filter(about).filter_map(line).collect()
 }
@@ -133,7 +143,19 @@ pub fn after(at: u64, since: u64) -> String {
 }
 
 /// Phases of a failover, in their order.
-const PHASES: [&str; 5] = ["detected", "fenced", "restored", "started", "ready"];
+pub const PHASES: [&str; 5] = ["detected", "fenced", "restored", "started", "ready"];
+
+/// The instants of a failover, which is `status.lastFailover` of an environment, by phase.
+///
+/// # Errors
+/// One of them has not come, or came before the one before it.
+pub fn instants(failover: &Value) -> Result<[u64; PHASES.len()], String> {
+    let at = |phase: &&str| failover[*phase].as_str().and_then(instant);
+    let all: Option<Vec<u64>> = PHASES.iter().map(at).collect();
+    let all = all.and_then(|all| <[u64; PHASES.len()]>::try_from(all).ok());
+    let all = all.ok_or_else(|| format!("not all instants of the failover are told: {failover}"))?;
+    if all.is_sorted() { Ok(all) } else { Err(format!("instants of the failover are out of order: {failover}")) }
+}
 
 /// Seconds from an instant to each phase of the last failovers of some environments: the median of each, as one line.
 #[must_use]
@@ -171,6 +193,20 @@ mod tests {
         let lines = lines.map(|(at, line)| (at, line.to_owned()));
         assert_eq!(changes(&lines, "a", 2), [(4, "Lost False n1".to_owned())]);
         assert_eq!(changes(&lines, "a", 0).len(), 2);
+    }
+
+    #[test]
+    fn a_failover_has_all_its_instants_in_their_order() {
+        let failover = |ready: Option<&str>| {
+            let at = "1970-01-01T00:00:04.5Z";
+            serde_json::json!({"detected": "1970-01-01T00:00:03Z", "fenced": at, "restored": at,
+                "started": "1970-01-01T00:00:05.123456Z", "ready": ready})
+        };
+        let told = |ready| instants(&failover(ready));
+        assert_eq!(told(Some("1970-01-01T00:00:06Z")), Ok([3000, 4500, 4500, 5123, 6000]));
+        assert!(told(None).unwrap_err().contains("not all"));
+        assert!(told(Some("1970-01-01T00:00:02Z")).unwrap_err().contains("out of order"));
+        assert!(instants(&Value::Null).is_err());
     }
 
     #[test]

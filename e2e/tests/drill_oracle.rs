@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vivarium_e2e::drill::{ALLOWANCE, Drill, Promise, count};
+use vivarium_e2e::drill::{Drill, Promise, allowance, count};
 use vivarium_e2e::witness::{now, stripped};
 use vivarium_e2e::{DEADLINE, Environment, eventually, get, lab, run_with};
 
@@ -165,7 +165,7 @@ fn twenty_cases_of_the_oracle() {
             let found = found(&ve.node(), volume);
             assert!(left.contains(&found), "{name}: {found:?} is none of {left:?}");
             let must =
-                tenant.synced_before(cut.at - u64::try_from((promise.window() + ALLOWANCE).as_millis()).unwrap());
+                tenant.synced_before(cut.at - u64::try_from((promise.window() + allowance()).as_millis()).unwrap());
             assert!(must > 0, "{name}: its tenant has synced nothing");
             assert!(found.records >= must, "{name}: record {must} was synced in time, {} is the last", found.records);
             let first_lost = tenant.synced.lock().unwrap().iter().find(|(_, record)| *record > found.records).copied();

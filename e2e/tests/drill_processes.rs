@@ -1,4 +1,4 @@
-//! Drills: daemons of a node that die or hang, and come back or do not. See [`vivarium_e2e::drill`].
+//! Drills: daemons and disks of a node that die or hang, and come back or do not. See [`vivarium_e2e::drill`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -6,6 +6,8 @@
     clippy::print_stdout,
     reason = "a test fails by panicking, and a drill tells what it measured"
 )]
+
+use std::time::Duration;
 
 use vivarium_e2e::drill::{Drill, Promise, count, kill_leader};
 use vivarium_e2e::{kubectl_ok, lab};
@@ -53,6 +55,34 @@ fn a_node_driver_that_hangs() {
     drill.moved("a node driver that hangs", &cut, Promise::Isolated);
     lab::node_sh(&drill.node, "pkill -CONT -x vivarium-node");
     drill.back_and_still_there(&cut);
+}
+
+/// The node lives in the eyes of everybody else, until its driver has had no answer of the disk for so long that it does
+/// not say any more that it lives.
+#[test]
+fn a_disk_that_hangs_for_good() {
+    let drill = Drill::new(count(3));
+    let cut = drill.cut();
+    lab::lab_ok(&["node", "hang-disk", &drill.node]);
+    // Nothing is written from here on, and so nothing is acknowledged: that is as good as dead.
+    drill.moved("a disk that hangs for good", &cut, Promise::Dead);
+    lab::lab_ok(&["node", "heal", &drill.node]);
+    drill.back_and_still_there(&cut);
+}
+
+/// A node is not given up for a disk that answers again in time.
+#[test]
+fn a_disk_that_hangs_for_a_moment() {
+    let drill = Drill::new(count(3));
+    let cut = drill.cut();
+    lab::lab_ok(&["node", "hang-disk", &drill.node]);
+    // Half of the patience that the chart has by default (`node.pool.patienceSeconds`).
+    std::thread::sleep(Duration::from_secs(5));
+    lab::lab_ok(&["node", "heal", &drill.node]);
+    drill.nothing_since("a disk that hangs for a moment", &cut);
+    // Longer than it takes until a silent node is fenced.
+    drill.undisturbed("a disk that answers again", 10);
+    drill.nothing_since("a disk that answers again", &cut);
 }
 
 /// What of ours dies and comes back.

@@ -1,4 +1,4 @@
-//! Drills: nodes that come back, are emptied, are upgraded. See [`vivarium_e2e::drill`].
+//! Drills: nodes that come back, are emptied, are upgraded, are ended by a person. See [`vivarium_e2e::drill`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,6 +38,34 @@ fn a_node_comes_back_after_a_minute() {
     lab::lab_ok(&["node", "power-on", &drill.node]);
     drill.moved("power cut, node on again after a minute", &cut, Promise::Dead);
     drill.back_and_still_there(&cut);
+}
+
+/// The node lives, and somebody knows that it is of no use.
+#[test]
+fn a_node_that_somebody_fences() {
+    let drill = Drill::new(count(3));
+    // It begins a new session at once, under which its environments could be started as well.
+    kubectl_ok(&["cordon", &drill.node]);
+    let cut = drill.cut();
+    let told = kubectl_ok(&["ve", "fence", &drill.node, "--yes"]);
+    for (_, ve) in &drill.environments {
+        let (namespace, name) = (&ve.namespace, &ve.name);
+        assert!(told.contains(&format!("{namespace}/{name}")), "{name} is not named: {told}");
+    }
+    drill.moved("kubectl ve fence", &cut, Promise::Isolated);
+    drill.back_and_still_there(&cut);
+}
+
+/// One environment after the other is told to leave, and takes with it all that it has.
+#[test]
+fn environments_that_somebody_sends_to_other_nodes() {
+    let drill = Drill::new(count(3));
+    let cut = drill.cut();
+    for (_, ve) in &drill.environments {
+        let told = kubectl_ok(&["ve", "-n", &ve.namespace, "failover", &ve.name, "--yes"]);
+        assert!(told.contains(&format!(" on {})", drill.node)), "{told}");
+    }
+    drill.moved("kubectl ve failover", &cut, Promise::Nothing);
 }
 
 fn drain(node: &str) {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
+use vivarium_e2e::drill::driver_log;
 use vivarium_e2e::{DEADLINE, Namespace, condition_of, eventually, kubectl, kubectl_ok};
 
 fn volume(namespace: &Namespace) -> Value {
@@ -18,15 +19,6 @@ fn copy(namespace: &Namespace, but: &str) -> String {
     })
 }
 
-/// What the node driver of a node says.
-fn driver_log(node: &str) -> String {
-    let list =
-        ["-n", "vivarium-system", "get", "pods", "-o", "name", "--field-selector", &format!("spec.nodeName={node}")];
-    let pods = kubectl_ok(&list);
-    let pod = pods.lines().find(|pod| pod.contains("vivarium-node")).expect("a node driver");
-    kubectl_ok(&["-n", "vivarium-system", "logs", pod, "--all-containers", "--since=10m"])
-}
-
 #[test]
 fn an_environment_moves_to_its_copy_which_becomes_the_volume() {
     let namespace = Namespace::new("standby");
@@ -40,7 +32,7 @@ fn an_environment_moves_to_its_copy_which_becomes_the_volume() {
     let unknown = kubectl(&["-n", &namespace.name, "annotate", "ve", "shop", "vivarium.dev/move-to=nowhere"]);
     assert!(unknown.ok, "{}", unknown.stderr);
     let message = ve.wait_reason("UpToDate", "CannotMove");
-    assert!(message.contains("`nowhere`"), "{message}");
+    assert!(message.contains("`nowhere`") && message.contains("correct the annotation, or take it off"), "{message}");
 
     ve.sh("echo last > /srv/last");
     let before = ve.sh("cd /srv && sha256sum noise last");
@@ -63,7 +55,7 @@ fn an_environment_moves_to_its_copy_which_becomes_the_volume() {
         let annotations = ve.object()["metadata"]["annotations"].clone();
         if annotations.get("vivarium.dev/move-to").is_none() { Ok(()) } else { Err(annotations.to_string()) }
     });
-    let log = driver_log(&target);
+    let log = driver_log(&target, 600);
     let opened = log.lines().find(|line| line.contains("opened the journal") && line.contains(&id));
     assert!(opened.is_some_and(|line| line.contains("TakenOver")), "it did not come from the copy: {opened:?}");
     // There is a copy again, elsewhere.

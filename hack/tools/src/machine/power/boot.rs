@@ -84,8 +84,8 @@ pub fn point_file(place: &Path, number: usize) -> PathBuf {
 }
 
 /// What the machine does in a life. The driver is killed at its fail point; then the machine starts anew at once, which is a
-/// power cut to its disk: nothing is written out (`sysrq.rst`, `b`), and the emulator ends instead. Or the kernel panics
-/// (`c`), which with `panic=-1` ends in the same way ([`crate::machine::base::kernel_arguments`]).
+/// power cut to its disk: nothing is written out (`sysrq.rst`, `b`), and the emulator ends instead. Or its kernel
+/// panics (`c`), which with `panic=-1` ends in the same way ([`crate::machine::base::kernel_arguments`]).
 pub fn script(case: &Case, number: usize) -> String {
     let Case { seed, in_a_file, lives } = case;
     let Life { node, epoch } = lives[number];

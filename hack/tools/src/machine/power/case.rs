@@ -28,7 +28,8 @@ const POINTS: [&str; 13] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Node {
     /// The machine, whose power is cut at the nth write or flush, or at the nth passing of a fail point if that comes first.
-    /// Of what is not flushed then, one block in so many survives; none: 0. At the fail point its kernel may panic instead.
+    /// Of what is not flushed then, one block in so many survives; none: 0. At the fail point its kernel may panic
+    /// instead.
     Machine { strike: u64, point: Option<(&'static str, u64)>, panics: bool, survives: u64 },
     /// This machine.
     Outside,

@@ -1,10 +1,10 @@
 //! `hack/test-power`: volumes on a machine whose power is cut, with a disk that loses what it had not flushed.
 //!
 //! In each [`case`] a volume lives some lives on the machine; each is ended by a power cut at an instant that follows from
-//! the seed: the nth write or flush that reaches the disk, or a fail point of the driver, at which the kernel may panic
-//! instead. Then the machine comes back with what its disk has kept ([`boot`]), or a node outside of it takes the volume
-//! over. At the end the one outside does. Store and what the nodes say of themselves lie outside of the machine, and the
-//! oracle judges (`vivarium_oracle::transcript`).
+//! the seed: the nth write or flush that reaches the disk, or a fail point of the driver. At some of these the kernel
+//! panics instead. Then the machine comes back with what its disk has kept ([`boot`]), or a node outside of it takes the
+//! volume over. At the end the one outside does. Store and what the nodes say of themselves lie outside of the machine,
+//! and the oracle judges (`vivarium_oracle::transcript`).
 
 mod boot;
 mod case;
@@ -238,8 +238,8 @@ impl Rig {
         Ok(if self.lies { disk.lying() } else { disk })
     }
 
-    /// A life of the machine until its power is cut or its kernel panics; it must not end by itself. Gives how it ended, or
-    /// why the life has failed.
+    /// A life of the machine until its power is cut or its kernel panics; it must not end by itself. Gives how it ended,
+    /// or why the life has failed.
     fn on_the_machine(
         &self,
         case: &Case,
@@ -272,8 +272,8 @@ impl Rig {
         }
     }
 
-    /// A boot of the machine, whose kernel `panics` when the file `at_point` is made, or else starts anew; what came over its
-    /// serial line in the end is of interest when its power was not cut.
+    /// A boot of the machine, whose kernel `panics` once the file `at_point` is made, or else starts anew; what came over
+    /// its serial line in the end is of interest when its power was not cut.
     fn boot(
         &self,
         at_point: &Path,

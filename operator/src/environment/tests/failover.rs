@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
+use vivarium_api::v1alpha1::condition::{self, ConditionStatus};
 use vivarium_api::v1alpha1::environment::Phase;
 
 use super::fixtures::{

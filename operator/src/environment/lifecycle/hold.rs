@@ -1,8 +1,11 @@
 //! Which incarnation has the volume.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use vivarium_api::names;
+use vivarium_api::v1alpha1::EnvironmentVolume;
+use vivarium_api::v1alpha1::condition::{self, Condition, ConditionStatus};
 
 use super::Life;
 use crate::environment::decision::{Action, Refusal};
@@ -36,7 +39,8 @@ impl Life<'_> {
         let bidder = Bidder { uid: uid.unwrap_or_default(), epoch, node, started: incarnation::was_started(pod) };
         match holder::claim(volume, bidder, session, self.world.is_movable(volume)) {
             Claim::Holds => Ok(()),
-            Claim::Take(volume) => {
+            Claim::Take(mut volume) => {
+                not_published(&mut volume, node, self.now);
                 self.actions.push(Action::ReplaceVolumeStatus(volume));
                 Ok(())
             }
@@ -65,5 +69,22 @@ impl Life<'_> {
         if let Some(volume) = self.world.own_volume().filter(|_| !changes).and_then(holder::released) {
             self.actions.push(Action::ReplaceVolumeStatus(Box::new(volume)));
         }
+    }
+}
+
+/// What was said of the former incarnation's mount is not true of this one's.
+fn not_published(volume: &mut EnvironmentVolume, node: &str, now: Timestamp) {
+    let observed_generation = volume.metadata.generation;
+    let conditions = &mut volume.status.get_or_insert_default().conditions;
+    if condition::find(conditions, "Published").is_some() {
+        let published = Condition {
+            type_: "Published".into(),
+            status: ConditionStatus::Unknown,
+            observed_generation,
+            last_transition_time: now,
+            reason: "NotPublished".into(),
+            message: format!("given to node {node}, whose driver has not mounted it yet"),
+        };
+        condition::set(conditions, published);
     }
 }

@@ -333,6 +333,10 @@ impl Life<'_> {
     /// Whether the incarnation that has the volume ends on a node on which the next one will not be.
     fn leaves(&self, pod: &Pod, volume: &EnvironmentVolume) -> bool {
         let Some(node) = incarnation::node(pod) else { return false };
+        // It cannot give the volume back in order: that it fails over is said, and by whom, when the node is dead.
+        if self.world.silent.contains(node) {
+            return false;
+        }
         let closed = self.world.nodes.hosts.iter().any(|host| host.name == node && !host.fits);
         let away = match self.place(true) {
             Place::Only(target) => target != node,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
+use vivarium_api::v1alpha1::condition::{self, ConditionStatus};
 use vivarium_api::v1alpha1::environment::Phase;
 
 use super::fixtures::{
@@ -84,6 +85,10 @@ fn the_volume_is_given_on_only_when_nothing_runs_on_the_dead_node() {
     assert_eq!(ready(&waits).reason, "NodeLost");
     let takes = decided(&with_next(with_death(world(), death(Some(now())))));
     assert_eq!(short(&takes), ["remove pod shop-3", "hold n2 s2 4"]);
+    // That the dead node had mounted it says nothing of this one.
+    let Some(Action::ReplaceVolumeStatus(volume)) = takes.actions.last() else { panic!("{:?}", takes.actions) };
+    let published = condition::find(&volume.status.as_ref().unwrap().conditions, "Published").unwrap();
+    assert_eq!((published.status, published.reason.as_str()), (ConditionStatus::Unknown, "NotPublished"));
 }
 
 #[test]

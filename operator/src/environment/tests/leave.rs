@@ -62,6 +62,9 @@ fn the_next_incarnation_of_one_that_leaves_is_made_before_it_has_ended() {
     let mut local = leaving(false);
     Arc::make_mut(local.volume.as_mut().unwrap()).spec.store = None;
     assert_eq!(short(&decided(&local)), Vec::<String>::new(), "nobody else could have its data");
+    let mut silent = leaving(false);
+    silent.silent = ["n1".to_owned()].into();
+    assert_eq!(short(&decided(&silent)), Vec::<String>::new(), "it is a failover, if anything");
     let mut refused = leaving(false);
     refused.met.pod_refused = Some("exceeded quota".into());
     assert_eq!(short(&decided(&refused)), Vec::<String>::new());

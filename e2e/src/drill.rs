@@ -474,7 +474,8 @@ impl Leader {
     pub fn find() -> Result<Self, String> {
         let lease = get(&["-n", "vivarium-system", "lease", "vivarium-operator"]).unwrap_or_default();
         let pod = lease["spec"]["holderIdentity"].as_str().filter(|pod| !pod.is_empty()).unwrap_or("nobody");
-        let found = get(&["-n", "vivarium-system", "pod", pod]).ok_or_else(|| format!("there is no leader: {lease}"))?;
+        let found =
+            get(&["-n", "vivarium-system", "pod", pod]).ok_or_else(|| format!("there is no leader: {lease}"))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self { node: text(&found["spec"]["nodeName"]), pod: pod.into(), uid: text(&found["metadata"]["uid"]) })
     }

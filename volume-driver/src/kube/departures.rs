@@ -2,8 +2,8 @@
 //! operator makes the next ones, on other nodes, at the same moment. A guest that was stopped at once would be down for as
 //! long as a sandbox and a copy of its volume take there. So while the node is closed its stop is held back
 //! ([`names::HELD_BACK`]), and it goes on until the next pod says that it waits for the volume alone
-//! ([`names::CONDITION_PREPARED`]). One after the other is told to stop: several at a time would shut down and boot slower
-//! each.
+//! ([`names::CONDITION_PREPARED`]). One after the other is told to stop, the
+//! next when the last one answers elsewhere: several at a time would shut down and boot slower each.
 //!
 //! Nobody depends on it. Where there is no next pod, because the environment shall not run any more, its stop is let go after
 //! a second; where the next one finds no node, or this driver is away, the shim does not wait longer than half a minute.
@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt, future};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
@@ -27,7 +27,6 @@ use vivarium_api::names;
 use vivarium_api::node::guest::GuestReport;
 
 use crate::files;
-use crate::ids::VolumeId;
 use crate::publish::Publisher;
 use crate::volume::record::Publication;
 
@@ -35,10 +34,8 @@ use crate::volume::record::Publication;
 const NEXT_POD: Duration = Duration::from_secs(1);
 /// How long a next pod is waited for until it is prepared. The shim does not wait longer either.
 const PREPARED: Duration = Duration::from_secs(30);
-/// How long one that was told to stop keeps others from it.
+/// How long one that was told to stop, and does not answer elsewhere, keeps others from it.
 const TURN: Duration = Duration::from_secs(5);
-/// Between two looks whether a volume was given back.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What holds stops back and lets them go.
 pub struct Departures {
@@ -134,7 +131,8 @@ impl Departures {
 
     async fn let_go(&self, report: &GuestReport, path: &Path) {
         let began = Instant::now();
-        let prepared = tokio::time::timeout(PREPARED, self.prepared(report, began)).await.unwrap_or(false);
+        let mut next = pin!(self.next_pods(report));
+        let prepared = is_prepared_in_time(&mut next, began).await;
         // It is never closed.
         let turn = tokio::time::timeout(PREPARED, self.turn.acquire()).await;
         if let Err(error) = files::remove(path) {
@@ -142,41 +140,38 @@ impl Departures {
         }
         tracing::info!(pod = report.pod.name, prepared, waited = ?began.elapsed(), "an environment that leaves is told to stop");
         if prepared {
-            let _ = tokio::time::timeout(TURN, self.given_back(report)).await;
+            let answers =
+                async { while next.next().await.is_some_and(|pod| !is_true(&pod, names::CONDITION_BOOTED)) {} };
+            let _ = tokio::time::timeout(TURN, answers).await;
         }
         drop(turn);
     }
 
-    /// Waits until the next pod is prepared; `false`: there is none.
-    async fn prepared(&self, report: &GuestReport, began: Instant) -> bool {
-        let Some(environment) = report.pod.name.strip_suffix(&format!("-{}", report.epoch)) else { return false };
+    /// Pods of later incarnations, as they change.
+    fn next_pods(&self, report: &GuestReport) -> impl Stream<Item = Pod> + use<> {
+        let epoch = report.epoch;
+        let suffix = format!("-{epoch}");
+        let environment = report.pod.name.strip_suffix(&suffix).unwrap_or(&report.pod.name).to_owned();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &report.pod.namespace);
         let config = watcher::Config::default().labels(&format!("{}={environment}", names::LABEL_ENVIRONMENT));
-        let mut seen = pin!(watcher(pods, config).default_backoff().applied_objects());
-        let mut until = began + NEXT_POD;
-        while let Ok(Some(seen)) = tokio::time::timeout_at(until, seen.next()).await {
-            match seen {
-                Ok(pod) if is_next(&pod, environment, report.epoch) => {
-                    if is_prepared(&pod) {
-                        return true;
-                    }
-                    until = began + PREPARED;
-                }
-                Ok(_) => {}
-                Err(error) => tracing::info!(%error, pod = report.pod.name, "its next pod is not seen at present"),
-            }
-        }
-        false
+        let seen = watcher(pods, config).default_backoff().applied_objects();
+        seen.filter_map(move |seen| {
+            let pod = seen.inspect_err(|error| tracing::info!(%error, "next pods are not seen at present")).ok();
+            future::ready(pod.filter(|pod| is_next(pod, &environment, epoch)))
+        })
     }
+}
 
-    /// Waits until nothing is left here that could be written to the journal.
-    async fn given_back(&self, report: &GuestReport) {
-        let Ok(id) = VolumeId::parse(&report.volume_id) else { return };
-        let has = |publication: Publication| publication.stage.pod_uid == report.pod.uid;
-        while self.publisher.records.get(&id).ok().flatten().is_some_and(has) {
-            tokio::time::sleep(LOOK_EVERY).await;
+/// Waits until a next pod is prepared; `false`: there is none, or it takes too long.
+async fn is_prepared_in_time(next: &mut (impl Stream<Item = Pod> + Unpin), began: Instant) -> bool {
+    let mut until = began + NEXT_POD;
+    while let Ok(Some(pod)) = tokio::time::timeout_at(until, next.next()).await {
+        if is_true(&pod, names::CONDITION_PREPARED) {
+            return true;
         }
+        until = began + PREPARED;
     }
+    false
 }
 
 /// Whether a pod is of a later incarnation, and to stay.
@@ -185,9 +180,9 @@ fn is_next(pod: &Pod, environment: &str, epoch: u64) -> bool {
     later && pod.metadata.deletion_timestamp.is_none()
 }
 
-fn is_prepared(pod: &Pod) -> bool {
+fn is_true(pod: &Pod, type_: &str) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|c| c.type_ == names::CONDITION_PREPARED && c.status == "True")
+    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
 }
 
 #[cfg(test)]
@@ -195,6 +190,31 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_next_pod_is_waited_for_for_as_long_as_there_is_one() {
+        let pod = |prepared: &str| -> Pod {
+            let condition = json!({"type": names::CONDITION_PREPARED, "status": prepared});
+            serde_json::from_value(json!({"metadata": {"name": "shop-4"}, "status": {"conditions": [condition]}}))
+                .unwrap()
+        };
+        for (pods, prepared, seconds) in [
+            (vec![], false, 1),
+            (vec![(0, "True")], true, 0),
+            (vec![(2, "True")], false, 1),
+            (vec![(0, "False"), (20, "True")], true, 20),
+            (vec![(0, "False"), (40, "True")], false, 30),
+        ] {
+            let began = Instant::now();
+            let told = futures::stream::iter(pods).then(async |(at, prepared)| {
+                tokio::time::sleep_until(began + Duration::from_secs(at)).await;
+                pod(prepared)
+            });
+            let mut told_and_then_nothing = pin!(told.chain(futures::stream::pending()));
+            assert_eq!(is_prepared_in_time(&mut told_and_then_nothing, began).await, prepared);
+            assert_eq!(began.elapsed(), Duration::from_secs(seconds));
+        }
+    }
 
     #[test]
     fn a_guest_goes_once_a_later_pod_of_its_environment_is_prepared() {
@@ -213,7 +233,11 @@ mod tests {
                 pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             }
             let pod: Pod = serde_json::from_value(pod).unwrap();
-            assert_eq!((is_next(&pod, "shop", 3), is_prepared(&pod)), (next, prepared), "{name} {type_} {status}");
+            assert_eq!(
+                (is_next(&pod, "shop", 3), is_true(&pod, names::CONDITION_PREPARED)),
+                (next, prepared),
+                "{name} {type_} {status}"
+            );
         }
     }
 }

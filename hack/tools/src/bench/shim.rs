@@ -64,7 +64,7 @@ fn times(log: &str) -> Times {
         } else if line.said == "the environment is PoweredOff"
             && let Some(begun) = stopping.remove(line.shim)
         {
-            found.stopped.push(line.time.checked_sub(begun).unwrap_or_else(|| line.time + DAY - begun));
+            found.stopped.push(line.time.checked_sub(begun).unwrap_or_else(|| (line.time + DAY).saturating_sub(begun)));
         }
     }
     found

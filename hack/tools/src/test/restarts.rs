@@ -115,12 +115,12 @@ mod tests {
     /// One pod that was started, and one container of it that was started again.
     fn one(component: &str, restarts: u64, code: u64) -> Value {
         json!({"items": [{
-            "metadata": {"name": "p", "uid": "u", "labels": {"app.kubernetes.io/component": component}},
-            "status": {
-                "initContainerStatuses": [{"name": "first", "restartCount": 0}],
-                "containerStatuses": [
-                    {"name": "c", "restartCount": restarts, "lastState": {"terminated": {"exitCode": code}}}],
-            }}]})
+        "metadata": {"name": "p", "uid": "u", "labels": {"app.kubernetes.io/component": component}},
+        "status": {
+            "initContainerStatuses": [{"name": "first", "restartCount": 0}],
+            "containerStatuses": [
+                {"name": "c", "restartCount": restarts, "lastState": {"terminated": {"exitCode": code}}}],
+        }}]})
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn an_environment_goes_on_until_the_next_pod_is_prepared_on_another_node() {
     let condition = conditions.iter().find(|c| c["type"] == "vivarium.dev/Prepared").unwrap();
     let prepared = story::instant(condition["lastTransitionTime"].as_str().unwrap()).unwrap();
     // By the guest's own word, which is of the same clock.
-    let told = ve.sh("journalctl -b -1 -o short-unix --no-pager | grep -m 1 'Received SIGRTMIN+3'");
+    let told = ve.sh("journalctl -o short-unix --no-pager | grep -m 1 'Received SIGRTMIN+3'");
     let stopped: f64 = told.split_whitespace().next().unwrap().parse().unwrap();
     assert!(
         Duration::from_secs_f64(stopped) >= Duration::from_millis(prepared),

@@ -41,6 +41,10 @@ const QGROUP_LIMIT_MAX_RFER: u64 = 1;
 const ROOT_INODE: u64 = 256;
 /// Number of the tree of roots.
 const ROOT_TREE: u64 = 1;
+/// Number of the tree of quota groups (`BTRFS_QUOTA_TREE_OBJECTID`).
+const QUOTA_TREE: u64 = 8;
+/// Key type of the relation of two quota groups, which is there both ways round (`BTRFS_QGROUP_RELATION_KEY`).
+const QGROUP_RELATION: u32 = 246;
 /// Key type of the reference from a subvolume to the one that it is in (`BTRFS_ROOT_BACKREF_KEY`).
 const ROOT_BACKREF: u32 = 144;
 /// Key type of the reference from a subvolume to one inside it (`BTRFS_ROOT_REF_KEY`).
@@ -102,6 +106,7 @@ struct RawSubvolumeInfo {
     uuid: [u8; 16],
     parent_uuid: [u8; 16],
     received_uuid: [u8; 16],
+    /// Of the newest change, when it was made, sent and received.
     transactions: [u64; 4],
     times: [[u64; 2]; 4],
     reserved: [u64; 8],
@@ -166,8 +171,11 @@ pub struct SubvolumeInfo {
     pub id: u64,
     /// UUID, unique in the world.
     pub uuid: Uuid,
-    /// Newest transaction that changed it; moves when a transaction commits (`syncfs`), not at a write.
+    /// Newest transaction that changed it, or in which a snapshot of it was taken, also of one that is read-only; moves
+    /// when a transaction commits (`syncfs`), not at a write.
     pub generation: u64,
+    /// The transaction in which it was made (`otransid`): of a snapshot, the last that can have changed what it shows.
+    pub made: u64,
     /// Whether it is read-only.
     pub read_only: bool,
 }
@@ -183,10 +191,22 @@ impl Qgroup {
         Self((level as u64) << 48 | id)
     }
 
+    /// Its level.
+    #[must_use]
+    pub const fn level(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// Its number; on level 0 that of the subvolume.
+    #[must_use]
+    pub const fn id(self) -> u64 {
+        self.0 & ((1 << 48) - 1)
+    }
+
     /// Its directory in `/sys/fs/btrfs/<uuid>/qgroups`.
     #[must_use]
     pub fn sysfs_name(self) -> String {
-        format!("{}_{}", self.0 >> 48, self.0 & ((1 << 48) - 1))
+        format!("{}_{}", self.level(), self.id())
     }
 }
 
@@ -324,6 +344,7 @@ pub fn subvolume_info(directory: BorrowedFd<'_>) -> io::Result<SubvolumeInfo> {
         id: raw.id,
         uuid: Uuid(raw.uuid),
         generation: raw.generation,
+        made: raw.transactions[1],
         read_only: flags & SUBVOL_RDONLY != 0,
     })
 }
@@ -408,6 +429,18 @@ pub fn remove_qgroup(directory: BorrowedFd<'_>, group: Qgroup) -> io::Result<()>
 /// themselves.
 pub fn assign_qgroup(directory: BorrowedFd<'_>, member: Qgroup, group: Qgroup) -> io::Result<()> {
     ioctl(directory, QGROUP_ASSIGN, &mut [1, member.0, group.0])
+}
+
+/// Takes `member` out of `group`, which does not count it any more.
+pub fn unassign_qgroup(directory: BorrowedFd<'_>, member: Qgroup, group: Qgroup) -> io::Result<()> {
+    ioctl(directory, QGROUP_ASSIGN, &mut [0, member.0, group.0])
+}
+
+/// The groups that a group is in, and those that are in it. Needs `CAP_SYS_ADMIN`.
+pub fn related_qgroups(file_system: BorrowedFd<'_>, group: Qgroup) -> io::Result<Vec<Qgroup>> {
+    let mut related = Vec::new();
+    items(file_system, QUOTA_TREE, group.0, QGROUP_RELATION, &mut |other, _| related.push(Qgroup(other)))?;
+    Ok(related)
 }
 
 /// Limits what a quota group may hold, in bytes; `u64::MAX` takes the limit off.

@@ -215,16 +215,18 @@ impl Local {
     /// The pool fails.
     pub fn retire(volumes: &Volumes, id: &VolumeId) -> Result<Option<u64>, JournalError> {
         let epoch = match Self::open(volumes, id) {
-            Ok(local) => local.diverged()?.then_some(local.head.epoch),
+            Ok(local) => {
+                // What was written since the last transaction of the file system shows in no generation.
+                volumes.pool().sync().map_err(VolumeError::from)?;
+                local.diverged()?.then_some(local.head.epoch)
+            }
             // One whose state cannot be read may hold anything.
             Err(JournalError::Read { .. } | JournalError::Io { .. }) => Some(0),
             Err(JournalError::Volume(VolumeError::NotFound(_))) => return Ok(None),
             Err(error) => return Err(error),
         };
         if let Some(epoch) = epoch {
-            tracing::warn!(volume = %id, epoch, "what was written here last is in no journal and is set aside");
-            volumes.set_aside(id, epoch, SystemTime::now())?;
-            passed("diverged-set-aside");
+            Self::set_aside(volumes, id, epoch)?;
         } else {
             volumes.delete(id)?;
             passed("superseded-deleted");
@@ -232,14 +234,25 @@ impl Local {
         Ok(epoch)
     }
 
-    /// Whether something was written that is not known to be in the store.
-    fn diverged(&self) -> Result<bool, JournalError> {
+    /// Sets a volume aside that was written under an epoch.
+    pub(super) fn set_aside(volumes: &Volumes, id: &VolumeId, epoch: u64) -> Result<(), JournalError> {
+        tracing::warn!(volume = %id, epoch, "what was written here last is in no journal and is set aside");
+        volumes.set_aside(id, epoch, SystemTime::now())?;
+        passed("diverged-set-aside");
+        Ok(())
+    }
+
+    /// Whether something was written, until the newest transaction of the file system, that is not known to be in the
+    /// store.
+    pub(super) fn diverged(&self) -> Result<bool, JournalError> {
         if self.attempt()?.is_some_and(|attempt| attempt.snapshot) {
             return Ok(true);
         }
         let live = self.volumes.get(&self.id)?.info.generation;
         // A snapshot is of the end of a transaction of the file system; whatever comes later has a higher generation.
-        Ok(self.base()?.is_none_or(|base| live > base.info.generation))
+        // Its own generation would hide that once somebody has taken a snapshot of it: a trial, a reader, a standby
+        // copy.
+        Ok(self.base()?.is_none_or(|base| live > base.info.made))
     }
 
     /// Removes what no state refers to.

@@ -13,6 +13,7 @@ use crate::support::{HANG, id, soon};
 use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin::Origin;
 use vivarium_node::journal::commit::Journal;
+use vivarium_node::journal::local::Local;
 use vivarium_node::journal::log::Log;
 use vivarium_store::faults::{Faults, Faulty};
 use vivarium_store::{Prefix, Sizes, Store};
@@ -63,6 +64,39 @@ async fn what_was_committed_comes_back_elsewhere_and_the_former_owner_is_out() {
     assert_eq!(a.volumes.diverged().unwrap(), []);
     fs::write(a.upper("four"), b"4").unwrap();
     assert!(a.commit(&mut third).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_copies_the_base_does_not_hide_what_was_written_since() {
+    let (a, b, store) = (Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    fs::write(a.upper("one"), b"1").unwrap();
+    a.commit(&mut journal).await;
+    drop(journal);
+    fs::write(a.upper("late"), b"2").unwrap();
+    a.pool.sync().unwrap();
+    // As for a trial.
+    Local::open(&a.volumes, &id("v1")).unwrap().pin().unwrap().unwrap();
+    a.pool.sync().unwrap();
+    b.begin(&store, 2).await.unwrap();
+    a.begin(&store, 3).await.unwrap();
+    assert_eq!(a.volumes.diverged().unwrap().len(), 1, "it is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_a_moment_before_it_was_lost_is_set_aside() {
+    let (a, b, store) = (Place::new(), Place::new(), store());
+    let (mut journal, _) = a.begin(&store, 1).await.unwrap();
+    fs::write(a.upper("one"), b"1").unwrap();
+    a.commit(&mut journal).await;
+    drop(journal);
+    b.begin(&store, 2).await.unwrap();
+    // In the page cache, and in no generation.
+    fs::write(a.upper("late"), b"2").unwrap();
+    a.begin(&store, 3).await.unwrap();
+    let aside = a.volumes.diverged().unwrap();
+    assert_eq!(aside.len(), 1, "it is gone");
+    assert_eq!(fs::read(a.volumes.diverged_path(&aside[0]).join("live/upper/late")).unwrap(), b"2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

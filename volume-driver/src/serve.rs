@@ -2,7 +2,7 @@
 //! mounted; the next process takes it over.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -410,7 +410,8 @@ fn start_cluster_tasks(
         ServeError::Ended("standby copies", "their watch ended".into())
     });
 
-    let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: publisher.clone(), collect });
+    let (of_volumes, undecided) = (publisher.clone(), Mutex::default());
+    let volumes = Arc::new(VolumeObjects { client: client.clone(), publisher: of_volumes, collect, undecided });
     tasks.spawn(async move {
         volumes.run().await;
         ServeError::Ended("volume watch", "its stream ended".into())

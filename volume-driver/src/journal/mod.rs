@@ -9,10 +9,12 @@
 //! [`log`] is the chain of transactions in the store, numbered without gaps; an object of a number is made once and
 //! never replaced. [`local`] is what a node keeps of it beside the live subvolume. [`begin`] opens an epoch: it closes
 //! the log for all earlier epochs with a barrier, and makes sure that the live subvolume holds what the log says,
-//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`revert`] makes a former state the newest one,
-//! or some [`paths`] of it, [`branch`] one of another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`]
-//! does that for all volumes of a node, about once a second; [`change`] takes the journal to another store. [`keep`] keeps the log short: [`inventory`] decides, and
-//! transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that works.
+//! taking its standby copy ([`standby`]) over or restoring it if it does not. [`rejoin`] makes such a copy of what a
+//! node had that comes back. [`revert`] makes a former state the newest one, or some [`paths`] of it, [`branch`] one of
+//! another volume the first; [`wanted`] is how people name states. [`commit`] adds to the log; [`keeper`] does that for
+//! all volumes of a node, about once a second; [`change`] takes the journal to another store. [`keep`] keeps the log
+//! short: [`inventory`] decides, and transactions become merged ones ([`pieces`]). [`prove`] tries whether all of that
+//! works.
 //!
 //! What holds, whatever is lost or killed at any point (ownership protocol, rules 12 to 14):
 //! - A transaction counts from the moment in which its object is in the store. Only then the base moves.
@@ -41,6 +43,7 @@ mod overlay;
 mod paths;
 pub mod pieces;
 pub mod prove;
+pub mod rejoin;
 pub mod restore;
 pub mod revert;
 mod shown;

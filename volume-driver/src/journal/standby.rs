@@ -32,7 +32,7 @@ const VERSION: u32 = 1;
 
 /// `standby.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     version: u32,
     sequence: u64,
     epoch: u64,
@@ -40,7 +40,7 @@ struct Stored {
 }
 
 impl Stored {
-    fn of(position: Position) -> Self {
+    pub(super) fn of(position: Position) -> Self {
         let Position { sequence, epoch, digest } = position;
         Self { version: VERSION, sequence, epoch, digest: digest.to_string() }
     }

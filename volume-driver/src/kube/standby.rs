@@ -1,5 +1,7 @@
-//! Hot standby on this node: for each volume that another node holds and of which the operator wants a copy here, a task
-//! that follows its log ([`crate::journal::standby`]). A copy that is not wanted any more is destroyed.
+//! Hot standby on this node: for each volume that another node holds and of which the operator wants a copy here, a
+//! task that follows its log ([`crate::journal::standby`]). What this node had of the volume itself becomes the copy,
+//! if it can ([`crate::journal::rejoin`]): here and nowhere else, since who does not know yet that a copy is wanted
+//! would destroy it. A copy that is not wanted any more is destroyed.
 //!
 //! A log is asked for its next transaction about once a second while it grows, and less often while it does not. The
 //! object is told when the copy follows and when it cannot, and how far it is at most every few seconds.
@@ -24,8 +26,10 @@ use super::{ApiError, failed, is_conflict, is_gone, watch_readable};
 use crate::directory::VolumeName;
 use crate::ids::VolumeId;
 use crate::journal::standby::{Followed, drop_standby};
-use crate::publish::Publisher;
 use crate::publish::copy::CopyError;
+use crate::publish::decide::keeps_copy;
+use crate::publish::{Publisher, Refusal};
+use crate::volume::VolumeError;
 
 /// Type of the condition that says whether the copy follows.
 const STANDBY: &str = "Standby";
@@ -39,6 +43,9 @@ const IDLE: Duration = Duration::from_secs(4);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often the object is told how far the copy is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What is told while a copy is not begun.
+const IN_THE_WAY: &str = "the pod that had the volume on this node is not gone yet";
 
 /// What keeps copies.
 pub struct Standbys {
@@ -55,15 +62,6 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Whether a node is to keep a copy of a volume.
-fn is_wanted(volume: &EnvironmentVolume, me: &str) -> bool {
-    let Some(status) = &volume.status else { return false };
-    volume.metadata.deletion_timestamp.is_none()
-        && volume.log().is_some()
-        && status.standby.as_ref().is_some_and(|standby| standby.node == me)
-        && status.node.as_deref() != Some(me)
 }
 
 /// Whether a volume was given to a node, which is about to take its copy over.
@@ -108,7 +106,7 @@ impl Standbys {
             let all = all.filter_map(|volume| Some((VolumeId::parse(&volume.uid()?).ok()?, volume)));
             let all: HashMap<VolumeId, Arc<EnvironmentVolume>> = all.collect();
             self.drop_others(&all).await;
-            let wanted: HashMap<_, _> = all.into_iter().filter(|(_, volume)| is_wanted(volume, me)).collect();
+            let wanted: HashMap<_, _> = all.into_iter().filter(|(_, volume)| keeps_copy(volume, me)).collect();
             tasks.retain(|id, _| wanted.contains_key(id));
             for (id, volume) in wanted {
                 tasks.entry(id.clone()).or_insert_with(|| {
@@ -134,7 +132,7 @@ impl Standbys {
         };
         let of_use = |id: &VolumeId| {
             let volume = all.get(id);
-            volume.is_some_and(|volume| is_wanted(volume, me) || is_awaited(volume, me) && volumes.get(id).is_err())
+            volume.is_some_and(|volume| keeps_copy(volume, me) || is_awaited(volume, me) && volumes.get(id).is_err())
                 // What cannot be read is no reason to destroy anything.
                 || self.publisher.pending.awaits(id).unwrap_or(true)
         };
@@ -174,7 +172,8 @@ impl One {
         loop {
             let found = self.step().await;
             let news = match &found {
-                Ok(followed) => told_of(*followed),
+                Ok(Some(followed)) => told_of(*followed),
+                Ok(None) => Told { sequence: None, reason: "CatchingUp", message: IN_THE_WAY.into() },
                 Err(error) => {
                     tracing::warn!(%error, volume = %self.id, "its standby copy does not follow");
                     Told { sequence: None, reason: error.reason(), message: error.to_string() }
@@ -188,17 +187,32 @@ impl One {
             }
             (pause, failures) = match found {
                 Err(_) => (BUSY.saturating_mul(1 << failures.min(6)).min(LONGEST_PAUSE), failures.saturating_add(1)),
-                Ok(Followed::Same(_) | Followed::Nothing) => ((pause.min(IDLE) * 3 / 2).min(IDLE), 0),
-                Ok(Followed::Made(_) | Followed::Moved { .. }) => (BUSY, 0),
+                Ok(Some(Followed::Same(_) | Followed::Nothing)) => ((pause.min(IDLE) * 3 / 2).min(IDLE), 0),
+                Ok(None | Some(Followed::Made(_) | Followed::Moved { .. })) => (BUSY, 0),
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    async fn step(&self) -> Result<Followed, CopyError> {
+    /// `None`: what is here of the volume itself is in the way.
+    async fn step(&self) -> Result<Option<Followed>, CopyError> {
         let object = self.volumes.find(|volume| volume.metadata.uid.as_deref() == Some(self.id.as_str()));
-        let Some(object) = object else { return Ok(Followed::Nothing) };
-        self.publisher.bring_copy_on(&self.id, &object).await
+        let Some(object) = object else { return Ok(Some(Followed::Nothing)) };
+        if self.is_here() {
+            match self.publisher.rejoin(&self.name, &self.id).await {
+                Ok(()) if self.is_here() => return Ok(None),
+                Ok(()) => {}
+                // Somebody may be taking it back from the pod that has it, which comes first.
+                Err(Refusal::Busy(_) | Refusal::Volume(VolumeError::Published { .. })) => return Ok(None),
+                // A copy can be made beside it.
+                Err(error) => tracing::warn!(%error, volume = %self.id, "what was here of it stays for now"),
+            }
+        }
+        self.publisher.bring_copy_on(&self.id, &object).await.map(Some)
+    }
+
+    fn is_here(&self) -> bool {
+        self.publisher.volumes.get(&self.id).is_ok()
     }
 
     /// Writes how the copy is into the status, if it is still wanted here.
@@ -210,7 +224,7 @@ impl One {
             else {
                 return Ok(());
             };
-            if !is_wanted(&volume, &self.publisher.me.node) || !put(&mut volume, news, Timestamp::now()) {
+            if !keeps_copy(&volume, &self.publisher.me.node) || !put(&mut volume, news, Timestamp::now()) {
                 return Ok(());
             }
             match api.replace_status(&self.name.name, &PostParams::default(), &volume).await {
@@ -295,14 +309,14 @@ mod tests {
             (&json!({}), json!({"node": "n1", "standby": {"node": "n2"}}), false),
         ] {
             let volume = volume(spec, &status);
-            assert_eq!(is_wanted(&volume, "n2"), wanted, "{spec} {status}");
+            assert_eq!(keeps_copy(&volume, "n2"), wanted, "{spec} {status}");
             // One that was given to this node is about to be taken over.
             assert_eq!(is_awaited(&volume, "n2"), status["node"] == "n2", "{spec} {status}");
         }
         let mut deleted = volume(&with_store, &json!({"standby": {"node": "n2"}}));
         deleted.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()));
-        assert!(!is_wanted(&deleted, "n2"));
+        assert!(!keeps_copy(&deleted, "n2"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! deleted ones is destroyed before their finalizer goes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, future};
 use kube::api::{Api, Patch, PatchParams};
@@ -23,7 +23,8 @@ use super::journals::TendError;
 use super::{ApiError, failed, is_gone, watch_readable};
 use crate::directory::{DirectoryError, PUBLISHED, Published, VolumeName};
 use crate::ids::{IdError, VolumeId};
-use crate::publish::{Publisher, Refusal, decide, size};
+use crate::publish::decide::{self, Former};
+use crate::publish::{Publisher, Refusal, size};
 use crate::volume::VolumeError;
 
 const CONCURRENCY: u16 = 8;
@@ -37,6 +38,11 @@ const USAGE_EVERY: Duration = Duration::from_secs(30);
 const TELL_BYTES: u64 = 1 << 20;
 const TELL_PART: u64 = 100;
 const DISK_TOO_SMALL: &str = "DiskTooSmall";
+/// How long data of a volume that another node has by now stay while the operator has not said where a copy is to be
+/// kept: as long as a node that was off may take to be ready again.
+const UNDECIDED: Duration = Duration::from_mins(10);
+/// How often it is looked whether a volume shares nothing any more with what was set aside of it.
+const SHARED_AGAIN: Duration = Duration::from_mins(1);
 
 /// Why an object could not be carried out; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +72,8 @@ pub struct VolumeObjects {
     pub publisher: Arc<Publisher>,
     /// Told when a volume was deleted: its layers may have lost their last user.
     pub collect: Arc<Notify>,
+    /// Since when it is not decided what becomes of data of volumes that other nodes have.
+    pub undecided: Mutex<HashMap<VolumeId, Instant>>,
 }
 
 impl VolumeObjects {
@@ -114,9 +122,9 @@ impl VolumeObjects {
     async fn reconcile(&self, volume: &EnvironmentVolume) -> Result<Action, VolumeTaskError> {
         let id = VolumeId::parse(&volume.uid().unwrap_or_default())?;
         if !is_on(volume, &self.publisher.me.node) {
-            self.drop_former(volume, &id).await?;
-            return Ok(Action::await_change());
+            return self.drop_former(volume, &id).await;
         }
+        self.is_decided(&id);
         if volume.metadata.deletion_timestamp.is_some() {
             self.destroy(volume, &id).await?;
             return Ok(Action::await_change());
@@ -136,7 +144,8 @@ impl VolumeObjects {
                 other => other?,
             }
         }
-        Ok(Action::await_change())
+        let shared = self.publisher.volumes.is_shared(&id);
+        Ok(if shared { Action::requeue(SHARED_AGAIN) } else { Action::await_change() })
     }
 
     async fn destroy(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
@@ -172,19 +181,38 @@ impl VolumeObjects {
         Ok(())
     }
 
-    /// What is here of a volume that another node brought back from its journal is of no use any more.
-    async fn drop_former(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<(), VolumeTaskError> {
-        let elsewhere = volume.status.as_ref().is_some_and(|status| status.node.is_some());
-        if volume.log().is_none() || !elsewhere || self.publisher.volumes.get(id).is_err() {
-            return Ok(());
+    /// What is here of a volume that another node brought back from its journal is of no use any more, unless this node
+    /// is to keep a copy: whoever keeps that sees to it ([`super::standby`]).
+    async fn drop_former(&self, volume: &EnvironmentVolume, id: &VolumeId) -> Result<Action, VolumeTaskError> {
+        let former = decide::former(volume, &self.publisher.me.node);
+        if matches!(former, Former::Stays | Former::Copy) || self.publisher.volumes.get(id).is_err() {
+            self.is_decided(id);
+            return Ok(Action::await_change());
         }
-        match self.publisher.drop_former(&name(volume), id).await {
-            Ok(()) => tracing::info!(volume = %id, object = %name(volume), "dropped the copy of a volume that moved"),
+        let is_patient = self.undecided_for(id) < UNDECIDED;
+        if is_patient && former == Former::Undecided {
+            return Ok(Action::requeue(RETRY));
+        }
+        match self.publisher.drop_former(&name(volume), id, is_patient).await {
+            // The object says something else by now.
+            Ok(false) => return Ok(Action::requeue(RETRY)),
+            Ok(true) => tracing::info!(volume = %id, object = %name(volume), "dropped the copy of a volume that moved"),
             // Told when the pod gives it back.
             Err(Refusal::Volume(VolumeError::Published { .. })) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(())
+        self.is_decided(id);
+        Ok(Action::await_change())
+    }
+
+    /// For how long it is not decided what becomes of data that are here.
+    fn undecided_for(&self, id: &VolumeId) -> Duration {
+        let mut undecided = self.undecided.lock().unwrap_or_else(PoisonError::into_inner);
+        undecided.entry(id.clone()).or_insert_with(Instant::now).elapsed()
+    }
+
+    fn is_decided(&self, id: &VolumeId) {
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     /// Sets the size that the spec wants, and says so.

@@ -110,6 +110,46 @@ pub fn is_of_another(object: &EnvironmentVolume, me: &Me, epoch: u64) -> bool {
     object.log().is_some() && status.holder.as_ref().is_some_and(other)
 }
 
+/// Whether a node is to keep a copy of a volume that it does not have.
+#[must_use]
+pub fn keeps_copy(object: &EnvironmentVolume, node: &str) -> bool {
+    let Some(status) = &object.status else { return false };
+    object.metadata.deletion_timestamp.is_none()
+        && object.log().is_some()
+        && status.standby.as_ref().is_some_and(|standby| standby.node == node)
+        && status.node.as_deref() != Some(node)
+}
+
+/// What a node is to do with data of a volume that it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// Nothing: no other node has the volume.
+    Stays,
+    /// It is to keep a copy, and may make it of that.
+    Copy,
+    /// A copy is wanted, and the operator has not said yet where.
+    Undecided,
+    /// It is of no use any more.
+    Goes,
+}
+
+/// Decides that for `node`.
+#[must_use]
+pub fn former(object: &EnvironmentVolume, node: &str) -> Former {
+    let status = object.status.as_ref();
+    let holder = status.and_then(|status| status.node.as_deref());
+    if object.log().is_none() || holder.is_none_or(|holder| holder == node) {
+        return Former::Stays;
+    }
+    if keeps_copy(object, node) {
+        return Former::Copy;
+    }
+    let chosen = status.and_then(|status| status.standby.as_ref()).map(|standby| standby.node.as_str());
+    let is_open = object.metadata.deletion_timestamp.is_none() && object.spec.standby > 0;
+    // Right after a takeover the node with the copy is still the one that has the volume now.
+    if is_open && (chosen.is_none() || chosen == holder) { Former::Undecided } else { Former::Goes }
+}
+
 /// Whether nobody may write the volume any more, so that its data may be destroyed.
 ///
 /// # Errors
@@ -141,7 +181,7 @@ fn holder(object: &EnvironmentVolume) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-    use vivarium_api::v1alpha1::volume::VolumeTemplate;
+    use vivarium_api::v1alpha1::volume::{StandbyStatus, VolumeTemplate};
     use vivarium_api::v1alpha1::{EnvironmentVolumeSpec, EnvironmentVolumeStatus};
 
     use super::*;
@@ -230,6 +270,30 @@ mod tests {
             let mut object = object(holder, epoch, None);
             object.spec.store = store.then(|| "default".into());
             assert_eq!(is_of_another(&object, &me(), 3), expected, "{store} {holder:?} {epoch}");
+        }
+    }
+
+    #[test]
+    fn data_of_a_volume_that_moved_stays_for_a_copy_and_while_it_is_open_who_keeps_that() {
+        for (standby, node, chosen, expected) in [
+            (1, Some("n2"), Some("n1"), Former::Copy),
+            // For a move.
+            (0, Some("n2"), Some("n1"), Former::Copy),
+            (1, Some("n2"), None, Former::Undecided),
+            (1, Some("n2"), Some("n2"), Former::Undecided),
+            (1, Some("n2"), Some("n3"), Former::Goes),
+            (0, Some("n2"), None, Former::Goes),
+            (0, Some("n2"), Some("n2"), Former::Goes),
+            (1, Some("n1"), None, Former::Stays),
+            (1, None, Some("n1"), Former::Stays),
+        ] {
+            let mut object = object(None, 0, node);
+            (object.spec.store, object.spec.standby) = (Some("default".into()), standby);
+            let status = object.status.get_or_insert_default();
+            status.standby = chosen.map(|node| StandbyStatus { node: node.into(), sequence: None });
+            assert_eq!(former(&object, "n1"), expected, "{standby} {node:?} {chosen:?}");
+            object.spec.store = None;
+            assert_eq!(former(&object, "n1"), Former::Stays, "nobody else has its data");
         }
     }
 

@@ -3,14 +3,15 @@
 
 use vivarium_api::v1alpha1::volume::VolumeLog;
 
-use super::decide;
+use super::decide::{self, Former};
 use super::guard::Operation;
 use super::mounts::{self, At};
-use super::{Publisher, Refusal, blocking};
+use super::{Publisher, Refusal, blocking, size};
 use crate::directory::{Published, VolumeName};
 use crate::ids::VolumeId;
 use crate::journal::local::Local;
 use crate::journal::log::Log;
+use crate::journal::rejoin;
 use crate::volume::{VolumeError, Volumes};
 
 impl Publisher {
@@ -52,30 +53,52 @@ impl Publisher {
         Ok(())
     }
 
-    /// Destroys what is here of a volume that another node brought back from its journal, or sets it aside if some of it is in
-    /// no journal.
+    /// Destroys what is here of a volume that another node brought back from its journal, or sets it aside if some of
+    /// it is in no journal. `false`: this node may have to keep a copy, for which it may serve; `is_patient`: also
+    /// while it is not decided which node has to.
     ///
     /// # Errors
     /// As [`Self::destroy`], but for who may write it: that is another node's business by now.
-    pub async fn drop_former(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
+    pub async fn drop_former(&self, name: &VolumeName, id: &VolumeId, is_patient: bool) -> Result<bool, Refusal> {
         let _operation = self.begin(id)?;
         let object = self.object(name, id).await?;
-        let elsewhere = object.status.as_ref().and_then(|s| s.node.as_deref()).is_some_and(|node| node != self.me.node);
-        if object.log().is_none() || !elsewhere {
-            return Ok(());
+        match decide::former(&object, &self.me.node) {
+            Former::Goes => {}
+            Former::Undecided if !is_patient => {}
+            Former::Stays | Former::Copy | Former::Undecided => return Ok(false),
         }
-        self.remove_with(id, |volumes, id| Ok(Local::retire(volumes, id).map(drop)?)).await
+        self.remove_with(id, |volumes, id| Ok(Local::retire(volumes, id)?)).await?;
+        Ok(true)
+    }
+
+    /// Makes the copy that this node is to keep of what it has of the volume itself, which another node has by now; or
+    /// takes that away, so that the copy can be made from the journal. Nothing if the object does not say so.
+    ///
+    /// # Errors
+    /// As [`Self::drop_former`].
+    pub async fn rejoin(&self, name: &VolumeName, id: &VolumeId) -> Result<(), Refusal> {
+        let _operation = self.begin(id)?;
+        let object = self.object(name, id).await?;
+        let Some(log) = object.log().filter(|_| decide::former(&object, &self.me.node) == Former::Copy) else {
+            return Ok(());
+        };
+        let size = size(&object)?;
+        let rejoined = self.remove_with(id, move |volumes, id| {
+            let former = rejoin::Former { volumes: volumes.clone(), id: id.clone(), size, log: log.name };
+            Ok(former.rejoin()?)
+        });
+        rejoined.await.map(drop)
     }
 
     async fn remove(&self, id: &VolumeId) -> Result<(), Refusal> {
         self.remove_with(id, |volumes, id| Ok(volumes.delete(id)?)).await
     }
 
-    async fn remove_with(
+    async fn remove_with<T: Send + 'static>(
         &self,
         id: &VolumeId,
-        remove: impl FnOnce(&Volumes, &VolumeId) -> Result<(), Refusal> + Send + 'static,
-    ) -> Result<(), Refusal> {
+        remove: impl FnOnce(&Volumes, &VolumeId) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
         let (volumes, records, id) = (self.volumes.clone(), self.records.clone(), id.clone());
         blocking(move || {
             if let Some(publication) = records.get(&id)? {

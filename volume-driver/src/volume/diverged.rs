@@ -2,7 +2,8 @@
 //! node keeps it aside when it comes back, for some time, and says so; nothing is thrown away that may be wanted.
 //!
 //! It lies beside the volumes, as `volumes/.diverged-<volume>.<epoch>.<seconds since 1970>/live`, and counts against no
-//! volume of its own any more.
+//! volume of its own any more; but for the copy that was begun with what it has in common with the journal
+//! ([`super::shared`]).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -100,11 +101,15 @@ impl Volumes {
         Ok(())
     }
 
-    /// Bytes of a tree that was set aside; as many as can be if nothing is counted.
+    /// Bytes of a tree that was set aside; as many as can be if nothing is counted, or something else has a part of
+    /// them.
     fn held_by(&self, diverged: &Diverged) -> u64 {
         let held = || {
             let live = open_beneath(self.parent(), &Path::new(&diverged.name()).join(LIVE))?;
             let info = btrfs::subvolume_info(live.as_fd())?;
+            if self.is_shared_by_others(info.id)? {
+                return Ok(u64::MAX);
+            }
             Ok::<_, io::Error>(btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, info.id))?.0)
         };
         held().unwrap_or(u64::MAX)

@@ -7,6 +7,7 @@
 mod described;
 pub mod diverged;
 pub mod record;
+pub mod shared;
 pub mod standby;
 pub mod view;
 
@@ -281,7 +282,10 @@ impl Volumes {
         let done = self.make(id, &partial, size, fill).and_then(|()| {
             let made = open_beneath(parent, Path::new(&partial)).map_err(failed("open the directory", id))?;
             rustix::fs::renameat_with(&made, LIVE, &directory, LIVE, rustix::fs::RenameFlags::EXCHANGE)
-                .map_err(|error| failed("exchange the live subvolume", id)(error).into())
+                .map_err(failed("exchange the live subvolume", id))?;
+            // The other one did, if any.
+            self.forget_shared(id.as_str()).map_err(failed("note that nothing is shared any more", id))?;
+            Ok(())
         });
         // What is in it by now: the former tree, or a new one that nobody needs.
         let destroyed = self.destroy(&partial).map_err(failed("remove what is not needed", id));
@@ -378,14 +382,16 @@ impl Volumes {
     pub fn set_size(&self, id: &VolumeId, size: u64) -> Result<(), VolumeError> {
         let live = self.get(id)?;
         let Some(usage) = self.usage_of(&live, id)? else { return Ok(()) };
-        let limit = limit_for(size);
+        let group = Qgroup::new(1, live.info.id);
+        let Some(shared) = self.still_shared(id, group, usage, size)? else { return Ok(()) };
+        let limit = limit_for(size).saturating_add(shared);
         if usage.limit == limit {
             return Ok(());
         }
-        if usage.used > size && limit < usage.limit {
+        if usage.used > size.saturating_add(shared) && limit < usage.limit {
             return Err(VolumeError::TooSmall { id: id.clone(), used: usage.used, size });
         }
-        btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, live.info.id), limit).map_err(failed("set the size", id))
+        btrfs::limit_qgroup(self.pool.root(), group, limit).map_err(failed("set the size", id))
     }
 
     /// Does something to a volume of `size` bytes while it can hold about twice as much.
@@ -407,7 +413,7 @@ impl Volumes {
         };
         limit(limit_on_the_way(size))?;
         let done = work();
-        limit(limit_for(size))?;
+        limit(limit_for(size).saturating_add(self.shared(id.as_str())))?;
         done
     }
 
@@ -466,21 +472,23 @@ impl Volumes {
                 Err(rustix::io::Errno::ISDIR) => {}
                 Err(error) => return Err(error.into()),
             }
-            self.lift_limit(directory.as_fd(), Path::new(&entry));
+            self.let_go(directory.as_fd(), Path::new(&entry));
             destroy_tree(self.pool.root(), directory.as_fd(), &CString::new(entry)?)?;
         }
         Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
     }
 
     /// Takes the limit off a subvolume that is to be destroyed: in one that is full even that would exceed the quota.
-    fn lift_limit(&self, parent: BorrowedFd<'_>, name: &Path) {
+    /// And its group counts nothing of others any more.
+    fn let_go(&self, parent: BorrowedFd<'_>, name: &Path) {
         if self.pool.quota() == Quota::None {
             return;
         }
-        let lifted = open_beneath(parent, name)
-            .and_then(|live| btrfs::subvolume_info(live.as_fd()))
-            .and_then(|info| btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), u64::MAX));
-        if let Err(error) = lifted {
+        let let_go = open_beneath(parent, name).and_then(|live| btrfs::subvolume_info(live.as_fd())).and_then(|info| {
+            btrfs::limit_qgroup(self.pool.root(), Qgroup::new(1, info.id), u64::MAX)?;
+            self.leave_others(info.id)
+        });
+        if let Err(error) = let_go {
             // Half made, perhaps, and without a group. If it matters, the destruction says so.
             tracing::debug!(%error, name = %name.display(), "the limit of a volume was not lifted");
         }
@@ -499,12 +507,14 @@ impl Volumes {
                 return;
             }
         };
-        for id in groups {
-            match btrfs::remove_qgroup(self.pool.root(), Qgroup::new(1, id)) {
+        // The kernel removes the group of a subvolume with it, but not one that counts what a snapshot still holds
+        // then.
+        for group in groups.into_iter().flat_map(|id| [Qgroup::new(0, id), Qgroup::new(1, id)]) {
+            match btrfs::remove_qgroup(self.pool.root(), group) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound) => {}
                 Err(error) => {
-                    tracing::warn!(%error, group = id, "a quota group of a destroyed volume cannot be removed");
+                    tracing::warn!(%error, ?group, "a quota group of a destroyed volume cannot be removed");
                 }
             }
         }
@@ -527,9 +537,13 @@ impl Volumes {
             return Ok(0);
         }
         let gone = self.gone().map_err(PoolError::io("read the quota groups of", self.pool.path()))?;
-        let held = |id| btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, id));
-        // A group may go in between.
-        Ok(gone.into_iter().filter_map(|id| Some(held(id).ok()?.0)).sum())
+        let held = |id| {
+            // What others have of it stays.
+            let is_freed = !self.is_shared_by_others(id).ok()?;
+            // A group may go in between.
+            is_freed.then(|| Some(btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, id)).ok()?.0))?
+        };
+        Ok(gone.into_iter().filter_map(held).sum())
     }
 
     fn names(&self) -> Result<Vec<String>, PoolError> {

@@ -27,6 +27,7 @@ mod mirrored;
 mod paths;
 mod pool;
 mod prove;
+mod rejoin;
 mod revert;
 mod standby;
 mod stored;

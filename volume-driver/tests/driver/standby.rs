@@ -20,26 +20,26 @@ use vivarium_node::pool::PoolSource;
 use vivarium_node::volume::Volumes;
 use vivarium_store::{Backend, Config, Store};
 
-const ROOM: u64 = 1 << 20;
+pub const ROOM: u64 = 1 << 20;
 
 /// Makes a copy useless.
 type Spoil = Box<dyn Fn()>;
 
-fn store() -> Arc<Store> {
+pub fn store() -> Arc<Store> {
     Arc::new(Store::memory("test"))
 }
 
-fn follower(volumes: &Volumes, store: &Arc<Store>) -> Follower {
+pub fn follower(volumes: &Volumes, store: &Arc<Store>) -> Follower {
     let log = Log::new(&id("v1"), store.clone()).unwrap();
     Follower { volumes: volumes.clone(), id: id("v1"), size: 64 << 20, log, layers: vec![] }
 }
 
-fn copy(place: &Place) -> PathBuf {
+pub fn copy(place: &Place) -> PathBuf {
     place.pool.volumes_path().join(".standby-v1")
 }
 
 /// Follows until there is nothing more; tells the transactions that were carried out since the copy was made.
-async fn follow(place: &Place, store: &Arc<Store>) -> usize {
+pub async fn follow(place: &Place, store: &Arc<Store>) -> usize {
     let mut moved = 0;
     loop {
         match follower(&place.volumes, store).step(&place.templates, 0, ROOM).await.unwrap() {
@@ -51,14 +51,14 @@ async fn follow(place: &Place, store: &Arc<Store>) -> usize {
     }
 }
 
-fn same_tree(a: &Place, copy: PathBuf) {
+pub fn same_tree(a: &Place, copy: PathBuf) {
     let source = a.volumes.get(&id("v1")).unwrap();
     let copy = fs::File::open(copy).unwrap();
     assert_eq!(digest(copy.as_fd()).unwrap(), digest(source.directory.as_fd()).unwrap());
 }
 
 /// A change of some kind, and its commit.
-async fn change(place: &Place, journal: &mut Journal, round: u32) {
+pub async fn change(place: &Place, journal: &mut Journal, round: u32) {
     let upper = place.upper("");
     fs::write(upper.join(format!("file{round}")), vec![round as u8; 5000 + round as usize]).unwrap();
     if round > 1 {
@@ -294,7 +294,7 @@ async fn child() {
     }
 }
 
-fn shared(path: &str) -> Arc<Store> {
+pub fn shared(path: &str) -> Arc<Store> {
     let config = Config { name: "test".into(), backend: Backend::Local { directory: path.into() }, mirrors: vec![] };
     Arc::new(Store::open(&config).unwrap())
 }

@@ -134,7 +134,8 @@ pub async fn run(
     });
     let (noting, of_volume, of_template) = (Arc::clone(&context), environments.clone(), environments.clone());
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
-    let (of_store, of_lease, of_node) = ((environments.clone(), volumes.clone()), pods.clone(), pods.clone());
+    let (of_store, of_lease) = ((environments.clone(), volumes.clone()), pods.clone());
+    let of_node = (environments.clone(), volumes.clone(), pods.clone());
     let news = news(known, environments.clone(), volumes.clone(), pods.clone());
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -146,7 +147,9 @@ pub async fn run(
         .watches_stream(service_stream, |service| labelled_environment(&service))
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
-        .watches_stream(node_stream, move |_| unplaced(&of_node))
+        .watches_stream(node_stream, move |node: Node| {
+            waiting_for(&of_node.0, &of_node.1, &of_node.2, &node.name_any())
+        })
         .reconcile_on(news)
         .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
@@ -227,11 +230,35 @@ where
     watcher(api, config).default_backoff().modify(prune).reflect(writer).touched_objects()
 }
 
-/// The environments that wait for a node: one that is back may take them.
-fn unplaced(pods: &Store<Pod>) -> Vec<ObjectRef<Guarded>> {
+/// The environments that a node concerns which has changed: those that wait for one, for themselves or for the copy of
+/// their volume, since one that is back may take them, and those whose copy it keeps.
+fn waiting_for(
+    environments: &Store<Guarded>,
+    volumes: &Store<GuardedVolume>,
+    pods: &Store<Pod>,
+    node: &str,
+) -> Vec<ObjectRef<Guarded>> {
     let pods = pods.state();
-    let waiting = pods.iter().filter(|pod| incarnation::node(pod).is_none());
-    waiting.filter_map(|pod| labelled_environment(pod.as_ref())).collect()
+    let unplaced = pods.iter().filter(|pod| incarnation::node(pod).is_none());
+    let unplaced = unplaced.filter_map(|pod| labelled_environment(pod.as_ref()));
+    let keeps = |volume: &EnvironmentVolume| copied_to(volume) == Some(node);
+    let volumes = volumes.state();
+    let concerned =
+        volumes.iter().filter(|volume| volume.0.as_ref().is_ok_and(|volume| lacks_copy(volume) || keeps(volume)));
+    let of_copies = concerned.flat_map(|volume| users_of_volume(environments, volume));
+    unplaced.chain(of_copies).collect::<HashSet<_>>().into_iter().collect()
+}
+
+/// The node that is to keep the copy of a volume.
+fn copied_to(volume: &EnvironmentVolume) -> Option<&str> {
+    Some(volume.status.as_ref()?.standby.as_ref()?.node.as_str())
+}
+
+/// Whether a volume wants a copy and no other node keeps one. Nothing else may ever happen to an environment that is
+/// idle.
+fn lacks_copy(volume: &EnvironmentVolume) -> bool {
+    let node = volume.status.as_ref().and_then(|status| status.node.as_deref());
+    volume.spec.standby > 0 && node.is_some() && copied_to(volume).is_none_or(|copied| Some(copied) == node)
 }
 
 /// How much later environments of the next lower priority are started when nodes have died.
@@ -259,8 +286,9 @@ fn priorities(pods: &[Arc<Pod>]) -> HashMap<ObjectRef<Guarded>, i32> {
     all
 }
 
-/// The environments whose volume is held by a session that is over or being ended, or was last on such a node, and those
-/// that have a pod on a node that is silent, or on none: first those of the highest priority.
+/// The environments whose volume is held by a session that is over or being ended, or was last on such a node, those
+/// whose volume lacks a copy, which a node that is back may keep, and those that have a pod on a node that is silent,
+/// or on none: first those of the highest priority.
 fn concerned_by(
     environments: &Store<Guarded>,
     volumes: &Store<GuardedVolume>,
@@ -271,12 +299,12 @@ fn concerned_by(
         let status = volume.status.as_ref();
         let holder = status.and_then(|status| status.holder.as_ref());
         let node = status.and_then(|status| status.node.as_deref());
-        let standby = status.and_then(|status| status.standby.as_ref()).map(|standby| standby.node.as_str());
-        known.deaths.iter().any(|(session, death)| {
+        let of_death = known.deaths.iter().any(|(session, death)| {
             holder.is_some_and(|holder| holder.session == *session)
                 || node == Some(death.node.as_str())
-                || standby == Some(death.node.as_str())
-        })
+                || copied_to(volume) == Some(death.node.as_str())
+        });
+        of_death || lacks_copy(volume)
     };
     let volumes = volumes.state();
     let affected = volumes.iter().filter(|volume| volume.0.as_ref().is_ok_and(&concerned));
@@ -368,7 +396,59 @@ fn environments_on(pods: &Store<Pod>, lease: &Lease) -> Vec<ObjectRef<Guarded>> 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    /// Objects as a cache has them.
+    fn cached<K>(objects: impl IntoIterator<Item = serde_json::Value>) -> Store<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+    {
+        let (store, mut writer) = reflector::store();
+        for object in objects {
+            writer.apply_watcher_event(&watcher::Event::Apply(serde_json::from_value(object).unwrap()));
+        }
+        store
+    }
+
+    /// An environment of this name that nothing happens to, with its volume.
+    fn idle(name: &str, standby: u32, copy: Option<&str>) -> [serde_json::Value; 2] {
+        let copy = copy.map(|node| json!({"node": node, "sequence": 7}));
+        let environment = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "VirtualEnvironment",
+            "metadata": {"name": name, "namespace": "a"}, "spec": {"template": {"name": "t"}}});
+        let volume = json!({"apiVersion": "vivarium.dev/v1alpha1", "kind": "EnvironmentVolume",
+            "metadata": {"name": name, "namespace": "a"},
+            "spec": {"template": {"name": "t", "image": "i", "layers": ["l"]}, "size": "1Gi", "store": "s",
+                "environment": name, "standby": standby},
+            "status": {"node": "n2", "standby": copy}});
+        [environment, volume]
+    }
+
+    #[test]
+    fn an_idle_environment_without_its_copy_is_looked_at_when_a_node_is_back() {
+        let all = [
+            idle("lacking", 1, None),
+            idle("taken-over", 1, Some("n2")),
+            idle("copied-there", 1, Some("n1")),
+            idle("copied", 1, Some("n3")),
+            idle("alone", 0, None),
+        ];
+        let (environments, volumes): (Vec<_>, Vec<_>) =
+            all.map(|[environment, volume]| (environment, volume)).into_iter().unzip();
+        let (environments, volumes) = (cached(environments), cached(volumes));
+        let pods = cached([]);
+        let names = |all: Vec<ObjectRef<Guarded>>| {
+            let mut names: Vec<_> = all.into_iter().map(|environment| environment.name).collect();
+            names.sort();
+            names
+        };
+        let changed = names(waiting_for(&environments, &volumes, &pods, "n1"));
+        assert_eq!(changed, ["copied-there", "lacking", "taken-over"]);
+        // Its former session is not known any more: there is no death that names it.
+        let news = concerned_by(&environments, &volumes, &pods, &Known::default()).concat();
+        assert_eq!(names(news), ["lacking", "taken-over"]);
+    }
 
     #[test]
     fn what_matters_most_is_started_first() {

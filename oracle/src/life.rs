@@ -9,6 +9,7 @@ use vivarium_node::journal::JournalError;
 use vivarium_node::journal::begin;
 use vivarium_node::journal::commit::Journal;
 use vivarium_node::pool::PoolSource;
+use vivarium_node::volume::VolumeError;
 use vivarium_store::faults::Faults;
 
 use crate::application::{Application, Home};
@@ -113,6 +114,11 @@ pub async fn begin(place: &Place, epoch: u64) -> Result<(Journal, begin::Origin)
     }
 }
 
+/// Every other life begins on a node that keeps a copy.
+async fn come_back(place: &Place, life: Life) -> Result<(), JournalError> {
+    if life.rng(3).once_in(2) { place.come_back().await } else { Ok(()) }
+}
+
 /// As the judge hears it.
 #[must_use]
 pub fn origin(origin: begin::Origin) -> Origin {
@@ -128,6 +134,7 @@ pub fn origin(origin: begin::Origin) -> Origin {
 /// # Errors
 /// What should not be.
 pub async fn step_by_step(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    come_back(place, life).await?;
     let (journal, from) = begin(place, life.epoch).await?;
     mouth.say(Said::Begun(origin(from), tree(place)?))?;
     mouth.say(Said::Found(records::read(&place.live().join(RECORDS))?))?;
@@ -230,7 +237,11 @@ impl<'a> Steps<'a> {
 /// # Errors
 /// What should not be. [`JournalError::Superseded`] is what should.
 pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
-    let mut journal = place.resume(life.epoch)?;
+    let mut journal = match place.resume(life.epoch) {
+        // It came back meanwhile, and was cut off before it had the volume again.
+        Err(JournalError::Volume(VolumeError::NotFound(_))) => return Ok(()),
+        resumed => resumed?,
+    };
     std::fs::write(place.live().join("data/undead"), "it is not mine any more")?;
     place.pool.sync()?;
     for _ in 0..TRIES {
@@ -250,6 +261,7 @@ pub async fn undead(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error
 /// # Errors
 /// What should not be.
 pub async fn race(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> {
+    come_back(place, life).await?;
     let (journal, from) = begin(place, life.epoch).await?;
     mouth.say(Said::Begun(origin(from), "unknown".into()))?;
     records::write(&place.live().join(RECORDS), life.rng(2), mouth, RECORD_PACE)?;
@@ -268,6 +280,7 @@ pub async fn race(place: &Place, life: Life, mouth: Mouth) -> Result<(), Error> 
 /// # Errors
 /// What should not be.
 pub async fn work(place: &Place, life: Life, mouth: Mouth, application: Application) -> Result<(), Error> {
+    come_back(place, life).await?;
     let (journal, from) = begin(place, life.epoch).await?;
     let mut home = Home::open(application, &place.live().join("data"), &place.aside())?;
     let mut last = home.verify()?;

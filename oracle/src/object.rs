@@ -17,6 +17,8 @@ pub struct Object {
     pub log: String,
     /// The one that is to be next; empty: none.
     pub next: String,
+    /// The node that has the volume; empty: none.
+    pub node: String,
 }
 
 impl Object {
@@ -26,14 +28,14 @@ impl Object {
     /// It cannot be read.
     pub fn read(path: &Path, volume: &str) -> io::Result<Self> {
         let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("0\n0\n{volume}\n\n"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("0\n0\n{volume}\n\n\n"),
             text => text?,
         };
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, format!("{}: {text:?}", path.display()));
-        let [epoch, logs, log, next] = text.lines().collect::<Vec<_>>()[..] else { return Err(invalid()) };
+        let [epoch, logs, log, next, node] = text.lines().collect::<Vec<_>>()[..] else { return Err(invalid()) };
         let number = |text: &str| text.parse().map_err(|_| invalid());
         let (epoch, logs) = (number(epoch)?, number(logs)?);
-        Ok(Self { path: path.into(), epoch, logs, log: log.into(), next: next.into() })
+        Ok(Self { path: path.into(), epoch, logs, log: log.into(), next: next.into(), node: node.into() })
     }
 
     /// Writes it.
@@ -41,9 +43,9 @@ impl Object {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self) -> io::Result<()> {
-        let Self { path, epoch, logs, log, next } = self;
+        let Self { path, epoch, logs, log, next, node } = self;
         let fresh = path.with_extension("new");
-        fs::write(&fresh, format!("{epoch}\n{logs}\n{log}\n{next}\n"))?;
+        fs::write(&fresh, format!("{epoch}\n{logs}\n{log}\n{next}\n{node}\n"))?;
         fs::rename(fresh, path)
     }
 }
@@ -58,7 +60,7 @@ mod tests {
         let path = directory.path().join("v.object");
         let mut object = Object::read(&path, "v").unwrap();
         assert_eq!((object.epoch, object.log.as_str(), object.next.as_str()), (0, "v", ""));
-        (object.epoch, object.logs, object.next) = (7, 2, "v-2".into());
+        (object.epoch, object.logs, object.next, object.node) = (7, 2, "v-2".into(), "n1".into());
         object.write().unwrap();
         assert_eq!(Object::read(&path, "v").unwrap(), object);
         fs::write(&path, "7\n").unwrap();

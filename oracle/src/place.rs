@@ -21,6 +21,8 @@ use vivarium_node::journal::commit::Journal;
 use vivarium_node::journal::keep::{Kept, Memory, Policy, Subject, keep};
 use vivarium_node::journal::local::Local;
 use vivarium_node::journal::log::Log;
+use vivarium_node::journal::rejoin::Former;
+use vivarium_node::journal::standby::{Follower, drop_standby};
 use vivarium_node::journal::tree;
 use vivarium_node::pool::{Pool, PoolSource};
 use vivarium_node::template::TemplateCache;
@@ -272,10 +274,36 @@ impl Place {
     pub async fn begin(&self, epoch: u64) -> Result<(Journal, Origin), JournalError> {
         self.settle().await?;
         let mut object = self.object()?;
-        object.epoch = epoch;
+        (object.epoch, object.node) = (epoch, self.node());
         object.write().map_err(self.failed("take the volume"))?;
         let opening = self.opening(epoch);
         Journal::begin(&self.volumes, &self.templates, self.log()?, &opening, async || true).await
+    }
+
+    /// What a node does that comes back while another one has the volume: it makes its standby copy of what it had, and
+    /// follows the log. Nothing if no other node has the volume, or nothing is here.
+    ///
+    /// # Errors
+    /// What should not be.
+    pub async fn come_back(&self) -> Result<(), JournalError> {
+        let object = self.object()?;
+        if object.node == self.node() || self.volumes.get(&self.id).is_err() {
+            return Ok(());
+        }
+        let (volumes, id, log) = (self.volumes.clone(), self.id.clone(), object.log.clone());
+        Former { volumes, id, size: VOLUME_SIZE, log }.rejoin()?;
+        let (log, layers) = (self.named(&object.log)?, self.digests.clone());
+        let follower = Follower { volumes: self.volumes.clone(), id: self.id.clone(), size: VOLUME_SIZE, log, layers };
+        match follower.step(&self.templates, 0, 0).await {
+            // One that does not fit any more is made anew, or the volume is restored.
+            Ok(_) | Err(JournalError::Store { .. } | JournalError::Damaged { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Name of this node.
+    fn node(&self) -> String {
+        self.pool.path().display().to_string()
     }
 
     /// Goes on with an epoch as a process that came back, or that does not know what happened meanwhile: in the log that this
@@ -356,6 +384,7 @@ impl Place {
     /// The pool fails.
     pub fn clear(&self) -> Result<(), Error> {
         self.volumes.delete(&self.id)?;
+        drop_standby(&self.volumes, &self.id)?;
         Ok(self.volumes.expire_diverged(Duration::ZERO, std::time::SystemTime::now())?)
     }
 

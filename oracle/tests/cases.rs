@@ -33,8 +33,17 @@ const SUPERSEDED: i32 = 4;
 const KILLED: i32 = 9;
 
 /// Fail points that only a node passes that had the volume before: they would come up too seldom.
-const COMING_BACK: [&str; 5] =
-    ["diverged-set-aside", "superseded-deleted", "left-over-in-store", "former-log-settled", "log-adopted"];
+const COMING_BACK: [&str; 9] = [
+    "diverged-set-aside",
+    "superseded-deleted",
+    "left-over-in-store",
+    "former-log-settled",
+    "log-adopted",
+    "base-copied",
+    "copy-of-base-named",
+    "volume-is-copy",
+    "copy-stripped",
+];
 
 /// Every fail point that the source has.
 fn points() -> Vec<String> {

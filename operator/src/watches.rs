@@ -54,6 +54,9 @@ pub struct Role {
     pub leads: Receiver<bool>,
 }
 
+/// Environments, volumes and pods as they were seen last.
+type Seen = (Store<Guarded>, Store<GuardedVolume>, Store<Pod>);
+
 /// Runs all controllers until `stop` becomes true.
 pub async fn run(
     client: Client,
@@ -134,9 +137,8 @@ pub async fn run(
     });
     let (noting, of_volume, of_template) = (Arc::clone(&context), environments.clone(), environments.clone());
     let pod_stream = pod_stream.inspect_ok(move |pod: &Pod| noting.caches.pod_names.saw(pod));
-    let (of_store, of_lease) = ((environments.clone(), volumes.clone()), pods.clone());
     let of_node = (environments.clone(), volumes.clone(), pods.clone());
-    let news = news(known, environments.clone(), volumes.clone(), pods.clone());
+    let (of_store, of_lease, news) = (of_node.clone(), pods.clone(), news(known, of_node.clone()));
     let environment_controller = Controller::for_stream(environment_stream, environments)
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches_stream(volume_stream, move |volume| users_of_volume(&of_volume, &volume))
@@ -147,9 +149,7 @@ pub async fn run(
         .watches_stream(service_stream, |service| labelled_environment(&service))
         .watches_stream(persistent_volume_stream, |volume| claimed_environment(&volume))
         .watches_stream(lease_stream, move |lease| environments_on(&of_lease, &lease))
-        .watches_stream(node_stream, move |node: Node| {
-            waiting_for(&of_node.0, &of_node.1, &of_node.2, &node.name_any())
-        })
+        .watches_stream(node_stream, move |node: Node| waiting_for(&of_node, &node.name_any()))
         .reconcile_on(news)
         .reconcile_all_on(begins(role.leads.clone()))
         .graceful_shutdown_on(told(stop.clone()))
@@ -191,14 +191,9 @@ fn begins(leads: Receiver<bool>) -> impl Stream<Item = ()> {
 
 /// Environments that news of dead nodes concern: whoever waits for a node to die looks again at every one. Those of a lower
 /// priority come a little later.
-fn news(
-    known: Receiver<Known>,
-    environments: Store<Guarded>,
-    volumes: Store<GuardedVolume>,
-    pods: Store<Pod>,
-) -> impl Stream<Item = ObjectRef<Guarded>> {
+fn news(known: Receiver<Known>, seen: Seen) -> impl Stream<Item = ObjectRef<Guarded>> {
     WatchStream::from_changes(known).flat_map(move |known| {
-        let concerned = concerned_by(&environments, &volumes, &pods, &known);
+        let concerned = concerned_by(&seen, &known);
         let groups = futures::stream::iter(concerned.into_iter().enumerate()).then(async |(number, group)| {
             tokio::time::sleep(NEXT_PRIORITY * u32::from(number > 0)).await;
             futures::stream::iter(group)
@@ -232,12 +227,7 @@ where
 
 /// The environments that a node concerns which has changed: those that wait for one, for themselves or for the copy of
 /// their volume, since one that is back may take them, and those whose copy it keeps.
-fn waiting_for(
-    environments: &Store<Guarded>,
-    volumes: &Store<GuardedVolume>,
-    pods: &Store<Pod>,
-    node: &str,
-) -> Vec<ObjectRef<Guarded>> {
+fn waiting_for((environments, volumes, pods): &Seen, node: &str) -> Vec<ObjectRef<Guarded>> {
     let pods = pods.state();
     let unplaced = pods.iter().filter(|pod| incarnation::node(pod).is_none());
     let unplaced = unplaced.filter_map(|pod| labelled_environment(pod.as_ref()));
@@ -289,12 +279,7 @@ fn priorities(pods: &[Arc<Pod>]) -> HashMap<ObjectRef<Guarded>, i32> {
 /// The environments whose volume is held by a session that is over or being ended, or was last on such a node, those
 /// whose volume lacks a copy, which a node that is back may keep, and those that have a pod on a node that is silent,
 /// or on none: first those of the highest priority.
-fn concerned_by(
-    environments: &Store<Guarded>,
-    volumes: &Store<GuardedVolume>,
-    pods: &Store<Pod>,
-    known: &Known,
-) -> Vec<Vec<ObjectRef<Guarded>>> {
+fn concerned_by((environments, volumes, pods): &Seen, known: &Known) -> Vec<Vec<ObjectRef<Guarded>>> {
     let concerned = |volume: &EnvironmentVolume| {
         let status = volume.status.as_ref();
         let holder = status.and_then(|status| status.holder.as_ref());
@@ -436,17 +421,16 @@ mod tests {
         ];
         let (environments, volumes): (Vec<_>, Vec<_>) =
             all.map(|[environment, volume]| (environment, volume)).into_iter().unzip();
-        let (environments, volumes) = (cached(environments), cached(volumes));
-        let pods = cached([]);
+        let seen = (cached(environments), cached(volumes), cached([]));
         let names = |all: Vec<ObjectRef<Guarded>>| {
             let mut names: Vec<_> = all.into_iter().map(|environment| environment.name).collect();
             names.sort();
             names
         };
-        let changed = names(waiting_for(&environments, &volumes, &pods, "n1"));
+        let changed = names(waiting_for(&seen, "n1"));
         assert_eq!(changed, ["copied-there", "lacking", "taken-over"]);
         // Its former session is not known any more: there is no death that names it.
-        let news = concerned_by(&environments, &volumes, &pods, &Known::default()).concat();
+        let news = concerned_by(&seen, &Known::default()).concat();
         assert_eq!(names(news), ["lacking", "taken-over"]);
     }
 

@@ -650,7 +650,7 @@ async fn no_block_escapes_the_limit_when_a_node_comes_back_again_and_again_and_n
         b.begin(&store, 10).await.unwrap();
         assert!(rejoin(&a).at.is_some());
         let go: [&dyn Fn(); 2] = [&|| drop_standby(&a.volumes, &id("v1")).unwrap(), &|| {
-            a.volumes.expire_diverged(Duration::ZERO, SystemTime::now()).unwrap()
+            a.volumes.expire_diverged(Duration::ZERO, SystemTime::now()).unwrap();
         }];
         let [first, last] = if copy_goes_first { [0, 1] } else { [1, 0] };
         go[first]();

@@ -33,7 +33,7 @@ const SUPERSEDED: i32 = 4;
 const KILLED: i32 = 9;
 
 /// Fail points that only a node passes that had the volume before: they would come up too seldom.
-const COMING_BACK: [&str; 9] = [
+const COMING_BACK: [&str; 10] = [
     "diverged-set-aside",
     "superseded-deleted",
     "left-over-in-store",
@@ -43,6 +43,7 @@ const COMING_BACK: [&str; 9] = [
     "copy-of-base-named",
     "volume-is-copy",
     "copy-stripped",
+    "volume-unnamed",
 ];
 
 /// Every fail point that the source has.
@@ -133,13 +134,17 @@ impl Case<'_> {
         let (mut node, mut epoch) = (0, 1);
         // Who has opened an epoch, and which.
         let (mut opened, mut been) = (None, BTreeSet::new());
-        for _ in 0..rng.between(2, 5) {
-            let point = match rng.pick(&COMING_BACK) {
-                Some(point) if been.contains(&node) && rng.once_in(2) => point,
-                _ => rng.pick(points).map(String::as_str).unwrap_or_default(),
+        for _ in 0..rng.between(2, 6) {
+            let (point, times) = match rng.pick(&COMING_BACK) {
+                // A life passes these once, if at all.
+                Some(point) if been.contains(&node) && !rng.once_in(4) => (*point, 1),
+                _ => {
+                    let point = rng.pick(points).map(String::as_str).unwrap_or_default();
+                    (point, *rng.pick(&[1, 1, 2, 5]).unwrap_or(&1))
+                }
             };
             been.insert(node);
-            let armed = (!rng.once_in(4)).then(|| (point, *rng.pick(&[1, 1, 2, 5]).unwrap_or(&1)));
+            let armed = (!rng.once_in(4)).then_some((point, times));
             let before = opened;
             if self.live(node, epoch, armed)? {
                 opened = Some((node, epoch));
@@ -149,7 +154,7 @@ impl Case<'_> {
             {
                 self.undead(old, old_epoch)?;
             }
-            match rng.below(4) {
+            match rng.below(6) {
                 // The process comes back.
                 0 => {}
                 // The next incarnation, on the same node.

@@ -2,7 +2,8 @@
 //!
 //! Time comes in as [`Instant`]s of the caller's own clock, observations come in as calls, what is to be done comes out
 //! as values. Node driver and operator carry it out; the same machines run under a simulator. The protocol itself, with
-//! its invariants, is in `docs/src/protocol/ownership.md`.
+//! its invariants, is in `docs/src/protocol/ownership.md`, which also says which of the machines are written out once more
+//! where they are carried out.
 //!
 //! | machine | runs in | rules |
 //! |---|---|---|

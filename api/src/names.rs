@@ -57,7 +57,8 @@ pub mod uninstall {
 pub const FINALIZER_ENVIRONMENT: &str = "vivarium.dev/environment";
 /// Finalizer on an `EnvironmentVolume`; removed by whoever destroyed the data.
 pub const FINALIZER_VOLUME: &str = "vivarium.dev/volume-data";
-/// Condition of a pod that waits for its volume: everything but the volume is there, and so is a copy that follows its journal.
+/// Condition of a pod that waits for its volume: everything but the volume is there, and, if one could be made, a copy
+/// that follows its journal.
 pub const CONDITION_PREPARED: &str = "vivarium.dev/Prepared";
 /// Pod condition (a readiness gate) that the node driver publishes for the guest.
 pub const CONDITION_BOOTED: &str = "vivarium.dev/Booted";

@@ -114,7 +114,7 @@ pub trait VolumeDirectory: Send + Sync + 'static {
     /// Writes that a volume has the state of its source in its own journal.
     async fn branched(&self, volume: &EnvironmentVolume, source: SourceStatus) -> Result<(), DirectoryError>;
 
-    /// Says of a pod that it waits for the volume and for nothing else, and that a copy of the volume is here.
+    /// Says of a pod that it waits for the volume and for nothing else; a copy of the volume is here if one could be made.
     async fn prepared(&self, volume: &VolumeName, pod: &PodReference) -> Result<(), DirectoryError>;
 
     /// Writes the status of an object as it is given, if the object still is of that version; `false`: it is not. After an error

@@ -202,7 +202,7 @@ impl VolumeDirectory for ClusterDirectory {
                 "type": names::CONDITION_PREPARED,
                 "status": "True",
                 "reason": "VolumeAwaited",
-                "message": "a copy of its volume is here and follows the journal",
+                "message": "it waits for its volume alone, of which a copy is here if one could be made",
                 "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             }]},
         });

@@ -539,9 +539,11 @@ impl Volumes {
         let gone = self.gone().map_err(PoolError::io("read the quota groups of", self.pool.path()))?;
         let held = |id| {
             // What others have of it stays.
-            let is_freed = !self.is_shared_by_others(id).ok()?;
+            if self.is_shared_by_others(id).ok()? {
+                return None;
+            }
             // A group may go in between.
-            is_freed.then(|| Some(btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, id)).ok()?.0))?
+            Some(btrfs::qgroup_usage(self.pool.uuid(), Qgroup::new(1, id)).ok()?.0)
         };
         Ok(gone.into_iter().filter_map(held).sum())
     }
